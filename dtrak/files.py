@@ -1,0 +1,109 @@
+"""Files that are whole or absent: everything is written as ``name.part``, flushed, then renamed.
+
+A reader that finds ``name`` may trust it; a ``name.part`` is what an interrupted writer left.
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from dtrak.errors import DtrakError
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path) -> Iterator[IO[bytes]]:
+    """Open ``path`` for binary writing so that it appears complete or not at all.
+
+    Raises:
+        DtrakError: the disk is full or the folder cannot be written; ``path`` is left as it was.
+    """
+    part = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise DtrakError(
+            f"Could not write {path}: {error.strerror or error}.",
+            hint="Free some space or choose another workspace (DTRAK_WORKSPACE); "
+            "the same command resumes where this one stopped.",
+        ) from error
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write ``content`` to ``path`` atomically."""
+    with atomic_write(path) as file:
+        file.write(content)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as indented, key-sorted JSON, atomically."""
+    write_bytes(path, (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON; a damaged file is an error that names it."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DtrakError(f"Could not read {path}: {error}.") from error
+
+
+def npy_bytes(array: np.ndarray) -> bytes:
+    """The bytes of ``array`` as a ``.npy`` file (no pickles)."""
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def write_npy(path: Path, array: np.ndarray) -> None:
+    """Write ``array`` as ``.npy``, atomically."""
+    with atomic_write(path) as file:
+        np.save(file, array, allow_pickle=False)
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest(value: Any, length: int = 16) -> str:
+    """A short hexadecimal digest of a JSON-serialisable value, the same on every machine."""
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:length]
+
+
+@contextlib.contextmanager
+def exclusive(folder: Path, what: str) -> Iterator[None]:
+    """Hold ``folder`` for one writer; a second one is told so at once. A killed holder lets go.
+
+    Raises:
+        DtrakError: another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise DtrakError(
+            f"Another process is working on {what}.",
+            hint="Wait for it to end, or stop it; then run the same command again.",
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,260 @@
+"""A diffusion model as attribution sees it: predicted noise as a function of its parameters.
+
+Wraps a diffusers ``UNet2DModel`` that predicts ε, its noise schedule, and what lies between an
+8-bit image and the network's input: scaling to [−1, 1] and, when the network takes ``3·p²``
+channels, folding p×p pixels into channels (an orthonormal reordering, so that noise stays noise).
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import DDPMScheduler, UNet2DModel
+from jaxtyping import Float, Int, UInt8
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor
+
+from dtrak.errors import DtrakError
+from dtrak.files import digest, read_json, sha256_file, write_bytes
+
+PREPROCESSING_VERSION = 1  # part of every fingerprint: raise it whenever ``encode`` changes
+CLASSES_FILE = "classes.json"
+
+
+class DiffusionModel:
+    """An ε-prediction UNet with its schedule.
+
+    Attributes:
+        unet: the network; its parameters with ``requires_grad`` are those attributed over.
+        resolution: width and height of the images it draws, in pixels.
+        classes: label → class index; empty for a model without classes.
+        null_class: the class index that stands for "any class", where the model has one.
+    """
+
+    def __init__(
+        self,
+        unet: torch.nn.Module,
+        scheduler: DDPMScheduler,
+        resolution: int,
+        classes: dict[str, int] | None = None,
+        null_class: int | None = None,
+    ):
+        config: Any = unet.config
+        self.unet, self.scheduler, self.resolution = unet, scheduler, resolution
+        self.patch = _patch(config.in_channels, config.sample_size, resolution)
+        self.num_class_embeds: int | None = config.num_class_embeds
+        self.classes = dict(classes or {}) if self.num_class_embeds else {}
+        self.null_class = null_class if self.num_class_embeds else None
+        self.alphas_cumprod: Tensor = scheduler.alphas_cumprod.float()
+        self.num_timesteps: int = scheduler.config.num_train_timesteps
+        if scheduler.config.prediction_type != "epsilon":
+            raise DtrakError(
+                f"The model predicts '{scheduler.config.prediction_type}'; attribution needs ε-prediction.",
+                hint="Use a model whose scheduler has prediction_type 'epsilon'.",
+            )
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.unet.parameters()).device
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Shape of the network's input for one image."""
+        side = self.resolution // self.patch
+        return (3 * self.patch**2, side, side)
+
+    def to(self, device: torch.device | str) -> "DiffusionModel":
+        """Move the network; returns self."""
+        self.unet.to(device)
+        self.alphas_cumprod = self.alphas_cumprod.to(device)
+        return self
+
+    def parameters(self) -> dict[str, torch.nn.Parameter]:
+        """The tuned parameters by name, in the order of the projection's input."""
+        return {name: p for name, p in self.unet.named_parameters() if p.requires_grad}
+
+    def encode(self, pixels: UInt8[np.ndarray, "n h w 3"]) -> Float[Tensor, "n c s s"]:
+        """Images to network inputs."""
+        x = torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).float() / 127.5 - 1
+        return F.pixel_unshuffle(x, self.patch).contiguous()
+
+    def decode(self, x: Float[Tensor, "n c s s"]) -> UInt8[np.ndarray, "n h w 3"]:
+        """Network outputs to 8-bit images; the inverse of ``encode`` up to clipping and rounding."""
+        images = F.pixel_shuffle(x.float().cpu(), self.patch).clamp(-1, 1)
+        return ((images + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+
+    def flip(self, x: Float[Tensor, "c s s"]) -> Float[Tensor, "c s s"]:
+        """Mirror one encoded image left to right."""
+        return F.pixel_unshuffle(F.pixel_shuffle(x, self.patch).flip(-1), self.patch)
+
+    def class_index(self, label: str | None) -> int | None:
+        """The class to condition on for ``label``; None for a model without classes.
+
+        Raises:
+            DtrakError: the model has classes, none is "any", and ``label`` is not among them.
+        """
+        if not self.num_class_embeds:
+            return None
+        index = self.null_class if label is None else self.classes.get(label, self.null_class)
+        if index is None:
+            raise DtrakError(
+                f"The model has no class for the label {label!r}.",
+                hint=f"It knows: {', '.join(self.classes) or 'none'}. Map labels under model.classes in the YAML file.",
+            )
+        return index
+
+    def class_tensor(self, labels: Sequence[str | None]) -> Int[Tensor, " n"] | None:
+        """Class indices of several labels, or None for a model without classes."""
+        indices = [self.class_index(label) for label in labels]
+        return torch.tensor(indices, device=self.device) if self.num_class_embeds else None
+
+    def add_noise(self, x: Tensor, noise: Tensor, timesteps: Int[Tensor, " n"]) -> Tensor:
+        """x_t = √ᾱ_t x + √(1−ᾱ_t) ε."""
+        alpha = self.alphas_cumprod[timesteps].reshape(-1, 1, 1, 1)
+        return alpha.sqrt() * x + (1 - alpha).sqrt() * noise
+
+    def predict(
+        self, x_t: Float[Tensor, "n c s s"], timesteps: Int[Tensor, " n"], classes: Int[Tensor, " n"] | None
+    ) -> Float[Tensor, "n c s s"]:
+        """ε_θ(x_t, t, class)."""
+        return self.unet(x_t, timesteps, class_labels=classes).sample
+
+    def fingerprint(self) -> str:
+        """A digest of everything the prediction depends on: weights, architecture, schedule."""
+        unet: Any = self.unet
+        weights = {name: _tensor_digest(value) for name, value in sorted(unet.state_dict().items())}
+        config = {k: v for k, v in dict(unet.config).items() if not k.startswith("_")}
+        schedule = _tensor_digest(self.alphas_cumprod)
+        return digest([weights, json.loads(json.dumps(config, default=str)), schedule, self.resolution])
+
+
+def _tensor_digest(tensor: Tensor) -> str:
+    return digest([str(tensor.dtype), list(tensor.shape), tensor.detach().cpu().contiguous().numpy().tobytes().hex()])
+
+
+def _patch(in_channels: int, sample_size: int | None, resolution: int) -> int:
+    patch = math.isqrt(in_channels // 3)
+    if in_channels != 3 * patch**2:
+        raise DtrakError(
+            f"The network takes {in_channels} channels; RGB images give 3, or 3·p² when p×p pixels are folded.",
+            hint="Latent-diffusion and greyscale networks cannot be used yet.",
+        )
+    if patch > 1 and sample_size and sample_size * patch != resolution:
+        raise DtrakError(
+            f"The network draws {sample_size * patch}×{sample_size * patch} images, the study says {resolution}.",
+            hint=f"Set 'resolution: {sample_size * patch}'.",
+        )
+    if resolution % patch:
+        raise DtrakError(f"Resolution {resolution} is not a multiple of the network's patch {patch}.")
+    return patch
+
+
+def new_unet(architecture: dict[str, Any]) -> UNet2DModel:
+    """A freshly initialised network."""
+    return UNet2DModel(**architecture)
+
+
+def new_scheduler() -> DDPMScheduler:
+    """The paper's schedule: 1,000 steps, linear β from 1e-4 to 0.02, ε-prediction."""
+    return DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear", prediction_type="epsilon")
+
+
+def load_model(
+    path: Path,
+    resolution: int,
+    adapter: Path | None = None,
+    classes: dict[str, int] | None = None,
+    null_class: int | None = None,
+) -> DiffusionModel:
+    """Load what ``save_pretrained`` of a diffusers pipeline or of a UNet2DModel wrote.
+
+    Args:
+        path: the pipeline's or the network's directory.
+        resolution: of the study's images.
+        adapter: a LoRA adapter's directory (peft). Its parameters are then the tuned ones.
+        classes: label → class index; default what ``classes.json`` beside the network says.
+        null_class: as in :class:`DiffusionModel`.
+
+    Raises:
+        DtrakError: nothing loadable is there.
+    """
+    folder = path / "unet" if (path / "unet").is_dir() else path
+    if not (folder / "config.json").is_file():
+        raise DtrakError(
+            f"There is no diffusers model in {path}.",
+            hint="model.path takes a directory written by save_pretrained of a diffusers pipeline or a UNet2DModel.",
+        )
+    kind = read_json(folder / "config.json").get("_class_name")
+    if kind != "UNet2DModel":
+        raise DtrakError(
+            f"{folder} holds a {kind}; only UNet2DModel (pixel diffusion) can be used yet.",
+            hint="Point model.path at an unconditional or class-conditional pixel model.",
+        )
+    try:
+        unet = UNet2DModel.from_pretrained(
+            folder, use_safetensors=True, torch_dtype=torch.float32, local_files_only=True
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise DtrakError(
+            f"The weights in {folder} could not be loaded: {error}",
+            hint="They must be safetensors; convert others with save_pretrained(safe_serialization=True).",
+        ) from error
+    scheduler = new_scheduler()
+    if (path / "scheduler" / "scheduler_config.json").is_file():
+        scheduler = DDPMScheduler.from_pretrained(path / "scheduler", local_files_only=True)
+    for labels in ([adapter] if adapter else []) + [path]:
+        if classes is None and (labels / CLASSES_FILE).is_file():
+            stored = read_json(labels / CLASSES_FILE)
+            classes, null_class = stored["classes"], stored["null_class"]
+    network: torch.nn.Module = unet
+    if adapter:
+        network = PeftModel.from_pretrained(unet, adapter, is_trainable=True)
+        network.config = unet.config  # type: ignore[assignment]
+    model = DiffusionModel(network, scheduler, resolution, classes, null_class)
+    model.unet.eval()
+    return model
+
+
+def add_lora(model: DiffusionModel, rank: int, alpha: float, modules: Sequence[str], seed: int) -> DiffusionModel:
+    """Freeze the network and add LoRA to the named kinds of modules; the class embedding stays trainable.
+
+    Args:
+        modules: suffixes of module names, as peft takes them.
+        seed: of the adapter's initial weights.
+    """
+    torch.manual_seed(seed)
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        target_modules=list(modules),
+        modules_to_save=["class_embedding"] if model.num_class_embeds else None,
+    )
+    network = get_peft_model(model.unet, config)  # type: ignore[arg-type]
+    network.config = model.unet.config  # type: ignore[assignment]
+    return DiffusionModel(network, model.scheduler, model.resolution, model.classes, model.null_class)
+
+
+def save_model(model: DiffusionModel, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+    """Write the network (or, for LoRA, the adapter alone), its schedule and its classes to ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    unet: Any = model.unet
+    if isinstance(unet, PeftModel):
+        unet.save_pretrained(folder)
+    else:
+        rounded = UNet2DModel.from_config(unet.config).to(dtype)
+        rounded.load_state_dict(unet.state_dict())
+        rounded.save_pretrained(folder / "unet", safe_serialization=True)
+        model.scheduler.save_pretrained(folder / "scheduler")
+    if model.num_class_embeds:
+        content = {"classes": model.classes, "null_class": model.null_class}
+        write_bytes(folder / CLASSES_FILE, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def weights_digest(folder: Path) -> str:
+    """A digest of the weight files below ``folder``, for manifests."""
+    return digest([[f.name, sha256_file(f)] for f in sorted(folder.rglob("*.safetensors"))])

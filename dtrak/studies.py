@@ -1,0 +1,161 @@
+"""A study on disk: where its parts are, and how they are loaded and made."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from dtrak import training
+from dtrak.config import ModelConfig, Study, load_study, workspace
+from dtrak.data import Table, load_table
+from dtrak.errors import DtrakError
+from dtrak.files import exclusive, read_json, write_json
+from dtrak.models import DiffusionModel, add_lora, load_model, new_scheduler, new_unet, save_model, weights_digest
+
+
+@dataclass(frozen=True)
+class StudyFolder:
+    """The paths of one study below the workspace, and what is loaded from them."""
+
+    study: Study
+
+    @property
+    def root(self) -> Path:
+        return workspace() / self.study.name
+
+    @property
+    def data(self) -> Path:
+        return self.root / "data"
+
+    @property
+    def model_dir(self) -> Path:
+        return self.root / "model"
+
+    @property
+    def features(self) -> Path:
+        return self.root / "features"
+
+    @property
+    def index(self) -> Path:
+        return self.root / "index"
+
+    @property
+    def runs(self) -> Path:
+        return self.root / "runs"
+
+    @cached_property
+    def table(self) -> Table:
+        """The prepared training set."""
+        return load_table(self.data)
+
+
+def trained_model_config(folder: StudyFolder) -> ModelConfig:
+    """Where the study's model is: one trained in the workspace wins over the one the file names."""
+    config = folder.study.model
+    done = folder.model_dir / "training.json"
+    if done.exists():
+        final = folder.model_dir / read_json(done)["checkpoints"][-1]
+        if folder.study.training.method == "lora":
+            return config.model_copy(update={"path": base_path(folder.study), "adapter": final})
+        return config.model_copy(update={"path": final})
+    path = config.path or (base_path(folder.study) if config.base else None)
+    update = {
+        "path": folder.study.resolve(path) if path else None,
+        "adapter": folder.study.resolve(config.adapter) if config.adapter else None,
+    }
+    return config.model_copy(update=update)
+
+
+def base_path(study: Study) -> Path:
+    """The directory of the model that ``study`` fine-tunes."""
+    if study.model.base:
+        base = trained_model_config(StudyFolder(load_study(study.model.base)))
+        if base.path:
+            return base.path
+    if study.model.path:
+        return study.resolve(study.model.path)
+    raise DtrakError(f"Study '{study.name}' names no model to start from.", hint="Set model.base or model.path.")
+
+
+def load_study_model(folder: StudyFolder, device: torch.device | str = "cpu") -> DiffusionModel:
+    """The model that the study attributes to.
+
+    Raises:
+        DtrakError: there is none yet.
+    """
+    config = trained_model_config(folder)
+    if config.path is None or not config.path.exists():
+        raise DtrakError(
+            f"Study '{folder.study.name}' has no model yet ({config.path}).",
+            hint=f"python -m index_builder train {folder.study.name}",
+        )
+    model = load_model(config.path, folder.study.resolution, config.adapter, config.classes, config.null_class)
+    return model.to(device)
+
+
+def initial_model(folder: StudyFolder) -> DiffusionModel:
+    """The model that training starts from: new, or the base with what is to be tuned."""
+    study = folder.study
+    labels = folder.table.labels
+    torch.manual_seed(study.training.seed)
+    if study.model.unet:
+        offset = 0 if study.model.null_class is None else 1
+        classes = study.model.classes or {label: i + offset for i, label in enumerate(labels)}
+        return DiffusionModel(
+            new_unet(study.model.unet), new_scheduler(), study.resolution, classes, study.model.null_class
+        )
+    model = load_model(base_path(study), study.resolution, None, study.model.classes, study.model.null_class)
+    if model.num_class_embeds:
+        taken = set(model.classes.values()) | {model.null_class}
+        free = [i for i in range(model.num_class_embeds) if i not in taken]
+        new = [label for label in labels if label not in model.classes]
+        if len(new) > len(free):
+            raise DtrakError(f"The base has {len(free)} free classes; the data has {len(new)} new labels.")
+        model.classes = {label: model.classes.get(label, -1) for label in labels}
+        model.classes |= dict(zip(new, free, strict=False))
+    if study.training.method == "lora":
+        config = study.training
+        return add_lora(model, config.rank, config.alpha, config.lora_modules, config.seed)
+    return model
+
+
+def train_study(
+    folder: StudyFolder,
+    report: Callable[[training.Progress], None] = lambda progress: None,
+    on_save: Callable[[DiffusionModel, int], None] = lambda model, step: None,
+) -> list[Path]:
+    """Train the study's model, or resume it; returns the checkpoints' directories.
+
+    Args:
+        on_save: called with a model that carries the averaged weights each time the state is saved.
+    """
+    with exclusive(folder.root, f"study '{folder.study.name}'"):
+        config = folder.study.training
+        model = initial_model(folder)
+        table = folder.table
+        latents = model.encode(table.pixels[: table.train_size])
+        classes = model.class_tensor([r.label for r in table.records[: table.train_size]])
+        run = training.Run(model, config, latents, table.train_ids, classes, folder.model_dir / "run")
+        wanted = {round(share * config.steps): f"checkpoint-{share:.2f}" for share in config.checkpoints}
+
+        def at_step(step: int) -> None:
+            if step in wanted:
+                with run.averaged_weights():
+                    save_model(model, folder.model_dir / wanted[step], torch.float16)
+            if step % config.save_every == 0:
+                with run.averaged_weights():
+                    on_save(model, step)
+
+        run.train(report, at_step)
+        names = [wanted[step] for step in sorted(wanted)]
+        paths = [folder.model_dir / name for name in names]
+        content = {
+            "checkpoints": names,
+            "config": config.model_dump(mode="json"),
+            "data": table.fingerprint(),
+            "weights": {path.name: weights_digest(path) for path in paths},
+        }
+        write_json(folder.model_dir / "training.json", content)
+        return paths
