@@ -32,11 +32,8 @@ def keyed_generator(purpose: str, seed: int, key: str, *counters: int) -> np.ran
 
 
 def feature_noise(
-    seed: int, sample_id: str, timesteps: Sequence[int], draw: int, shape: tuple[int, ...]
-) -> Float32[np.ndarray, "timesteps *shape"]:
-    """Standard normal noise for one sample at several timesteps."""
-    rows = [
-        keyed_generator("feature", seed, sample_id, timestep, draw).standard_normal(shape, np.float32)
-        for timestep in timesteps
-    ]
+    seed: int, sample_id: str, pairs: Sequence[tuple[int, int]], shape: tuple[int, ...]
+) -> Float32[np.ndarray, "pairs *shape"]:
+    """Standard normal noise for one sample at several (timestep, draw) pairs."""
+    rows = [keyed_generator("feature", seed, sample_id, *pair).standard_normal(shape, np.float32) for pair in pairs]
     return np.stack(rows)

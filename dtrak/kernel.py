@@ -1,0 +1,95 @@
+"""The kernel ``(ΦᵀΦ + λI)⁻¹`` for every λ, from one float64 eigendecomposition.
+
+The smaller of ΦᵀΦ (k×k) and ΦΦᵀ (N×N) is decomposed once. For k > N, with ``ΦΦᵀ = U S Uᵀ``,
+
+    τ(x) = Φ (ΦᵀΦ + λI)⁻¹ φ(x) = U (S + λ)⁻¹ Uᵀ Φ φ(x).
+
+λ is given relative to the mean non-zero eigenvalue, trace / min(N, k), so that one default
+carries from data set to data set.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Float64
+from scipy.linalg import eigh
+
+BLOCK = 4096  # rows cast to float64 at a time
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """The eigendecomposition of the smaller Gram matrix.
+
+    Attributes:
+        eigenvalues: ascending, clipped at 0, [m] with m = min(N, k).
+        eigenvectors: in columns, [m, m].
+        dual: True if they are of ΦΦᵀ, False if of ΦᵀΦ.
+    """
+
+    eigenvalues: Float64[np.ndarray, " m"]
+    eigenvectors: Float64[np.ndarray, "m m"]
+    dual: bool
+
+    @classmethod
+    def decompose(cls, features: Float[np.ndarray, "n k"]) -> "Kernel":
+        """Decompose the smaller Gram matrix of ``features``, in float64."""
+        dual = features.shape[0] <= features.shape[1]
+        values, vectors = eigh(gram(features if dual else features.T))
+        return cls(np.maximum(values, 0), vectors, dual)
+
+    @property
+    def mean_eigenvalue(self) -> float:
+        """trace / min(N, k): the unit of relative damping."""
+        return float(self.eigenvalues.mean())
+
+    def scores(
+        self, features: Float[np.ndarray, "n k"], query: Float[np.ndarray, " k"], damping: float
+    ) -> Float64[np.ndarray, " n"]:
+        """``Φ (ΦᵀΦ + λI)⁻¹ φ`` in float64, with λ = damping · mean eigenvalue.
+
+        Raises:
+            ValueError: damping is not positive.
+        """
+        inverse = 1 / (self.eigenvalues + self._absolute(damping))
+        if self.dual:
+            return self.eigenvectors @ (inverse * (self.eigenvectors.T @ multiply(features, query)))
+        return multiply(features, self.eigenvectors @ (inverse * (self.eigenvectors.T @ query.astype(np.float64))))
+
+    def precondition(
+        self, features: Float[np.ndarray, "n k"], query: Float[np.ndarray, " k"], damping: float
+    ) -> Float64[np.ndarray, " k"]:
+        """A query q with ``Φ q = Φ (ΦᵀΦ + λI)⁻¹ φ``, of the least norm, to search an index of raw rows with.
+
+        In the dual case the part of φ outside the rows' span, which no row can see, is dropped:
+        it would only cost precision in the index's float32.
+        """
+        damping = self._absolute(damping)
+        if not self.dual:
+            inverse = 1 / (self.eigenvalues + damping)
+            return self.eigenvectors @ (inverse * (self.eigenvectors.T @ query.astype(np.float64)))
+        kept = self.eigenvalues > self.eigenvalues[-1] * len(self.eigenvalues) * np.finfo(np.float64).eps
+        values, vectors = self.eigenvalues[kept], self.eigenvectors[:, kept]
+        weights = vectors @ ((vectors.T @ multiply(features, query)) / (values * (values + damping)))
+        return multiply(features.T, weights)
+
+    def _absolute(self, damping: float) -> float:
+        if not damping > 0:
+            raise ValueError(f"damping must be positive, not {damping}")
+        return damping * (self.mean_eigenvalue or 1.0)
+
+
+def gram(features: Float[np.ndarray, "n k"]) -> Float64[np.ndarray, "n n"]:
+    """Φ Φᵀ in float64, cast column block by column block."""
+    result = np.zeros((features.shape[0],) * 2)
+    for start in range(0, features.shape[1], BLOCK):
+        block = features[:, start : start + BLOCK].astype(np.float64)
+        result += block @ block.T
+    return result
+
+
+def multiply(matrix: Float[np.ndarray, "n k"], vector: Float[np.ndarray, " k"]) -> Float64[np.ndarray, " n"]:
+    """``matrix @ vector`` in float64, row block by row block."""
+    vector = vector.astype(np.float64)
+    blocks = [matrix[start : start + BLOCK].astype(np.float64) @ vector for start in range(0, len(matrix), BLOCK)]
+    return np.concatenate(blocks)
