@@ -12,6 +12,7 @@ from dtrak.config import ModelConfig, Study, load_study, workspace
 from dtrak.data import Table, load_table
 from dtrak.errors import DtrakError
 from dtrak.files import exclusive, read_json, write_json
+from dtrak.store import FeatureStore
 from dtrak.models import DiffusionModel, add_lora, load_model, new_scheduler, new_unet, save_model, weights_digest
 
 
@@ -159,3 +160,29 @@ def train_study(
         }
         write_json(folder.model_dir / "training.json", content)
         return paths
+
+
+def needs_training(folder: StudyFolder) -> bool:
+    """Whether the study's model is neither trained in the workspace nor shipped."""
+    path = trained_model_config(folder).path
+    return path is None or not path.exists()
+
+
+def study_status(folder: StudyFolder) -> dict[str, str]:
+    """What of a study is built, in a few words each; reads no weights."""
+    study = folder.study
+    prepared = (folder.data / "report.json").exists()
+    stores = [FeatureStore.open(path.parent) for path in sorted(folder.features.glob("*/manifest.json"))]
+    indexes = list(folder.index.glob("*/manifest.json"))
+    report = read_json(folder.data / "report.json") if prepared else {}
+    return {
+        "name": study.name,
+        "title": study.title,
+        "data": f"{report['train']} training images, {report['heldout']} held out" if prepared else "not prepared",
+        "model": "not trained" if needs_training(folder) else "ready",
+        "features": ", ".join(
+            f"{s.identity['output']} {len(s.shards) - len(s.missing())}/{len(s.shards)} shards" for s in stores
+        )
+        or "not built",
+        "index": f"{len(indexes)} built" if indexes else "not built",
+    }

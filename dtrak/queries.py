@@ -1,0 +1,114 @@
+"""Making queries: from a file, from a seed, or from a folder of files."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dtrak.attribution import Attributor, Query
+from dtrak.data import BadImage, open_image, to_model_pixels
+from dtrak.errors import DtrakError
+from dtrak.files import atomic_write, sha256_file
+from dtrak.methods import get_method
+from dtrak.sampling import sample
+
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """What an image is generated from; together with the model it fixes every pixel."""
+
+    seed: int
+    steps: int = 50
+    label: str | None = None
+    guidance: float = 1.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON carries it."""
+        return asdict(self)
+
+
+def query_from_bytes(attributor: Attributor, content: bytes, label: str | None) -> Query:
+    """A query from an image file's bytes.
+
+    Raises:
+        BadImage: it cannot be used.
+        DtrakError: the model does not know the label.
+    """
+    study = attributor.folder.study
+    check_label(attributor, label)
+    return Query(to_model_pixels(open_image(content, study.data.max_pixels), study.resolution), label)
+
+
+def query_from_file(attributor: Attributor, path: Path, label: str | None) -> tuple[Query, dict[str, Any]]:
+    """A query from an image file, and its description."""
+    try:
+        query = query_from_bytes(attributor, path.read_bytes(), label)
+    except BadImage as reason:
+        raise DtrakError(f"{path} cannot be attributed: {reason}.", hint="Give a PNG, JPEG or WebP image.") from None
+    return query, {"image": path.name, "sha256": sha256_file(path), "label": label}
+
+
+def check_label(attributor: Attributor, label: str | None) -> None:
+    """Refuse a label that the model does not know.
+
+    Raises:
+        DtrakError: it names the labels there are.
+    """
+    if label is not None and label not in attributor.model.classes:
+        known = ", ".join(attributor.model.classes) or "none; this model has no classes"
+        raise DtrakError(f"The model has no class '{label}'.", hint=f"Classes: {known}.")
+
+
+def generate_query(attributor: Attributor, settings: GenerationSettings) -> Query:
+    """Generate an image, as the page does, and make it a query."""
+    check_label(attributor, settings.label)
+    model = attributor.model
+    for step in sample(model, [settings.seed], settings.steps, [settings.label], settings.guidance):
+        last = step
+    return Query(model.decode(last.x)[0], settings.label)
+
+
+def write_scores(
+    attributor: Attributor,
+    queries: Path,
+    out: Path,
+    method: str,
+    damping: float | None,
+    report: Callable[[int, int], None] = lambda done, total: None,
+) -> list[tuple[str, str]]:
+    """Score all training rows for every image of a folder; returns the files left out, with reasons.
+
+    Writes ``scores`` [Q, N] float32, ``train_ids`` [N] and ``query_files`` [Q] to an ``.npz`` file.
+
+    Raises:
+        DtrakError: no usable image.
+    """
+    chosen = get_method(method)
+    damping = chosen.damping if damping is None else damping
+    files = sorted(p for p in queries.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    rows, used, refused = [], [], []
+    for done, path in enumerate(files):
+        report(done, len(files))
+        name = path.relative_to(queries).as_posix()
+        try:
+            query = query_from_bytes(attributor, path.read_bytes(), None)
+        except BadImage as reason:
+            refused.append((name, str(reason)))
+            continue
+        rows.append(attributor.attribute(attributor.features(query), chosen, damping, top=1).scores)
+        used.append(name)
+    report(len(files), len(files))
+    if not rows:
+        raise DtrakError(f"There is no usable image in {queries}.", hint="Give a folder of PNG, JPEG or WebP files.")
+    with atomic_write(out) as file:
+        np.savez(
+            file,
+            scores=np.stack(rows).astype(np.float32),
+            train_ids=np.array(attributor.table.train_ids),
+            query_files=np.array(used),
+        )
+    return refused

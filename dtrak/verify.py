@@ -1,0 +1,52 @@
+"""Checking what is on disk: every hash, shard and mark of a study."""
+
+from dtrak.errors import DtrakError
+from dtrak.features import identity
+from dtrak.files import digest, exclusive, read_json, sha256_file
+from dtrak.index import INDEX_FILES
+from dtrak.store import FeatureStore
+from dtrak.studies import StudyFolder, load_study_model
+
+
+def verify_study(folder: StudyFolder, repair: bool = False) -> list[str]:
+    """Problems of a study's data, features and indexes, in plain words; none if it is whole.
+
+    Args:
+        repair: remove what is damaged, so that the next build makes it again.
+    """
+    with exclusive(folder.root, f"study '{folder.study.name}'"):
+        try:
+            data, model = folder.table.fingerprint(), load_study_model(folder).fingerprint()
+        except DtrakError as error:
+            return [str(error)]
+        problems = []
+        for config in folder.study.features:
+            wanted = identity(model, data, config)
+            if not (folder.features / digest(wanted) / "manifest.json").exists():
+                problems.append(f"features '{config.output}': not built for the present model and data")
+                continue
+            store = FeatureStore.open(folder.features / digest(wanted))
+            problems += [f"features '{config.output}' ({store.fingerprint}): {p}" for p in store.verify()]
+            index_problems = _verify_index(folder, store)
+            problems += [f"index '{config.output}' ({store.fingerprint}): {p}" for p in index_problems]
+            if repair:
+                for shard in store.damaged():
+                    store.discard(shard)
+                if index_problems:
+                    (folder.index / store.fingerprint / "manifest.json").unlink(missing_ok=True)
+        return problems
+
+
+def _verify_index(folder: StudyFolder, store: FeatureStore) -> list[str]:
+    path = folder.index / store.fingerprint
+    if not (path / "manifest.json").exists():
+        return ["not built"]
+    try:
+        hashes = read_json(path / "manifest.json")["sha256"]
+    except DtrakError as error:
+        return [str(error)]
+    return [
+        f"{name} is gone or has another hash than the manifest says"
+        for name in INDEX_FILES
+        if not (path / name).exists() or sha256_file(path / name) != hashes[name]
+    ]

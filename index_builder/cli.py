@@ -1,0 +1,252 @@
+"""The command line: prepare data, train, build features and indexes, verify them, ask them.
+
+Results go to standard output, progress and messages to standard error; a failure exits with 1,
+a wrong call with 2.
+"""
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from dtrak.config import load_study, study_names
+from dtrak.errors import DtrakError
+from dtrak.studies import StudyFolder, study_status
+
+app = typer.Typer(
+    name="index_builder",
+    help="Build and ask indexes of a diffusion model's training images.\n\n"
+    "STUDY is a name in configs/ or the path of a YAML file.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+errors = Console(stderr=True, highlight=False)
+
+StudyArgument = Annotated[str, typer.Argument(metavar="STUDY", help="A name in configs/, or the path of a YAML file.")]
+DeviceOption = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps.")]
+BatchOption = Annotated[int, typer.Option(min=1, help="Timesteps per forward pass; bounds memory, changes no result.")]
+DampingOption = Annotated[float | None, typer.Option(help="λ relative to the mean eigenvalue; default the method's.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+
+
+class MethodName(StrEnum):
+    """Names of the methods, for ``--method``."""
+
+    dtrak = "dtrak"
+    trak = "trak"
+
+
+MethodOption = Annotated[MethodName, typer.Option(help="How to score.")]
+
+
+def main() -> None:
+    """Run the command line; a :class:`DtrakError` becomes a message and exit code 1."""
+    try:
+        app()
+    except DtrakError as error:
+        errors.print(f"[bold red]Error:[/] {error.message}", markup=True, soft_wrap=True)
+        if error.hint:
+            errors.print(f"[bold]What to do:[/] {error.hint}", soft_wrap=True)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        errors.print("Stopped. What is finished is kept; the same command resumes.")
+        raise SystemExit(130) from None
+
+
+@app.command()
+def studies(as_json: JsonOption = False) -> None:
+    """List the studies and what of each is built."""
+    found = [study_status(StudyFolder(load_study(name))) for name in study_names()]
+    if as_json:
+        print(json.dumps(found, indent=2, ensure_ascii=False))
+        return
+    for status in found:
+        print(f"{status['name']}: {status['title']}")
+        for part in ("data", "model", "features", "index"):
+            print(f"  {part:9} {status[part]}")
+
+
+@app.command()
+def prepare(
+    study: StudyArgument, force: Annotated[bool, typer.Option(help="Read the data again even if it is prepared.")] = False
+) -> None:
+    """Read and check the images of STUDY; broken ones and duplicates are named and left out."""
+    _prepare(StudyFolder(load_study(study)), force)
+
+
+@app.command()
+def train(study: StudyArgument) -> None:
+    """Train the model of STUDY, or resume its training; a base it needs is trained first."""
+    from dtrak.studies import needs_training, train_study
+    from dtrak.training import Progress as Step
+
+    folder = StudyFolder(load_study(study))
+    base = folder.study.model.base
+    chain = [StudyFolder(load_study(base))] if base and needs_training(StudyFolder(load_study(base))) else []
+    for part in [*chain, folder]:
+        _prepare(part)
+        with _progress(f"train {part.study.name}", part.study.training.steps) as advance:
+
+            def report(step: Step, advance: Callable[[int, str], None] = advance) -> None:
+                advance(step.step, f"loss {step.loss:.4f}")
+
+            paths = train_study(part, report)
+        errors.print(f"Model of '{part.study.name}': {paths[-1]}")
+
+
+@app.command()
+def build(
+    study: StudyArgument,
+    workers: Annotated[int, typer.Option(min=1, help="Processes, one thread each. [default: the cores]")] = 0,
+    batch_size: BatchOption = 16,
+    device: DeviceOption = "cpu",
+) -> None:
+    """Compute the features of STUDY and build its index; resumes, and does nothing twice."""
+    from index_builder.engine import build_features, build_indexes
+
+    folder = StudyFolder(load_study(study))
+    _prepare(folder)
+    if device != "cpu":
+        workers = 1  # one process drives the accelerator
+    with _progress(f"features of {folder.study.name}", folder.table.train_size) as advance:
+        stores = build_features(
+            folder, workers or _cores(), batch_size, device, lambda done, total: advance(done, "")
+        )
+    build_indexes(folder, stores)
+    errors.print(f"Index of '{folder.study.name}' is ready in {folder.index}.")
+
+
+@app.command()
+def verify(
+    study: StudyArgument,
+    repair: Annotated[bool, typer.Option(help="Forget what is damaged, so that the next build makes it again.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Check every hash, shard and mark of STUDY, and say what to rebuild."""
+    from dtrak.verify import verify_study
+
+    folder = StudyFolder(load_study(study))
+    problems = verify_study(folder, repair)
+    if as_json:
+        print(json.dumps({"study": folder.study.name, "problems": problems}, indent=2))
+    elif problems:
+        for problem in problems:
+            print(problem)
+        hint = f"python -m index_builder build {study}"
+        errors.print(f"{'Damaged parts were removed. ' if repair else ''}To rebuild: {hint}")
+    else:
+        print(f"'{folder.study.name}' is whole.")
+    if problems and not repair:
+        raise SystemExit(1)
+
+
+@app.command()
+def attribute(
+    study: StudyArgument,
+    image: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="An image file to attribute.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Generate an image from this seed and attribute it.")] = None,
+    label: Annotated[str | None, typer.Option(help="The class to draw, or to read the image as. [default: any]")] = None,
+    steps: Annotated[int, typer.Option(min=1, max=1000, help="Denoising steps, with --seed.")] = 50,
+    method: MethodOption = MethodName.dtrak,
+    damping: DampingOption = None,
+    top: Annotated[int, typer.Option(min=1, help="Proponents and opponents to print.")] = 10,
+    device: DeviceOption = "cpu",
+    as_json: JsonOption = False,
+) -> None:
+    """Name the training images that one image leans on."""
+    if (image is None) == (seed is None):
+        raise typer.BadParameter("give one of --image and --seed")
+    from dtrak.attribution import Attributor, as_json as to_json
+    from dtrak.queries import GenerationSettings, generate_query, query_from_file
+
+    attributor = Attributor(StudyFolder(load_study(study)), device)
+    if image is not None:
+        query, described = query_from_file(attributor, image, label)
+    else:
+        assert seed is not None
+        settings = GenerationSettings(seed, steps, label, attributor.folder.study.guidance)
+        query, described = generate_query(attributor, settings), settings.as_dict()
+    answer = attributor.attribute(attributor.features(query), method.value, damping, top)
+    content = to_json(attributor.folder.study.name, described, answer)
+    if as_json:
+        print(json.dumps(content, indent=2, ensure_ascii=False))
+        return
+    for side in ("proponents", "opponents"):
+        print(f"{side} by {answer.method.title}, λ = {answer.damping:g} × mean eigenvalue")
+        for place, entry in enumerate(content[side], 1):
+            print(f"{place:4} {entry['score']:+.4g}  {entry['id']}  {entry['caption']}  ({entry['creator']})")
+
+
+@app.command()
+def scores(
+    study: StudyArgument,
+    queries: Annotated[Path, typer.Option(exists=True, file_okay=False, help="A folder of images.")],
+    out: Annotated[Path, typer.Option(help="The .npz file to write: scores [Q, N], train_ids, query_files.")],
+    method: MethodOption = MethodName.dtrak,
+    damping: DampingOption = None,
+    device: DeviceOption = "cpu",
+) -> None:
+    """Score every training image for every image of a folder."""
+    from dtrak.attribution import Attributor
+    from dtrak.queries import write_scores
+
+    attributor = Attributor(StudyFolder(load_study(study)), device)
+    with _progress("scores", None) as advance:
+        refused = write_scores(
+            attributor, queries, out, method.value, damping, lambda done, total: advance(done, "", total)
+        )
+    for name, reason in refused:
+        errors.print(f"Left out {name}: {reason}")
+
+
+def _prepare(folder: StudyFolder, force: bool = False) -> None:
+    from dtrak.data import prepare as prepare_data
+    from dtrak.data.table import is_prepared
+    from dtrak.files import exclusive
+
+    with exclusive(folder.root, f"study '{folder.study.name}'"):
+        if is_prepared(folder.study, folder.data) and not force:
+            return
+        with _progress(f"prepare {folder.study.name}", None) as advance:
+            report = prepare_data(folder.study, folder.data, lambda number: advance(number, ""))
+    errors.print(
+        f"'{folder.study.name}': {report.train} training images, {report.heldout} held out, "
+        f"{len(report.duplicates)} duplicates and {len(report.refused)} unusable files left out."
+    )
+    for refused in report.refused[:20]:
+        errors.print(f"  {refused['id']}: {refused['reason']}")
+    if report.refused or report.duplicates:
+        errors.print(f"  All of them are named in {folder.data / 'report.json'}.")
+
+
+@contextlib.contextmanager
+def _progress(title: str, total: int | None) -> Iterator[Callable[..., None]]:
+    columns: list[Any] = [
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    ]
+    with Progress(*columns, console=errors, transient=not sys.stderr.isatty()) as bar:
+        task = bar.add_task(title, total=total, note="")
+
+        def advance(done: int, note: str = "", total: int | None = total) -> None:
+            bar.update(task, completed=done, note=note, total=total)
+
+        yield advance
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
