@@ -84,7 +84,8 @@ class Attributor:
         return self.folder.table
 
     @cached_property
-    def _identities(self) -> list[dict[str, Any]]:
+    def identities(self) -> list[dict[str, Any]]:
+        """What the study's feature sets depend on, now."""
         model, data = self.model.fingerprint(), self.table.fingerprint()
         return [identity(model, data, config) for config in self.folder.study.features]
 
@@ -100,7 +101,7 @@ class Attributor:
     def features(self, query: Query) -> list[QueryFeature]:
         """The query's features, one for each feature set of the study; the costly part of a query."""
         vectors = self._extractor(self.model.encode(query.pixels[None])[0], query.id, query.label)
-        return [QueryFeature(vector, identity) for vector, identity in zip(vectors, self._identities, strict=True)]
+        return [QueryFeature(vector, identity) for vector, identity in zip(vectors, self.identities, strict=True)]
 
     def index(self, method: Method) -> AttributionIndex:
         """The index that the method searches.
@@ -109,7 +110,7 @@ class Attributor:
             DtrakError: it is not built, or was built under another fingerprint: the fields are named.
         """
         position = self._position(method)
-        wanted = self._identities[position]
+        wanted = self.identities[position]
         fingerprint = digest(wanted)
         if fingerprint not in self._indexes:
             folder = self.folder.index / fingerprint

@@ -1,0 +1,112 @@
+"""The app's long-lived parts, one of each per server process: opened studies and the job queue."""
+
+import functools
+import threading
+from pathlib import Path
+
+from dtrak.attribution import Attribution, Attributor
+from dtrak.config import load_study
+from dtrak.errors import DtrakError
+from dtrak.files import digest
+from dtrak.index import QueryFeature
+from dtrak.methods import get_method
+from dtrak.queries import GenerationSettings, check_label
+from dtrak.sampling import sample
+from dtrak.studies import StudyFolder
+from dtrak.ui.jobs import Job, JobQueue
+from dtrak.ui.runs import Run, RunStore
+
+
+@functools.cache
+def queue() -> JobQueue:
+    """The one queue of this process."""
+    return JobQueue()
+
+
+class StudyService:
+    """What pages ask of one study; slow things become jobs."""
+
+    def __init__(self, study: str):
+        self.folder = StudyFolder(load_study(study))
+        self.attributor = Attributor(self.folder)
+        self.runs = RunStore(self.folder.runs)
+        self.lock = threading.Lock()
+
+    @functools.cached_property
+    def model_fingerprint(self) -> str:
+        """Loads the model at first; a second or so."""
+        with self.lock:
+            return self.attributor.model.fingerprint()
+
+    @property
+    def classes(self) -> list[str]:
+        """Labels that can be drawn."""
+        with self.lock:
+            return list(self.attributor.model.classes)
+
+    def find(self, settings: list[GenerationSettings]) -> list[Run] | None:
+        """The runs of these settings, if all of them were drawn before."""
+        runs = [self.runs.load(self.runs.generated_id(self.model_fingerprint, s)) for s in settings]
+        return [run for run in runs if run] if all(runs) else None
+
+    def generate(self, settings: list[GenerationSettings]) -> Job:
+        """Queue the drawing of several images that differ in their seeds."""
+        fingerprint = self.model_fingerprint
+        check_label(self.attributor, settings[0].label)
+
+        def work(job: Job) -> list[str]:
+            model, first = self.attributor.model, settings[0]
+            labels = [s.label for s in settings]
+            for step in sample(model, [s.seed for s in settings], first.steps, labels, first.guidance):
+                job.progress(step.done, step.total, model.decode(step.x0))
+            pixels = model.decode(step.x)
+            return [
+                self.runs.save_generated(fingerprint, s, image).id for s, image in zip(settings, pixels, strict=True)
+            ]
+
+        return queue().submit("generate:" + digest([self.folder.study.name, [s.as_dict() for s in settings]]), work)
+
+    def query_features(self, run: Run) -> list[QueryFeature] | None:
+        """The run's features if they were computed before, for the present model and data."""
+        found = []
+        for identity in self.attributor.identities:
+            vector = self.runs.features(run, digest(identity))
+            if vector is None:
+                return None
+            found.append(QueryFeature(vector, identity))
+        return found
+
+    def compute_features(self, run: Run) -> Job:
+        """Queue the computation of a run's features."""
+
+        def work(job: Job) -> None:
+            for feature in self.attributor.features(run.query):
+                self.runs.save_features(run, digest(feature.identity), feature.vector)
+
+        return queue().submit(f"features:{self.folder.study.name}:{run.id}", work)
+
+    def attribute(self, run: Run, method: str, damping: float | None, top: int) -> Attribution | None:
+        """The answer, or None while the run's features are not computed."""
+        get_method(method)
+        with self.lock:
+            features = self.query_features(run)
+            return features and self.attributor.attribute(features, method, damping, top)
+
+
+@functools.lru_cache(maxsize=2)
+def _open(study: str, stamp: tuple[str, ...]) -> StudyService:
+    return StudyService(study)
+
+
+def study_service(study: str) -> StudyService:
+    """The opened study; opened anew after it was built again.
+
+    Raises:
+        DtrakError: its data, model or index is missing.
+    """
+    folder = StudyFolder(load_study(study))
+    built = [*folder.index.glob("*/manifest.json"), folder.data / "report.json", folder.model_dir / "training.json"]
+    stamp = tuple(f"{path}:{path.stat().st_mtime_ns}" for path in sorted(built) if path.exists())
+    if not any(Path(s.rsplit(":", 1)[0]).name == "manifest.json" for s in stamp):
+        raise DtrakError(f"The index of study '{study}' is not built.", hint=f"python -m index_builder build {study}")
+    return _open(study, stamp)
