@@ -122,6 +122,7 @@ def build(
             folder, workers or _cores(), batch_size, device, lambda done, total: advance(done, "")
         )
     build_indexes(folder, stores)
+    _write_example(folder)
     errors.print(f"Index of '{folder.study.name}' is ready in {folder.index}.")
 
 
@@ -206,6 +207,14 @@ def scores(
         )
     for name, reason in refused:
         errors.print(f"Left out {name}: {reason}")
+
+
+def _write_example(folder: StudyFolder) -> None:
+    from dtrak.ui.example import example_is_current, write_example
+
+    if not example_is_current(folder):
+        with errors.status("drawing the example for the home page"):
+            write_example(folder)
 
 
 def _prepare(folder: StudyFolder, force: bool = False) -> None:

@@ -104,3 +104,7 @@ def z_score(attribution: Attribution) -> float:
     spread = float(attribution.scores.std()) or 1.0
     return (float(attribution.scores.max()) - float(attribution.scores.mean())) / spread
 
+
+def default_power(damping: float) -> float:
+    """A damping as a power of ten, to the quarter that the slider steps by."""
+    return round(float(np.log10(damping)) * 4) / 4

@@ -1,0 +1,17 @@
+"""The app: ``streamlit run app.py``. Routes to ``pages/`` and shows which study is open."""
+
+import streamlit as st
+
+from pages_ui import choose_study
+
+st.set_page_config(page_title="dtrak", page_icon="🧭", layout="wide")
+pages = [
+    st.Page("pages/home.py", title="Home", default=True),
+    st.Page("pages/generate.py", title="Generate"),
+    st.Page("pages/attribution.py", title="Attribution"),
+    st.Page("pages/about.py", title="About"),
+    st.Page("pages/sample.py", title="Training image", visibility="hidden"),
+]
+page = st.navigation(pages)
+choose_study()
+page.run()

@@ -1,0 +1,52 @@
+"""The example on the home page: an attribution computed when the study was built, read from disk."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from dtrak.attribution import Attributor
+from dtrak.files import read_json, write_bytes, write_json
+from dtrak.queries import GenerationSettings, generate_query
+from dtrak.studies import StudyFolder
+from dtrak.config import load_study
+from dtrak.ui.views import enlarged_png, tiles
+
+EXAMPLE_SEED = 7
+SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Example:
+    """A generated picture and its strongest proponents, ready to show without a model."""
+
+    image: bytes
+    seed: int
+    method: str
+    tiles: list[dict[str, Any]]
+
+
+def write_example(folder: StudyFolder) -> None:
+    """Compute the example of a built study and keep it beside the index."""
+    attributor = Attributor(folder)
+    label = next(iter(attributor.model.classes), None)
+    query = generate_query(attributor, GenerationSettings(EXAMPLE_SEED, 50, label, folder.study.guidance))
+    method = attributor.methods()[0]
+    answer = attributor.attribute(attributor.features(query), method, top=SHOWN)
+    write_bytes(folder.index / "example.png", enlarged_png(query.pixels, 256))
+    content = {"seed": EXAMPLE_SEED, "method": method.title, "tiles": tiles(answer.proponents, attributor.table)}
+    write_json(folder.index / "example.json", content)
+
+
+def example_is_current(folder: StudyFolder) -> bool:
+    """Whether the example belongs to the index as it is now."""
+    path = folder.index / "example.json"
+    indexes = [p.stat().st_mtime_ns for p in folder.index.glob("*/manifest.json")]
+    return path.exists() and path.stat().st_mtime_ns >= max(indexes, default=0)
+
+
+def home_example(study: str) -> Example | None:
+    """The example of a study, or None before it is built."""
+    folder = StudyFolder(load_study(study)).index
+    if not (folder / "example.json").exists():
+        return None
+    content = read_json(folder / "example.json")
+    return Example((folder / "example.png").read_bytes(), content["seed"], content["method"], content["tiles"])

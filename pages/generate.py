@@ -1,0 +1,88 @@
+"""Draw pictures from seeds, watch them form, keep them, and send them to Attribution."""
+
+import streamlit as st
+
+from dtrak.errors import DtrakError
+from dtrak.queries import GenerationSettings
+from dtrak.ui.jobs import Job
+from dtrak.ui.runs import read_settings
+from dtrak.ui.services import queue
+from dtrak.ui.views import enlarged_png
+from pages_ui import current_service, show_error, wait_for
+
+ANY = "any"
+
+
+def restore() -> None:
+    """Take the settings out of a dropped PNG."""
+    dropped = st.session_state.get("png")
+    st.session_state.pop("restore_error", None)
+    if dropped is None:
+        return
+    try:
+        settings = read_settings(dropped.getvalue())
+    except DtrakError as error:
+        st.session_state["restore_error"] = error
+        return
+    st.session_state.update(seed=settings.seed, steps=min(max(settings.steps, 5), 200), images=1)
+    st.session_state.update(guidance=settings.guidance, label=settings.label or ANY, restored=True)
+
+
+st.title("Generate")
+service = current_service()
+labels = [ANY, *service.classes]
+form, results = st.columns([1, 2], gap="large")
+with form:
+    st.number_input("Seed", 0, 2**32 - 1, 7, key="seed", bind="query-params", help="The same seed gives the same pixels.")
+    st.slider("Steps", 5, 200, 50, key="steps", bind="query-params", help="Denoising steps (DDIM).")
+    st.slider("Images", 1, 8, 1, key="images", bind="query-params", help="Drawn from this seed and those after it.")
+    if len(labels) > 1:
+        st.selectbox("Class", labels, index=1, key="label", bind="query-params")
+        st.slider("Guidance", 0.0, 5.0, service.folder.study.guidance, 0.5, key="guidance", bind="query-params")
+    label = st.session_state.get("label", ANY)
+    settings = [
+        GenerationSettings(
+            int(st.session_state["seed"]) + i,
+            st.session_state["steps"],
+            None if label == ANY else label,
+            float(st.session_state.get("guidance", 1.0)),
+        )
+        for i in range(st.session_state["images"])
+    ]
+    start = st.button("Generate", type="primary", width="stretch", key="generate")
+    st.file_uploader("Restore settings from a PNG of this app", type=["png"], key="png", on_change=restore)
+    if "restore_error" in st.session_state:
+        show_error(st.session_state["restore_error"])
+    elif st.session_state.pop("restored", False):
+        st.success("Settings restored. Press Generate to draw it again.")
+
+with results:
+    if start:
+        try:
+            st.session_state["job"] = service.generate(settings).key
+        except DtrakError as error:
+            show_error(error)
+    job: Job | None = queue().get(st.session_state.get("job", ""))
+    runs = service.find(settings)
+    if job and job.active:
+        wait_for(job, "Step", "cancel")
+    elif job and job.state == "failed" and job.error:
+        show_error(job.error)
+    elif job and job.state == "cancelled" and not runs:
+        st.info("Cancelled. Nothing was kept. Press Generate to start again.")
+    elif not runs:
+        st.info("Choose a seed and press Generate; a picture takes a second or two.")
+    if runs and not (job and job.active):
+        columns = st.columns(min(len(runs), 4))
+        for place, run in enumerate(runs):
+            with columns[place % len(columns)], st.container(border=True, key=f"run-{run.id}"):
+                st.image(enlarged_png(run.pixels, 192), width="stretch", alt=f"Generated picture, {run.title}")
+                st.markdown(run.title)
+                if st.button("Attribute", key=f"attribute-{run.id}", width="stretch", type="primary"):
+                    params = {"run": run.id, "study": service.folder.study.name}
+                    st.switch_page("pages/attribution.py", query_params=params)
+                st.download_button(
+                    "PNG", service.runs.image_bytes(run), f"{run.id}.png", "image/png",
+                    key=f"download-{run.id}", on_click="ignore", width="stretch",
+                    help="Carries its settings; drop it here to restore them.",
+                )  # fmt: skip

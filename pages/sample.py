@@ -1,0 +1,43 @@
+"""One training image, whole, with all that is known of it."""
+
+import streamlit as st
+
+from dtrak.data import BadImage, open_image
+from dtrak.ui.views import describe, enlarged_png
+from pages_ui import current_service
+
+service = current_service()
+table = service.attributor.table
+sample_id = st.query_params.get("id", "")
+if sample_id not in table.rows:
+    st.title("Training image")
+    st.warning("There is no such training image in this study." if sample_id else "No training image was chosen.")
+    st.page_link("pages/attribution.py", label="Go to Attribution and click one")
+    st.stop()
+record = table.records[table.rows[sample_id]]
+st.title(record.caption or record.id)
+left, right = st.columns(2, gap="large")
+with left:
+    try:
+        st.image(open_image(table.original(sample_id), service.folder.study.data.max_pixels), width=384, alt=describe(record))
+        st.caption("As it came")
+    except BadImage as reason:
+        st.warning(f"The original cannot be shown: {reason}.")
+    st.image(enlarged_png(table.pixels[table.rows[sample_id]], 192), width=192, alt=f"{describe(record)}, as the model sees it")
+    st.caption("As the model sees it")
+with right:
+    facts = {
+        "Id": record.id,
+        "Class": record.label,
+        "Creator": record.creator,
+        "Licence": record.licence,
+        "Split": "training set" if record.split == "train" else "held out: the model never saw it",
+    }
+    for name, value in facts.items():
+        st.markdown(f"**{name}**: {value or 'not stated'}")
+    if service.folder.study.data.credit:
+        st.caption(service.folder.study.data.credit)
+    params = {"study": service.folder.study.name}
+    if run := st.query_params.get("run"):
+        params["run"] = run
+    st.page_link("pages/attribution.py", label="Back to the attribution", query_params=params)
