@@ -1,0 +1,47 @@
+# `make run` sets everything up, builds the demo index and opens the app; `make test` sets up and tests.
+
+PYTHON ?= python3
+PORT ?= 8501
+VENV := .venv
+BIN := $(VENV)/bin
+STUDY ?= demo
+
+.PHONY: run test setup lint format bench clean help
+
+help: ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+
+run: setup ## set up, build the demo index, open the app on 127.0.0.1
+	$(BIN)/python -m index_builder build $(STUDY)
+	@echo "Open http://127.0.0.1:$(PORT)"
+	$(BIN)/python -m streamlit run app.py --server.port $(PORT)
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: requirements.txt requirements-base.txt scripts/install.sh
+	PYTHON=$(PYTHON) sh scripts/install.sh $(VENV) requirements.txt
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
+	PYTHON=$(PYTHON) sh scripts/install.sh $(VENV) requirements-dev.txt
+	touch $@
+
+test: $(VENV)/.installed-dev ## set up and run all tests, browser tests included
+	sh scripts/chromium.sh
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-dev ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-dev ## format and fix
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/.installed-dev ## measure; writes docs/benchmarks.md
+	$(BIN)/pip install -q traker==0.3.2
+	$(BIN)/python -m benchmarks
+
+clean: ## remove the virtual environment (the workspace stays)
+	rm -rf $(VENV)

@@ -1,0 +1,112 @@
+"""A tiny study that tests build for real: sixteen drawn images and a network of 30,000 weights."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from PIL import Image
+
+from dtrak.config import load_study
+from dtrak.data import prepare
+from dtrak.studies import StudyFolder
+from index_builder.engine import build_features, build_indexes
+
+SIZE = 16
+
+
+def drawn_image(number: int) -> Image.Image:
+    """A picture that is its own: a background, a rectangle, a disc."""
+    random = np.random.default_rng(number)
+    pixels = np.tile(random.integers(0, 256, 3, np.uint8), (SIZE, SIZE, 1))
+    x, y = random.integers(0, SIZE // 2, 2)
+    pixels[y : y + SIZE // 2, x : x + SIZE // 2] = random.integers(0, 256, 3)
+    return Image.fromarray(pixels)
+
+
+def write_images(folder, count=16):
+    """A folder of two labels with metadata."""
+    lines = ["file_name,label,caption,creator,license"]
+    for i in range(count):
+        label = "round" if i % 2 else "square"
+        (folder / label).mkdir(parents=True, exist_ok=True)
+        drawn_image(i).save(folder / label / f"{i:02d}.png")
+        lines.append(f"{label}/{i:02d}.png,{label},picture {i},artist {i % 3},CC0")
+    (folder / "metadata.csv").write_text("\n".join(lines) + "\n")
+
+
+def write_model(folder, classes=3):
+    """A diffusers pipeline with random weights."""
+    torch.manual_seed(0)
+    unet = UNet2DModel(
+        sample_size=SIZE,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        norm_num_groups=4,
+        attention_head_dim=8,
+        num_class_embeds=classes,
+    )
+    DDPMPipeline(unet, DDPMScheduler()).save_pretrained(folder)
+
+
+def write_study(folder, **changes):
+    """The YAML of the tiny study."""
+    content = {
+        "title": "Tiny",
+        "data": {"kind": "imagefolder", "path": "images", "holdout": 0.125},
+        "model": {"path": "model", "classes": {"round": 1, "square": 2}, "null_class": 0},
+        "resolution": SIZE,
+        "features": [
+            {"output": "mean-squared-l2-norm", "timesteps": 5, "projection_dim": 64},
+            {"output": "loss", "timesteps": 5, "projection_dim": 64},
+        ],
+    } | changes
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(content))
+    return folder / "tiny.yaml"
+
+
+@pytest.fixture(scope="session")
+def source(tmp_path_factory):
+    """Images, model and YAML, written once."""
+    folder = tmp_path_factory.mktemp("source")
+    write_images(folder / "images")
+    write_model(folder / "model")
+    write_study(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def built(source, tmp_path_factory):
+    """The tiny study, prepared and built in a workspace of its own; not to be changed."""
+    workspace = tmp_path_factory.mktemp("workspace")
+    before = os.environ.get("DTRAK_WORKSPACE")
+    os.environ["DTRAK_WORKSPACE"] = str(workspace)
+    folder = StudyFolder(load_study(str(source / "tiny.yaml")))
+    prepare(folder.study, folder.data)
+    build_indexes(folder, build_features(folder, workers=1))
+    yield workspace
+    os.environ.pop("DTRAK_WORKSPACE")
+    if before:
+        os.environ["DTRAK_WORKSPACE"] = before
+
+
+@pytest.fixture
+def tiny(built, source, monkeypatch):
+    """The built study."""
+    monkeypatch.setenv("DTRAK_WORKSPACE", str(built))
+    return StudyFolder(load_study(str(source / "tiny.yaml")))
+
+
+@pytest.fixture
+def fresh(source, tmp_path, monkeypatch):
+    """The study prepared in an empty workspace, nothing built."""
+    monkeypatch.setenv("DTRAK_WORKSPACE", str(tmp_path / "workspace"))
+    folder = StudyFolder(load_study(str(source / "tiny.yaml")))
+    prepare(folder.study, folder.data)
+    return folder

@@ -1,0 +1,61 @@
+"""Slow, obvious implementations that every fast path is held to: plain loops, float64, no projection tricks."""
+
+import numpy as np
+import torch
+
+from dtrak.noise import feature_noise
+
+
+def output_value(name, prediction, noise, elbo_weight=1.0):
+    """f itself, as the paper writes it, for one prediction; autograd does the rest."""
+    return {
+        "loss": lambda: ((prediction - noise) ** 2).mean(),
+        "mean-squared-l2-norm": lambda: (prediction**2).mean(),
+        "mean": lambda: prediction.mean(),
+        "l1-norm": lambda: prediction.abs().sum(),
+        "l2-norm": lambda: prediction.flatten().norm(),
+        "linf-norm": lambda: prediction.abs().max(),
+        "weighted-mse": lambda: elbo_weight * ((prediction - noise) ** 2).mean(),
+    }[name]()
+
+
+def gradient(model, x, sample_id, class_index, output, timesteps, draws=1, seed=0):
+    """The unprojected float64 gradient of one sample: one timestep at a time, added in a loop.
+
+    ``model`` must be in float64.
+    """
+    parameters = list(model.parameters().values())
+    total = torch.zeros(sum(p.numel() for p in parameters), dtype=torch.float64)
+    alphas = model.alphas_cumprod.double()
+    betas = torch.linspace(0.0001, 0.02, 1000, dtype=torch.float64)
+    for draw in range(draws):
+        for t in timesteps:
+            noise = torch.from_numpy(feature_noise(seed, sample_id, [(t, draw)], tuple(x.shape))[0]).double()
+            x_t = alphas[t] ** 0.5 * x.double() + (1 - alphas[t]) ** 0.5 * noise
+            classes = None if class_index is None else torch.tensor([class_index])
+            prediction = model.unet(x_t[None], torch.tensor([t]), class_labels=classes).sample[0]
+            weight = betas[t] / (2 * (1 - betas[t]) * (1 - alphas[t]))
+            value = output_value(output, prediction, noise, weight)
+            gradients = torch.autograd.grad(value, parameters, allow_unused=True)
+            total += torch.cat(
+                [(torch.zeros_like(p) if g is None else g).flatten() for g, p in zip(gradients, parameters, strict=True)]
+            )
+    return (total / (len(timesteps) * draws)).numpy()
+
+
+def sparse_matrix(projector):
+    """The projection as a dense matrix, by projecting unit vectors one at a time."""
+    rows = []
+    for i in range(projector.input_dim):
+        unit = torch.zeros(1, projector.input_dim, dtype=torch.float64)
+        unit[0, i] = 1
+        rows.append(projector(unit)[0].numpy())
+    return np.stack(rows, axis=1)
+
+
+def scores(train, query, relative_damping):
+    """τ = φ(x)ᵀ (ΦᵀΦ + λI)⁻¹ φ_n by solving the k×k system; λ = relative · trace / min(N, k)."""
+    train, query = train.astype(np.float64), query.astype(np.float64)
+    kernel = train.T @ train
+    damping = relative_damping * np.trace(kernel) / min(train.shape)
+    return train @ np.linalg.solve(kernel + damping * np.eye(len(kernel)), query)

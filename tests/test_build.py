@@ -1,0 +1,118 @@
+"""A build gives the same bytes for any workers, after any kill, and only one runs at a time."""
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from dtrak.errors import DtrakError
+from dtrak.files import exclusive
+from dtrak.index import AttributionIndex
+from dtrak.store import FeatureStore
+from dtrak.verify import verify_study
+from index_builder import engine
+from index_builder.engine import build_features, build_indexes
+
+
+def hashes(folder):
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for part in (folder / "features", folder / "index")
+        for path in sorted(part.rglob("*"))
+        if path.is_file() and not path.name.startswith("example")
+    }
+
+
+@pytest.fixture
+def small_shards(monkeypatch):
+    monkeypatch.setattr(engine, "SHARD_SIZE", 4)
+
+
+def test_workers_change_no_byte(fresh, tiny, small_shards, monkeypatch, tmp_path):
+    monkeypatch.setenv("DTRAK_WORKSPACE", str(tmp_path / "workspace"))
+    build_indexes(fresh, build_features(fresh, workers=2))
+    two = hashes(fresh.root)
+    for name in ("features", "index"):
+        (fresh.root / name).rename(fresh.root / f"old-{name}")
+    build_indexes(fresh, build_features(fresh, workers=1))
+    assert hashes(fresh.root) == two
+
+
+def test_shard_size_changes_no_number(fresh, tiny, small_shards, monkeypatch, built, tmp_path):
+    monkeypatch.setenv("DTRAK_WORKSPACE", str(tmp_path / "workspace"))
+    for store in build_features(fresh, workers=1):
+        other = FeatureStore.open(built / "tiny" / "features" / store.fingerprint)
+        np.testing.assert_array_equal(store.read(), other.read())
+
+
+def test_a_killed_build_resumes_to_the_same_bytes(fresh, source):
+    command = [sys.executable, "-m", "index_builder", "build", str(source / "tiny.yaml"), "--workers", "2"]
+    for seconds in (2.5, 4, 5.5):
+        process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
+        time.sleep(seconds)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+    resumed = hashes(fresh.root)
+    for name in ("features", "index"):
+        (fresh.root / name).rename(fresh.root / f"old-{name}")
+    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+    assert hashes(fresh.root) == resumed
+    assert not list(fresh.root.rglob("features/**/*.part"))
+
+
+def test_resume_computes_only_what_is_missing(fresh, small_shards, monkeypatch):
+    stores = build_features(fresh, workers=1)
+    before = hashes(fresh.root)
+    stores[0].discard(1)
+    (stores[0].folder / "shard-00001.npy.part").write_bytes(b"half")
+    seen = []
+    real = engine.extract_rows
+    monkeypatch.setattr(engine, "extract_rows", lambda *a: seen.append(a[2]) or real(*a))
+    build_features(fresh, workers=1)
+    assert seen == [range(4, 8)]
+    assert hashes(fresh.root) == before
+
+
+def test_a_second_builder_is_told(fresh):
+    with exclusive(fresh.root, "x"), pytest.raises(DtrakError, match="Another process"):
+        build_features(fresh, workers=1)
+
+
+def test_verify_finds_and_repairs_damage(fresh):
+    build_indexes(fresh, build_features(fresh, workers=1))
+    assert verify_study(fresh) == []
+    shard = next(fresh.features.glob("*/shard-00000.npy"))
+    shard.write_bytes(shard.read_bytes()[:-4] + b"\0\0\0\1")
+    next(fresh.index.glob("*/vectors.faiss")).write_bytes(b"junk")
+    problems = verify_study(fresh, repair=True)
+    assert len(problems) == 2
+    build_indexes(fresh, build_features(fresh, workers=1))
+    assert verify_study(fresh) == []
+
+
+def test_a_full_disk_leaves_nothing_corrupt(fresh, monkeypatch):
+    import dtrak.files
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(dtrak.files.os, "fsync", full)
+        with pytest.raises(DtrakError, match="No space left"):
+            build_features(fresh, workers=1)
+    assert not list(fresh.root.rglob("features/**/*.part"))
+    stores = build_features(fresh, workers=1)
+    assert all(store.verify() == [] for store in stores)
+
+
+def test_index_of_a_built_study(tiny):
+    for folder in tiny.index.iterdir():
+        if folder.is_dir():
+            index = AttributionIndex(folder, FeatureStore.open(tiny.features / folder.name))
+            np.testing.assert_allclose(index.norms, np.linalg.norm(index.features, axis=1), rtol=1e-5)

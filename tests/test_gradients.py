@@ -1,0 +1,75 @@
+"""Cotangents, gradients and features equal the oracle; batch size, order and label handling change nothing."""
+
+import numpy as np
+import pytest
+import torch
+
+from dtrak.config import FeatureConfig
+from dtrak.features import FeatureExtractor
+from dtrak.gradients import NoiseSchedule, sample_gradients
+from dtrak.noise import feature_noise
+from dtrak.outputs import OUTPUT_FUNCTIONS
+from dtrak.studies import load_study_model
+from tests import oracle
+
+SCHEDULE = NoiseSchedule((0, 100, 500, 900), draws=2, seed=3)
+
+
+@pytest.fixture
+def model(tiny):
+    return load_study_model(tiny)
+
+
+@pytest.fixture
+def x(tiny, model):
+    return model.encode(tiny.table.pixels[:1])[0]
+
+
+@pytest.mark.parametrize("name", OUTPUT_FUNCTIONS)
+def test_gradient_equals_oracle(tiny, model, x, name):
+    fast = sample_gradients(model, x, "a", 1, SCHEDULE, [name])[0].numpy()
+    model.unet.double()
+    slow = oracle.gradient(model, x, "a", 1, name, SCHEDULE.timesteps, SCHEDULE.draws, SCHEDULE.seed)
+    assert np.abs(fast - slow).max() <= 1e-4 * np.abs(slow).max()
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+def test_batch_size_changes_nothing(model, x, batch_size):
+    outputs = ["loss", "mean-squared-l2-norm"]
+    for a, b in zip(
+        sample_gradients(model, x, "a", 1, SCHEDULE, outputs, batch_size),
+        sample_gradients(model, x, "a", 1, SCHEDULE, outputs, 5),
+        strict=True,
+    ):
+        assert torch.linalg.norm(a - b) <= 1e-5 * torch.linalg.norm(b)
+
+
+def test_noise_depends_on_its_key_alone():
+    alone = feature_noise(0, "a", [(7, 0)], (2, 3))[0]
+    among = feature_noise(0, "a", [(3, 0), (7, 0), (7, 1)], (2, 3))
+    assert (among[1] == alone).all()
+    others = [feature_noise(1, "a", [(7, 0)], (2, 3))[0], feature_noise(0, "b", [(7, 0)], (2, 3))[0], among[0], among[2]]
+    assert all((other != alone).any() for other in others)
+
+
+def test_noise_is_standard_normal():
+    noise = feature_noise(0, "a", [(t, 0) for t in range(200)], (500,))
+    assert abs(noise.mean()) < 0.02
+    assert abs(noise.std() - 1) < 0.02
+    assert abs(np.corrcoef(noise[0], noise[1])[0, 1]) < 0.2
+
+
+def test_feature_is_the_projected_oracle_gradient(model, x):
+    config = FeatureConfig(output="loss", timesteps=4, projection_dim=32)
+    extractor = FeatureExtractor(model, [config])
+    fast = extractor(x, "a", "round")[0]
+    model.unet.double()
+    slow = oracle.gradient(model, x, "a", 1, "loss", config.timestep_list())
+    projected = extractor._projectors[0](torch.from_numpy(slow)[None])[0].numpy()
+    assert np.linalg.norm(fast - projected) <= 1e-4 * np.linalg.norm(projected)
+
+
+def test_timestep_lists():
+    assert FeatureConfig(output="loss", timesteps=10).timestep_list() == list(range(0, 1000, 100))
+    assert FeatureConfig(output="loss", timesteps=3, strategy="cumulative").timestep_list() == [0, 1, 2]
+    assert len(FeatureConfig(output="loss", timesteps=7).timestep_list()) == 7
