@@ -1,5 +1,6 @@
 """What a study is, read from a YAML file into frozen models; every key has its default here."""
 
+import json
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,7 +13,7 @@ from dtrak.outputs import OUTPUT_FUNCTIONS
 from dtrak.projection import ProjectionKind
 
 ROOT = Path(__file__).resolve().parent.parent
-CONFIGS = ROOT / "configs"
+SOURCE_FILE = "study.json"
 
 
 def _known_output(name: Any) -> Any:
@@ -145,9 +146,21 @@ def workspace() -> Path:
     return Path(os.environ.get("DTRAK_WORKSPACE") or ROOT / "workspace")
 
 
+def configs() -> Path:
+    """Where studies are described: ``DTRAK_CONFIGS``, or ``configs`` beside the code."""
+    return Path(os.environ.get("DTRAK_CONFIGS") or ROOT / "configs")
+
+
 def study_names() -> list[str]:
-    """Names of the studies in ``configs/``."""
-    return sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+    """Names of the studies in ``configs/``, and of those of the workspace that were given by path."""
+    named = {path.stem for path in configs().glob("*.yaml")}
+    return sorted(named | {path.parent.name for path in workspace().glob(f"*/{SOURCE_FILE}")})
+
+
+def study_source(name: str) -> Path | None:
+    """The YAML file that the workspace's study of that name was made from, if it was given by path."""
+    note = workspace() / name / SOURCE_FILE
+    return Path(json.loads(note.read_text(encoding="utf-8"))["source"]) if note.exists() else None
 
 
 def load_study(name_or_path: str) -> Study:
@@ -156,7 +169,9 @@ def load_study(name_or_path: str) -> Study:
     Raises:
         DtrakError: no such study, not YAML, or a key that is unknown, missing or out of range.
     """
-    path = CONFIGS / f"{name_or_path}.yaml"
+    path = configs() / f"{name_or_path}.yaml"
+    if not path.is_file():
+        path = study_source(name_or_path) or path
     if name_or_path.endswith((".yaml", ".yml")) or os.sep in name_or_path:
         path = Path(name_or_path).expanduser().resolve()
     if not path.is_file():

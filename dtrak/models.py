@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from diffusers import DDPMScheduler, UNet2DModel
 from jaxtyping import Float, Int, UInt8
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from dtrak.errors import DtrakError
@@ -80,7 +81,7 @@ class DiffusionModel:
 
     def encode(self, pixels: UInt8[np.ndarray, "n h w 3"]) -> Float[Tensor, "n c s s"]:
         """Images to network inputs."""
-        x = torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2).float() / 127.5 - 1
+        x = torch.from_numpy(np.array(pixels)).permute(0, 3, 1, 2).float() / 127.5 - 1
         return F.pixel_unshuffle(x, self.patch).contiguous()
 
     def decode(self, x: Float[Tensor, "n c s s"]) -> UInt8[np.ndarray, "n h w 3"]:
@@ -245,10 +246,13 @@ def save_model(model: DiffusionModel, folder: Path, dtype: torch.dtype = torch.f
     unet: Any = model.unet
     if isinstance(unet, PeftModel):
         unet.save_pretrained(folder)
+        (folder / "README.md").unlink(missing_ok=True)  # peft's template, all blanks
+        weights = folder / "adapter_model.safetensors"
+        write_bytes(weights, save({name: value.to(dtype) for name, value in load_file(weights).items()}))
     else:
-        rounded = UNet2DModel.from_config(unet.config).to(dtype)
+        rounded = UNet2DModel.from_config(unet.config)
         rounded.load_state_dict(unet.state_dict())
-        rounded.save_pretrained(folder / "unet", safe_serialization=True)
+        torch.nn.Module.to(rounded, dtype).save_pretrained(folder / "unet", safe_serialization=True)
         model.scheduler.save_pretrained(folder / "scheduler")
     if model.num_class_embeds:
         content = {"classes": model.classes, "null_class": model.null_class}

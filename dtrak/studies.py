@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from dtrak import training
-from dtrak.config import ModelConfig, Study, load_study, workspace
+from dtrak.config import SOURCE_FILE, ModelConfig, Study, configs, load_study, study_source, workspace
 from dtrak.data import Table, load_table
 from dtrak.errors import DtrakError
 from dtrak.files import exclusive, read_json, write_json
@@ -160,6 +160,22 @@ def train_study(
         }
         write_json(folder.model_dir / "training.json", content)
         return paths
+
+
+def remember_source(folder: StudyFolder) -> None:
+    """Note where a study given by path was described, so that the app finds it by its name.
+
+    Raises:
+        DtrakError: the workspace has another study of that name.
+    """
+    study, known = folder.study, study_source(folder.study.name)
+    if known is not None and known != study.source and known.exists():
+        raise DtrakError(
+            f"The workspace already has a study '{study.name}', described by {known}.",
+            hint="Give one of them another 'name' in its YAML file, or set DTRAK_WORKSPACE.",
+        )
+    if study.source.parent != configs().resolve() and known != study.source:
+        write_json(folder.root / SOURCE_FILE, {"source": str(study.source)})
 
 
 def needs_training(folder: StudyFolder) -> bool:

@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from dtrak.config import load_study, study_names
 from dtrak.errors import DtrakError
-from dtrak.studies import StudyFolder, study_status
+from dtrak.studies import StudyFolder, remember_source, study_status
 
 app = typer.Typer(
     name="index_builder",
@@ -29,7 +29,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-errors = Console(stderr=True, highlight=False)
+errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
 StudyArgument = Annotated[str, typer.Argument(metavar="STUDY", help="A name in configs/, or the path of a YAML file.")]
 DeviceOption = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps.")]
@@ -106,7 +106,9 @@ def train(study: StudyArgument) -> None:
 @app.command()
 def build(
     study: StudyArgument,
-    workers: Annotated[int, typer.Option(min=1, help="Processes, one thread each. [default: the cores]")] = 0,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes, one thread each. [default: the cores]", show_default=False)
+    ] = None,
     batch_size: BatchOption = 16,
     device: DeviceOption = "cpu",
 ) -> None:
@@ -223,6 +225,7 @@ def _prepare(folder: StudyFolder, force: bool = False) -> None:
     from dtrak.files import exclusive
 
     with exclusive(folder.root, f"study '{folder.study.name}'"):
+        remember_source(folder)
         if is_prepared(folder.study, folder.data) and not force:
             return
         with _progress(f"prepare {folder.study.name}", None) as advance:

@@ -1,0 +1,98 @@
+"""The command line as a user or a program calls it."""
+
+import json
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from dtrak.errors import DtrakError
+from index_builder.cli import app
+from tests import oracle
+from tests.conftest import drawn_image
+
+runner = CliRunner()
+
+
+def call(*arguments):
+    result = runner.invoke(app, [str(a) for a in arguments])
+    if isinstance(result.exception, DtrakError):
+        raise result.exception
+    return result
+
+
+def test_help_names_every_command():
+    text = call("--help").stdout
+    for command in ("studies", "prepare", "train", "build", "verify", "attribute", "scores"):
+        assert command in text
+
+
+def test_attribute_json_is_the_oracles_answer_and_repeats(tiny, source):
+    arguments = ("attribute", source / "tiny.yaml", "--seed", 3, "--steps", 5, "--damping", 0.5, "--top", 4, "--json")
+    first = call(*arguments).stdout
+    assert call(*arguments).stdout == first
+    answer = json.loads(first)
+    assert list(answer) == ["study", "query", "method", "damping", "fingerprint", "proponents", "opponents"]
+    from dtrak.attribution import Attributor
+    from dtrak.queries import GenerationSettings, generate_query
+
+    attributor = Attributor(tiny)
+    query = attributor.features(generate_query(attributor, GenerationSettings(3, 5)))[0]
+    index = attributor.index(attributor.methods()[0])
+    expected = oracle.scores(index.features, query.vector, 0.5)
+    order = [i for i in np.argsort(-expected)[:4] if expected[i] > 0]
+    assert [p["id"] for p in answer["proponents"]] == [tiny.table.train_ids[i] for i in order]
+    np.testing.assert_allclose([p["score"] for p in answer["proponents"]], expected[order], rtol=1e-5)
+    assert all(o["score"] < 0 for o in answer["opponents"])
+    assert {"id", "score", "label", "caption", "creator", "licence"} == set(answer["proponents"][0])
+
+
+def test_scores_equal_single_attributions(tiny, source, tmp_path):
+    for i in (100, 101):
+        drawn_image(i).save(tmp_path / f"{i}.png")
+    (tmp_path / "bad.png").write_bytes(b"no")
+    out = tmp_path / "out.npz"
+    call("scores", source / "tiny.yaml", "--queries", tmp_path, "--method", "trak", "--out", out)
+    with np.load(out) as found:
+        assert found["scores"].shape == (2, 14)
+        assert found["scores"].dtype == np.float32
+        assert found["train_ids"].tolist() == tiny.table.train_ids
+        assert found["query_files"].tolist() == ["100.png", "101.png"]
+        first = call(
+            "attribute", source / "tiny.yaml", "--image", tmp_path / "100.png", "--method", "trak", "--top", 14, "--json"
+        )
+        by_id = {p["id"]: p["score"] for side in ("proponents", "opponents") for p in json.loads(first.stdout)[side]}
+        for score, sample_id in zip(found["scores"][0], found["train_ids"], strict=True):
+            assert by_id[sample_id] == pytest.approx(float(score), rel=1e-4)
+
+
+def test_studies_and_verify(tiny, source):
+    assert "tiny is whole" in call("verify", source / "tiny.yaml").stdout.replace("'", "")
+    assert any(s["name"] == "demo" for s in json.loads(call("studies", "--json").stdout))
+
+
+def test_failures_say_what_to_do(fresh, source):
+    with pytest.raises(DtrakError, match="index_builder build"):
+        call("attribute", source / "tiny.yaml", "--seed", 1)
+    assert call("attribute", source / "tiny.yaml").exit_code == 2
+    with pytest.raises(DtrakError, match="no study"):
+        call("build", "nothing")
+
+
+def test_an_index_of_other_weights_is_refused(fresh, source, tmp_path):
+    from dtrak.attribution import Attributor
+    from dtrak.config import load_study
+    from dtrak.studies import StudyFolder
+    from index_builder.engine import build_features, build_indexes
+    from tests.conftest import write_study
+
+    build_indexes(fresh, build_features(fresh, workers=1))
+    changed = source / "other"
+    changed.mkdir(exist_ok=True)
+    features = [{"output": "mean-squared-l2-norm", "timesteps": 4, "projection_dim": 64}]
+    data = {"kind": "imagefolder", "path": "../images", "holdout": 0.125}
+    model = {"path": "../model", "classes": {"round": 1, "square": 2}, "null_class": 0}
+    study = load_study(str(write_study(changed, features=features, data=data, model=model)))
+    attributor = Attributor(StudyFolder(study))
+    with pytest.raises(DtrakError, match="timesteps"):
+        attributor.index(attributor.methods()[0])
