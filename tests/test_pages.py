@@ -1,0 +1,101 @@
+"""Each page by AppTest: it renders, and its empty and error states say what to do."""
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from dtrak.queries import GenerationSettings
+from dtrak.ui.services import study_service
+from tests.test_jobs_runs import wait_until
+
+
+@pytest.fixture
+def app(tiny, source, monkeypatch):
+    monkeypatch.setenv("DTRAK_CONFIGS", str(source))
+    return AppTest.from_file("../app.py", default_timeout=60)
+
+
+@pytest.fixture
+def run(tiny, source, monkeypatch):
+    monkeypatch.setenv("DTRAK_CONFIGS", str(source))
+    service = study_service("tiny")
+    job = service.generate([GenerationSettings(3, 5, "round", 1.0)])
+    wait_until(lambda: not job.active, 30)
+    found = service.runs.load(job.result[0])
+    features = service.compute_features(found)
+    wait_until(lambda: not features.active, 30)
+    return found
+
+
+def text(app):
+    return " ".join(element.value for element in [*app.markdown, *app.info, *app.warning, *app.error, *app.caption])
+
+
+def test_home(app):
+    app.run()
+    assert not app.exception
+    assert "14 training images" in text(app)
+
+
+def test_home_without_an_index_gives_the_command(app, monkeypatch, tmp_path):
+    monkeypatch.setenv("DTRAK_WORKSPACE", str(tmp_path))
+    app.run()
+    assert not app.exception
+    assert "index_builder build tiny" in app.code[0].value
+
+
+def test_generate(app, run):
+    app.run()
+    app.switch_page("pages/generate.py").run()
+    assert not app.exception
+    assert "press Generate" in text(app)
+    app.number_input(key="seed").set_value(3)
+    app.slider(key="steps").set_value(5)
+    app.run()
+    assert app.button(key=f"attribute-{run.id}")
+
+
+def test_attribution_without_a_run(app):
+    app.run()
+    app.switch_page("pages/attribution.py").run()
+    assert not app.exception
+
+
+def test_attribution_of_an_unknown_run(app):
+    app.query_params["run"] = "nothing"
+    app.run()
+    app.switch_page("pages/attribution.py").run()
+    assert "There is no run" in text(app)
+
+
+def test_attribution(app, run):
+    app.query_params["run"] = run.id
+    app.run()
+    app.query_params["run"] = run.id
+    app.switch_page("pages/attribution.py").run()
+    assert not app.exception
+    assert {"Proponents", "Opponents", "By creator", "By class"} <= {s.value for s in app.subheader}
+    assert "standard deviations" in text(app)
+
+
+def test_sample(app, tiny):
+    record = tiny.table.records[0]
+    app.run()
+    app.query_params["id"] = record.id
+    app.switch_page("pages/sample.py").run()
+    assert not app.exception
+    assert app.title[0].value == record.caption
+    assert record.creator in text(app)
+
+
+def test_unknown_sample(app):
+    app.run()
+    app.query_params["id"] = "nothing"
+    app.switch_page("pages/sample.py").run()
+    assert "no such training image" in text(app)
+
+
+def test_about(app):
+    app.run()
+    app.switch_page("pages/about.py").run()
+    assert not app.exception
+    assert "What it is not" in text(app)
