@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import streamlit as st
+from streamlit.runtime.pages_manager import PagesManager
 
 from dtrak.config import load_study, study_names
 from dtrak.errors import DtrakError
@@ -55,6 +56,17 @@ export default function ({ parentElement, data, setTriggerValue }) {
   root.replaceChildren(grid);
 }
 """
+
+
+def hand_over_to_app() -> None:
+    """Make a deep link into a new server end in ``app.py``.
+
+    Until ``st.navigation`` has run once, Streamlit takes every file in ``pages/`` for a page of its
+    own and skips ``app.py``; there is no public switch for that, so its flag is cleared here.
+    """
+    if "study" not in st.session_state:
+        PagesManager.uses_pages_directory = False
+        st.rerun()
 
 
 def choose_study() -> None:

@@ -6,7 +6,9 @@ import streamlit as st
 
 from dtrak.config import load_study
 from dtrak.methods import METHODS
+from pages_ui import hand_over_to_app
 
+hand_over_to_app()
 st.title("About")
 st.markdown(
     """

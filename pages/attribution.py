@@ -8,10 +8,11 @@ from dtrak.queries import query_from_bytes
 from dtrak.ui.figures import score_histogram, share_bars
 from dtrak.ui.services import queue
 from dtrak.ui.views import default_power, effective_number, enlarged_png, shares, tiles, z_score
-from pages_ui import current_service, gallery, show_error, wait_for
+from pages_ui import hand_over_to_app, current_service, gallery, show_error, wait_for
 
 ANY = "any"
 
+hand_over_to_app()
 st.title("Attribution")
 service = current_service()
 

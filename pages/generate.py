@@ -8,7 +8,7 @@ from dtrak.ui.jobs import Job
 from dtrak.ui.runs import read_settings
 from dtrak.ui.services import queue
 from dtrak.ui.views import enlarged_png
-from pages_ui import current_service, show_error, wait_for
+from pages_ui import hand_over_to_app, current_service, show_error, wait_for
 
 ANY = "any"
 
@@ -28,6 +28,7 @@ def restore() -> None:
     st.session_state.update(guidance=settings.guidance, label=settings.label or ANY, restored=True)
 
 
+hand_over_to_app()
 st.title("Generate")
 service = current_service()
 labels = [ANY, *service.classes]

@@ -6,8 +6,9 @@ from dtrak.config import load_study
 from dtrak.errors import DtrakError
 from dtrak.studies import StudyFolder, study_status
 from dtrak.ui.example import home_example
-from pages_ui import open_sample, show_error
+from pages_ui import hand_over_to_app, open_sample, show_error
 
+hand_over_to_app()
 st.title("Which training images shaped this one?")
 st.markdown(
     "A diffusion model learns from people's pictures. **dtrak** measures, for a picture it draws, which of "
@@ -28,7 +29,7 @@ for column, title, text, page in zip(
     with column, st.container(border=True, height="stretch"):
         st.subheader(title)
         st.write(text)
-        st.page_link(page, label=f"Open {title.split(' · ')[1]}")
+        st.page_link(page, label=f"{title.split(' · ')[1]} →")
 
 study = load_study(st.session_state["study"])
 example = home_example(study.name)

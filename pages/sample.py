@@ -4,8 +4,9 @@ import streamlit as st
 
 from dtrak.data import BadImage, open_image
 from dtrak.ui.views import describe, enlarged_png
-from pages_ui import current_service
+from pages_ui import hand_over_to_app, current_service
 
+hand_over_to_app()
 service = current_service()
 table = service.attributor.table
 sample_id = st.query_params.get("id", "")
