@@ -116,7 +116,7 @@ def gallery(tiles: list[dict[str, Any]], side: str, key: str) -> None:
 
 def open_sample(sample_id: str) -> None:
     """Go to a training image's page; its link can be copied."""
-    params = {"id": sample_id, "study": st.session_state["study"]}
+    params = {"id": sample_id}
     if run := st.query_params.get("run"):
         params["run"] = run
     st.switch_page("pages/sample.py", query_params=params)

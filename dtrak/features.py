@@ -1,11 +1,9 @@
 """Features ``φ(x) = P · mean over (t, draw) of ∇_θ f(ε_θ(x_t, t, c))``, for any number of settings at once."""
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -16,6 +14,7 @@ from dtrak.gradients import NoiseSchedule, sample_gradients
 from dtrak.models import PREPROCESSING_VERSION, DiffusionModel
 from dtrak.noise import NOISE_VERSION
 from dtrak.projection import PROJECTION_VERSION, Projector, make_projector
+from dtrak.threads import one_thread
 
 
 def identity(model: str, data: str, config: FeatureConfig) -> dict[str, Any]:
@@ -40,17 +39,6 @@ def identity(model: str, data: str, config: FeatureConfig) -> dict[str, Any]:
         },
         "dtype": config.dtype,
     }
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Run torch on one thread: sums then come in one order, whoever calls."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 class FeatureExtractor:

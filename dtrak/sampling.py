@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dtrak.models import DiffusionModel
 from dtrak.noise import keyed_generator
+from dtrak.threads import one_thread
 
 
 @dataclass(frozen=True)
@@ -65,10 +66,11 @@ def sample(
         null = torch.full_like(classes, model.null_class)
     for done, timestep in enumerate(scheduler.timesteps.tolist(), 1):
         t = torch.full((len(seeds),), timestep, device=model.device)
-        noise = model.predict(x, t, classes)
-        if null is not None:
-            free = model.predict(x, t, null)
-            noise = free + guidance * (noise - free)
+        with one_thread():
+            noise = model.predict(x, t, classes)
+            if null is not None:
+                free = model.predict(x, t, null)
+                noise = free + guidance * (noise - free)
         result = scheduler.step(noise, timestep, x)
         x = result.prev_sample
         yield SamplingStep(done, steps, timestep, x, result.pred_original_sample)

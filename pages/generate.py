@@ -80,8 +80,7 @@ with results:
                 st.image(enlarged_png(run.pixels, 192), width="stretch", alt=f"Generated picture, {run.title}")
                 st.markdown(run.title)
                 if st.button("Attribute", key=f"attribute-{run.id}", width="stretch", type="primary"):
-                    params = {"run": run.id, "study": service.folder.study.name}
-                    st.switch_page("pages/attribution.py", query_params=params)
+                    st.switch_page("pages/attribution.py", query_params={"run": run.id})
                 st.download_button(
                     "PNG", service.runs.image_bytes(run), f"{run.id}.png", "image/png",
                     key=f"download-{run.id}", on_click="ignore", width="stretch",

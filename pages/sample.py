@@ -38,7 +38,5 @@ with right:
         st.markdown(f"**{name}**: {value or 'not stated'}")
     if service.folder.study.data.credit:
         st.caption(service.folder.study.data.credit)
-    params = {"study": service.folder.study.name}
-    if run := st.query_params.get("run"):
-        params["run"] = run
-    st.page_link("pages/attribution.py", label="Back to the attribution", query_params=params)
+    run = st.query_params.get("run")
+    st.page_link("pages/attribution.py", label="Back to the attribution", query_params={"run": run} if run else None)
