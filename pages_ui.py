@@ -73,7 +73,9 @@ def choose_study() -> None:
     """The sidebar: which study, and what of it is built."""
     names = study_names()
     with st.sidebar:
-        st.selectbox("Study", names, index=names.index("demo") if "demo" in names else 0, key="study", bind="query-params")
+        st.selectbox(
+            "Study", names, index=names.index("demo") if "demo" in names else 0, key="study", bind="query-params"
+        )
         try:
             status = study_status(StudyFolder(load_study(st.session_state["study"])))
             st.caption(f"{status['title']}  \nData: {status['data']}  \nIndex: {status['index']}")

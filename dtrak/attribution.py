@@ -153,7 +153,8 @@ class Attributor:
             if config.output == method.output:
                 return position
         raise DtrakError(
-            f"{method.title} needs features of '{method.output}', which study '{self.folder.study.name}' does not list.",
+            f"{method.title} needs features of '{method.output}', "
+            f"which study '{self.folder.study.name}' does not list.",
             hint=f"Add '- output: {method.output}' under features in {self.folder.study.source.name} and build.",
         )
 
@@ -196,4 +197,3 @@ def as_json(study: str, query: dict[str, Any], attribution: Attribution) -> dict
         "proponents": [entry(s) for s in attribution.proponents],
         "opponents": [entry(s) for s in attribution.opponents],
     }
-

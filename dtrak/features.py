@@ -58,7 +58,7 @@ class FeatureExtractor:
         for i, config in enumerate(configs):
             key = (config.projection, config.projection_dim, config.projection_seed)
             if key not in projectors:
-                kind, k, seed = key
+                _, k, seed = key
                 projectors[key] = make_projector(config.projection, dimension, k, seed, model.device)
             self._projectors.append(projectors[key])
             schedule = NoiseSchedule(
@@ -77,9 +77,7 @@ class FeatureExtractor:
         with one_thread():
             for schedule, members in self._groups.items():
                 outputs = list(dict.fromkeys(self.configs[i].output for i in members))
-                gradients = sample_gradients(
-                    self.model, x, sample_id, class_index, schedule, outputs, self.batch_size
-                )
+                gradients = sample_gradients(self.model, x, sample_id, class_index, schedule, outputs, self.batch_size)
                 by_output = dict(zip(outputs, gradients, strict=True))
                 for i in members:
                     projected = self._projectors[i](by_output[self.configs[i].output][None])[0]

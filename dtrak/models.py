@@ -40,7 +40,7 @@ class DiffusionModel:
     def __init__(
         self,
         unet: torch.nn.Module,
-        scheduler: DDPMScheduler,
+        scheduler: Any,  # a diffusers DDPMScheduler
         resolution: int,
         classes: dict[str, int] | None = None,
         null_class: int | None = None,
@@ -231,7 +231,7 @@ def add_lora(model: DiffusionModel, rank: int, alpha: float, modules: Sequence[s
     torch.manual_seed(seed)
     config = LoraConfig(
         r=rank,
-        lora_alpha=alpha,
+        lora_alpha=alpha,  # type: ignore[arg-type]
         target_modules=list(modules),
         modules_to_save=["class_embedding"] if model.num_class_embeds else None,
     )
@@ -245,7 +245,7 @@ def save_model(model: DiffusionModel, folder: Path, dtype: torch.dtype = torch.f
     folder.mkdir(parents=True, exist_ok=True)
     unet: Any = model.unet
     if isinstance(unet, PeftModel):
-        unet.save_pretrained(folder)
+        unet.save_pretrained(str(folder))
         (folder / "README.md").unlink(missing_ok=True)  # peft's template, all blanks
         weights = folder / "adapter_model.safetensors"
         write_bytes(weights, save({name: value.to(dtype) for name, value in load_file(weights).items()}))

@@ -12,8 +12,8 @@ from dtrak.config import SOURCE_FILE, ModelConfig, Study, configs, load_study, s
 from dtrak.data import Table, load_table
 from dtrak.errors import DtrakError
 from dtrak.files import exclusive, read_json, write_json
-from dtrak.store import FeatureStore
 from dtrak.models import DiffusionModel, add_lora, load_model, new_scheduler, new_unet, save_model, weights_digest
+from dtrak.store import FeatureStore
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,11 @@ def initial_model(folder: StudyFolder) -> DiffusionModel:
         offset = 0 if study.model.null_class is None else 1
         classes = study.model.classes or {label: i + offset for i, label in enumerate(labels)}
         return DiffusionModel(
-            new_unet(study.model.unet), new_scheduler(), study.resolution, classes, study.model.null_class
+            new_unet(study.model.unet),  # type: ignore[arg-type]
+            new_scheduler(),
+            study.resolution,
+            classes,
+            study.model.null_class,
         )
     model = load_model(base_path(study), study.resolution, None, study.model.classes, study.model.null_class)
     if model.num_class_embeds:

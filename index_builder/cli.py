@@ -77,7 +77,8 @@ def studies(as_json: JsonOption = False) -> None:
 
 @app.command()
 def prepare(
-    study: StudyArgument, force: Annotated[bool, typer.Option(help="Read the data again even if it is prepared.")] = False
+    study: StudyArgument,
+    force: Annotated[bool, typer.Option(help="Read the data again even if it is prepared.")] = False,
 ) -> None:
     """Read and check the images of STUDY; broken ones and duplicates are named and left out."""
     _prepare(StudyFolder(load_study(study)), force)
@@ -120,9 +121,7 @@ def build(
     if device != "cpu":
         workers = 1  # one process drives the accelerator
     with _progress(f"features of {folder.study.name}", folder.table.train_size) as advance:
-        stores = build_features(
-            folder, workers or _cores(), batch_size, device, lambda done, total: advance(done, "")
-        )
+        stores = build_features(folder, workers or _cores(), batch_size, device, lambda done, total: advance(done, ""))
     build_indexes(folder, stores)
     _write_example(folder)
     errors.print(f"Index of '{folder.study.name}' is ready in {folder.index}.")
@@ -131,7 +130,9 @@ def build(
 @app.command()
 def verify(
     study: StudyArgument,
-    repair: Annotated[bool, typer.Option(help="Forget what is damaged, so that the next build makes it again.")] = False,
+    repair: Annotated[
+        bool, typer.Option(help="Forget what is damaged, so that the next build makes it again.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Check every hash, shard and mark of STUDY, and say what to rebuild."""
@@ -157,7 +158,9 @@ def attribute(
     study: StudyArgument,
     image: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="An image file to attribute.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Generate an image from this seed and attribute it.")] = None,
-    label: Annotated[str | None, typer.Option(help="The class to draw, or to read the image as. [default: any]")] = None,
+    label: Annotated[
+        str | None, typer.Option(help="The class to draw, or to read the image as. [default: any]")
+    ] = None,
     steps: Annotated[int, typer.Option(min=1, max=1000, help="Denoising steps, with --seed.")] = 50,
     method: MethodOption = MethodName.dtrak,
     damping: DampingOption = None,
@@ -168,7 +171,8 @@ def attribute(
     """Name the training images that one image leans on."""
     if (image is None) == (seed is None):
         raise typer.BadParameter("give one of --image and --seed")
-    from dtrak.attribution import Attributor, as_json as to_json
+    from dtrak.attribution import Attributor
+    from dtrak.attribution import as_json as to_json
     from dtrak.queries import GenerationSettings, generate_query, query_from_file
 
     attributor = Attributor(StudyFolder(load_study(study)), device)

@@ -98,9 +98,7 @@ class _Builder:
         return shard
 
 
-def _in_this_process(
-    study: Study, tasks: list[Task], workers: int, batch_size: int, device: str
-) -> Iterator[int]:
+def _in_this_process(study: Study, tasks: list[Task], workers: int, batch_size: int, device: str) -> Iterator[int]:
     if tasks:
         builder = _Builder(study, batch_size, device)
         yield from map(builder.build, tasks)

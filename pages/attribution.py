@@ -8,7 +8,7 @@ from dtrak.queries import query_from_bytes
 from dtrak.ui.figures import score_histogram, share_bars
 from dtrak.ui.services import queue
 from dtrak.ui.views import default_power, effective_number, enlarged_png, shares, tiles, z_score
-from pages_ui import hand_over_to_app, current_service, gallery, show_error, wait_for
+from pages_ui import current_service, gallery, hand_over_to_app, show_error, wait_for
 
 ANY = "any"
 
@@ -113,7 +113,9 @@ with right:
     st.plotly_chart(score_histogram(answer), key="histogram", alt="Histogram of the scores of all training images")
     records = table.records[: table.train_size]
     top_text = f"The top score lies {z_score(answer):.1f} standard deviations above the mean of all {len(records)}."
-    st.caption(f"{top_text} Positive mass is spread over the equivalent of {effective_number(answer.scores):.0f} images.")
+    st.caption(
+        f"{top_text} Positive mass is spread over the equivalent of {effective_number(answer.scores):.0f} images."
+    )
     for title, key in (("By creator", "creator"), ("By class", "label")):
         st.subheader(title)
         found = shares(list(records), answer.scores, key)

@@ -8,7 +8,7 @@ from dtrak.ui.jobs import Job
 from dtrak.ui.runs import read_settings
 from dtrak.ui.services import queue
 from dtrak.ui.views import enlarged_png
-from pages_ui import hand_over_to_app, current_service, show_error, wait_for
+from pages_ui import current_service, hand_over_to_app, show_error, wait_for
 
 ANY = "any"
 
@@ -34,7 +34,9 @@ service = current_service()
 labels = [ANY, *service.classes]
 form, results = st.columns([1, 2], gap="large")
 with form:
-    st.number_input("Seed", 0, 2**32 - 1, 7, key="seed", bind="query-params", help="The same seed gives the same pixels.")
+    st.number_input(
+        "Seed", 0, 2**32 - 1, 7, key="seed", bind="query-params", help="The same seed gives the same pixels."
+    )
     st.slider("Steps", 5, 200, 50, key="steps", bind="query-params", help="Denoising steps (DDIM).")
     st.slider("Images", 1, 8, 1, key="images", bind="query-params", help="Drawn from this seed and those after it.")
     if len(labels) > 1:

@@ -4,7 +4,7 @@ import streamlit as st
 
 from dtrak.data import BadImage, open_image
 from dtrak.ui.views import describe, enlarged_png
-from pages_ui import hand_over_to_app, current_service
+from pages_ui import current_service, hand_over_to_app
 
 hand_over_to_app()
 service = current_service()
@@ -20,11 +20,17 @@ st.title(record.caption or record.id)
 left, right = st.columns(2, gap="large")
 with left:
     try:
-        st.image(open_image(table.original(sample_id), service.folder.study.data.max_pixels), width=384, alt=describe(record))
+        st.image(
+            open_image(table.original(sample_id), service.folder.study.data.max_pixels), width=384, alt=describe(record)
+        )
         st.caption("As it came")
     except BadImage as reason:
         st.warning(f"The original cannot be shown: {reason}.")
-    st.image(enlarged_png(table.pixels[table.rows[sample_id]], 192), width=192, alt=f"{describe(record)}, as the model sees it")
+    st.image(
+        enlarged_png(table.pixels[table.rows[sample_id]], 192),
+        width=192,
+        alt=f"{describe(record)}, as the model sees it",
+    )
     st.caption("As the model sees it")
 with right:
     facts = {

@@ -38,7 +38,10 @@ def gradient(model, x, sample_id, class_index, output, timesteps, draws=1, seed=
             value = output_value(output, prediction, noise, weight)
             gradients = torch.autograd.grad(value, parameters, allow_unused=True)
             total += torch.cat(
-                [(torch.zeros_like(p) if g is None else g).flatten() for g, p in zip(gradients, parameters, strict=True)]
+                [
+                    (torch.zeros_like(p) if g is None else g).flatten()
+                    for g, p in zip(gradients, parameters, strict=True)
+                ]
             )
     return (total / (len(timesteps) * draws)).numpy()
 

@@ -72,7 +72,9 @@ def context(browser):
     requests, failures = [], []
     context.on("request", lambda request: requests.append(request.url))
     context.on("weberror", lambda error: failures.append(str(error.error)))
-    context.on("response", lambda r: failures.append(r.url) if r.status >= 400 and not KNOWN_404.search(r.url) else None)
+    context.on(
+        "response", lambda r: failures.append(r.url) if r.status >= 400 and not KNOWN_404.search(r.url) else None
+    )
     yield context
     context.close()
     outside = [u for u in requests if not u.startswith(("http://127.0.0.1", "ws://127.0.0.1", "data:", "blob:"))]

@@ -59,7 +59,15 @@ def test_scores_equal_single_attributions(tiny, source, tmp_path):
         assert found["train_ids"].tolist() == tiny.table.train_ids
         assert found["query_files"].tolist() == ["100.png", "101.png"]
         first = call(
-            "attribute", source / "tiny.yaml", "--image", tmp_path / "100.png", "--method", "trak", "--top", 14, "--json"
+            "attribute",
+            source / "tiny.yaml",
+            "--image",
+            tmp_path / "100.png",
+            "--method",
+            "trak",
+            "--top",
+            14,
+            "--json",
         )
         by_id = {p["id"]: p["score"] for side in ("proponents", "opponents") for p in json.loads(first.stdout)[side]}
         for score, sample_id in zip(found["scores"][0], found["train_ids"], strict=True):

@@ -48,7 +48,12 @@ def test_noise_depends_on_its_key_alone():
     alone = feature_noise(0, "a", [(7, 0)], (2, 3))[0]
     among = feature_noise(0, "a", [(3, 0), (7, 0), (7, 1)], (2, 3))
     assert (among[1] == alone).all()
-    others = [feature_noise(1, "a", [(7, 0)], (2, 3))[0], feature_noise(0, "b", [(7, 0)], (2, 3))[0], among[0], among[2]]
+    others = [
+        feature_noise(1, "a", [(7, 0)], (2, 3))[0],
+        feature_noise(0, "b", [(7, 0)], (2, 3))[0],
+        among[0],
+        among[2],
+    ]
     assert all((other != alone).any() for other in others)
 
 

@@ -57,7 +57,11 @@ def test_leaving_samples_out_changes_nothing_else(setting):
     missing = 0
     for step in range(everyone.steps_per_epoch):
         a, b = everyone(step), without(step)
-        places = [i for i in range(len(a.x)) if not (a.x[i] == latents[3]).all() and not (a.x[i] == model.flip(latents[3])).all()]
+        places = [
+            i
+            for i in range(len(a.x))
+            if not (a.x[i] == latents[3]).all() and not (a.x[i] == model.flip(latents[3])).all()
+        ]
         missing += len(a.x) - len(places)
         assert (a.x[places] == b.x).all()
         assert (a.noise[places] == b.noise).all()
@@ -92,7 +96,7 @@ def test_learning_rate_warms_up_and_falls():
     assert rates[0] == pytest.approx(0.1)
     assert rates[9] == rates[50] == 1
     assert rates[100] == pytest.approx(0.1)
-    assert all(a >= b for a, b in zip(rates[54:], rates[55:], strict=False))
+    assert (np.diff(rates[54:]) <= 0).all()
 
 
 def test_a_seed_gives_the_same_pixels_alone_and_among_others(tiny):

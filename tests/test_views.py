@@ -15,7 +15,12 @@ SCORES = np.array([3.0, 1.0, -2.0, 0.0])
 
 def attribution():
     return Attribution(
-        METHODS["dtrak"], 0.1, "f", [Scored(RECORDS[0], 3.0), Scored(RECORDS[1], 1.0)], [Scored(RECORDS[2], -2.0)], SCORES
+        METHODS["dtrak"],
+        0.1,
+        "f",
+        [Scored(RECORDS[0], 3.0), Scored(RECORDS[1], 1.0)],
+        [Scored(RECORDS[2], -2.0)],
+        SCORES,
     )
 
 

@@ -28,7 +28,9 @@ def open_image(content: bytes, max_pixels: int = 50_000_000) -> Image.Image:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(content))
             if image.width * image.height > max_pixels:
-                raise BadImage(f"{image.width}×{image.height} is more than {max_pixels:,} pixels (a decompression bomb?)")
+                raise BadImage(
+                    f"{image.width}×{image.height} is more than {max_pixels:,} pixels (a decompression bomb?)"
+                )
             image.load()
         return _to_rgb(ImageOps.exif_transpose(image))
     except UnidentifiedImageError as error:

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from dtrak.attribution import Attributor
+from dtrak.config import load_study
 from dtrak.files import read_json, write_bytes, write_json
 from dtrak.queries import GenerationSettings, generate_query
 from dtrak.studies import StudyFolder
-from dtrak.config import load_study
 from dtrak.ui.views import enlarged_png, tiles
 
 EXAMPLE_SEED = 7

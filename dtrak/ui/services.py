@@ -90,7 +90,9 @@ class StudyService:
         get_method(method)
         with self.lock:
             features = self.query_features(run)
-            return features and self.attributor.attribute(features, method, damping, top)
+            if features is None:
+                return None
+            return self.attributor.attribute(features, method, damping, top)
 
 
 @functools.lru_cache(maxsize=2)
