@@ -1,0 +1,1 @@
+"""Measurements, each against the thing it claims to beat and against the floor, in one run."""

@@ -1,0 +1,36 @@
+"""The README's example runs as it stands."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+from index_builder.cli import app
+from tests.conftest import drawn_image, write_images, write_model
+from tests.test_cli import runner
+
+README = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_example_study_builds_and_answers(tmp_path, monkeypatch):
+    monkeypatch.setenv("DTRAK_WORKSPACE", str(tmp_path / "workspace"))
+    monkeypatch.chdir(tmp_path)
+    write_images(tmp_path / "images")
+    write_model(tmp_path / "model")
+    drawn_image(99).save(tmp_path / "picture.png")
+    yaml_block = re.search(r"```yaml\n(.*?)```", README, re.S)
+    (tmp_path / "my.yaml").write_text(yaml_block[1])
+    commands = re.findall(r"^python -m index_builder (\w+ my\.yaml.*)$", README, re.M)
+    assert [c.split()[0] for c in commands] == ["build", "attribute"]
+    for command in commands:
+        result = runner.invoke(app, shlex.split(command))
+        assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["study"] == "my"
+
+
+def test_every_configuration_key_is_documented():
+    from dtrak.config import DataConfig, FeatureConfig, ModelConfig, Study, TrainingConfig
+
+    for model in (Study, DataConfig, ModelConfig, TrainingConfig, FeatureConfig):
+        for key in set(model.model_fields) - {"source", "data", "model", "training", "features"}:
+            assert re.search(rf"\b{key}\b", README), key
