@@ -5,6 +5,7 @@ Needs the demo prepared and ``traker`` for the reference recipe (``make bench`` 
 
 import os
 import platform
+import re
 import resource
 import shutil
 import statistics
@@ -150,10 +151,9 @@ def main() -> None:
     """Measure, print and write."""
     folder = StudyFolder(load_study("demo"))
     rows = feature_rows(folder) + query_rows(folder) + index_rows(folder)
-    processor = next(
-        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").open() if line.startswith("model name")),
-        platform.processor(),
-    )
+    cpuinfo = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*: (.*)", cpuinfo.read_text() if cpuinfo.exists() else "")
+    processor = found[1] if found else platform.processor()
     machine = f"{processor}, {os.cpu_count()} cores, torch {torch.__version__}, Python {platform.python_version()}"
     lines = [
         "# Benchmarks",
