@@ -99,9 +99,9 @@ def report(count: int) -> str:
     lines = [
         "# Which λ",
         "",
-        f"`python -m benchmarks.damping --halves {count}`: {len(numbers)} fine-tunings of the demo on random halves of",
-        f"its training set. LDS × 100 at λ = 10^p × mean eigenvalue, over all halves; {len(asked) - GENERATED} held-out",
-        f"and {GENERATED} generated queries. Few halves: each number is uncertain by several points.",
+        f"`python -m benchmarks.damping --halves {count}`: {len(numbers)} fine-tunings of the demo on random halves",
+        f"of its training set; {len(asked) - GENERATED} held-out and {GENERATED} generated queries. LDS × 100 over all",
+        "halves, at λ = 10^p × mean eigenvalue. Few halves: each number is uncertain by several points.",
         "",
         "| method | queries | " + " | ".join(f"{p:g}" for p in POWERS) + " | chosen on even halves → LDS on odd ones |",
         "|---|---|" + "---|" * (len(POWERS) + 1),
