@@ -4,6 +4,8 @@ import io
 import struct
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -69,6 +71,30 @@ def test_prepare_names_what_it_leaves_out(tmp_path):
     table = load_table(tmp_path / "data")
     assert report.train + report.heldout == len(table.records) == 8
     assert {r.label for r in table.records} == {"round", "square"}
+
+
+def test_parquet_is_the_same_road(tmp_path):
+    rows = [
+        {"image": {"bytes": encoded(drawn_image(i)), "path": None}, "artist": f"a{i}", "style": "round", "key": f"k{i}"}
+        for i in range(4)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "data.parquet")
+    data = {"kind": "parquet", "path": "data.parquet", "id_column": "key", "licence": "CC0", "holdout": 0}
+    study = load_study(str(write_study(tmp_path, data=data)))
+    assert prepare(study, tmp_path / "out").train == 4
+    record = load_table(tmp_path / "out").records[2]
+    assert (record.id, record.creator, record.label, record.licence) == ("k2", "a2", "round", "CC0")
+    wrong = load_study(str(write_study(tmp_path, data=data | {"image_column": "picture"})))
+    with pytest.raises(DtrakError, match="image_column"):
+        prepare(wrong, tmp_path / "out2")
+
+
+def test_a_file_that_metadata_names_and_is_missing_is_reported(tmp_path):
+    write_images(tmp_path / "images", 4)
+    with (tmp_path / "images" / "metadata.csv").open("a") as file:
+        file.write("round/99.png,round,gone,nobody,CC0\n")
+    report = prepare(load_study(str(write_study(tmp_path))), tmp_path / "data")
+    assert report.refused == [{"id": "round/99.png", "reason": "the file is missing or empty"}]
 
 
 def test_metadata_reaches_the_table(tiny):

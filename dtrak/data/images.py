@@ -22,7 +22,7 @@ def open_image(content: bytes, max_pixels: int = 50_000_000) -> Image.Image:
         BadImage: not an image, truncated, or larger than ``max_pixels``.
     """
     if not content:
-        raise BadImage("the file is empty")
+        raise BadImage("the file is missing or empty")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
