@@ -1,6 +1,5 @@
 """Reading images from folders, Parquet and hubs, through Hugging Face ``datasets``."""
 
-import csv
 import os
 import tempfile
 from collections.abc import Iterator
@@ -35,8 +34,6 @@ def read_source(study: Study) -> Iterator[Item]:
     with tempfile.TemporaryDirectory(prefix="dtrak-") as cache:
         table = _load(study, cache)
         yield from _items(table, data, study)
-    if data.kind == "imagefolder":
-        yield from _missing_files(study.resolve(data.path or "."))
 
 
 def _load(study: Study, cache: str) -> Any:
@@ -103,16 +100,6 @@ def _items(table: Any, data: DataConfig, study: Study) -> Iterator[Item]:
             creator=values["creator"] or data.creator or "",
             licence=values["licence"] or data.licence or "",
         )
-
-
-def _missing_files(root: Path) -> Iterator[Item]:
-    """Files that a metadata.csv names and that are not there; ``datasets`` passes over them in silence."""
-    for metadata in sorted(root.rglob("metadata.csv")):
-        with metadata.open(encoding="utf-8-sig", newline="") as file:
-            for row in csv.DictReader(file):
-                path = metadata.parent / (row.get("file_name") or "")
-                if not path.exists():
-                    yield Item(id=path.relative_to(root).as_posix(), image=b"")
 
 
 def _read(image: dict[str, Any]) -> bytes:
