@@ -57,11 +57,39 @@ class Attribution:
     """
 
     method: Method
-    damping: float
+    damping: float | None
     fingerprint: str
     proponents: list[Scored]
     opponents: list[Scored]
     scores: Float[np.ndarray, " n"]
+
+
+def resolve_damping(method: Method, damping: float | None) -> float | None:
+    """The damping to use: the given one, or the method's default.
+
+    Raises:
+        DtrakError: it is not a positive number, or the method has no kernel to damp.
+    """
+    if damping is None:
+        return method.damping
+    if method.damping is None:
+        raise DtrakError(f"{method.title} has no damping.", hint="Leave the damping out.")
+    if not 0 < damping < float("inf"):
+        raise DtrakError(f"The damping must be a positive number, not {damping}.", hint="Try 0.1.")
+    return damping
+
+
+def row_norms(
+    method: Method, index: AttributionIndex, query: QueryFeature, damping: float | None
+) -> Float[np.ndarray, " n"]:
+    """What each training row's score is divided by; rows without a gradient keep their zero score."""
+    norms = np.ones(len(index.norms))
+    if method.normaliser in ("norm", "cosine"):
+        norms = index.norms
+    elif method.normaliser == "influence" and damping is not None:
+        norms = index.kernel.influence_norms(index.features, damping)
+    norms = np.where(norms > 0, norms, 1.0)
+    return norms * np.linalg.norm(query.vector.astype(np.float64)) if method.normaliser == "cosine" else norms
 
 
 class Attributor:
@@ -130,19 +158,18 @@ class Attributor:
         """Proponents, opponents and all scores for a query's features; milliseconds, no gradient.
 
         Args:
-            damping: relative λ; default the method's.
+            damping: relative λ; default the method's. A method without a kernel takes none.
             top: how many proponents and opponents at most.
         """
         method = get_method(method) if isinstance(method, str) else method
-        damping = method.damping if damping is None else damping
-        if not 0 < damping < float("inf"):
-            raise DtrakError(f"The damping must be a positive number, not {damping}.", hint="Try 0.1.")
+        damping = resolve_damping(method, damping)
         index, query = self.index(method), features[self._position(method)]
-        scores = index.scores(query, damping)
-        q = index.kernel.precondition(index.features, query.vector, damping)
+        scores = index.scores(query, damping) / row_norms(method, index, query, damping)
+        q = index.searchable(query, damping)
 
         def found(sign: int) -> list[Scored]:
-            rows, _ = index.search(sign * q, top)
+            # A row normaliser changes the order, which an index of raw rows cannot know: rank all rows.
+            rows = index.search(sign * q, top)[0] if method.normaliser == "none" else np.argsort(-sign * scores)[:top]
             ordered = sorted(rows.tolist(), key=lambda row: (-sign * scores[row], row))
             return [Scored(self.table.records[row], float(scores[row])) for row in ordered if sign * scores[row] > 0]
 

@@ -16,7 +16,7 @@ from jaxtyping import Float, Float64, Int
 
 from dtrak.errors import DtrakError
 from dtrak.files import atomic_write, read_json, sha256_file, write_json, write_npy
-from dtrak.kernel import Kernel
+from dtrak.kernel import Kernel, multiply
 from dtrak.store import FeatureStore
 
 INDEX_FILES = ("vectors.faiss", "eigenvalues.npy", "eigenvectors.npy", "norms.npy")
@@ -130,10 +130,19 @@ class AttributionIndex:
         found = rows[0] >= 0  # approximate indexes may return fewer
         return rows[0][found], products[0][found]
 
-    def scores(self, query: QueryFeature, damping: float) -> Float64[np.ndarray, " n"]:
-        """Exact scores of all training rows."""
+    def scores(self, query: QueryFeature, damping: float | None) -> Float64[np.ndarray, " n"]:
+        """Exact scores of all training rows; without damping, plain inner products."""
         self.check(query)
+        if damping is None:
+            return multiply(self.features, query.vector)
         return self.kernel.scores(self.features, query.vector, damping)
+
+    def searchable(self, query: QueryFeature, damping: float | None) -> Float64[np.ndarray, " k"]:
+        """The vector whose inner products with the raw rows are :meth:`scores`."""
+        self.check(query)
+        if damping is None:
+            return query.vector.astype(np.float64)
+        return self.kernel.precondition(self.features, query.vector, damping)
 
 
 def _to_gpus(index: Any) -> Any:

@@ -73,6 +73,14 @@ class Kernel:
         weights = vectors @ ((vectors.T @ multiply(features, query)) / (values * (values + damping)))
         return multiply(features.T, weights)
 
+    def influence_norms(self, features: Float[np.ndarray, "n k"], damping: float) -> Float64[np.ndarray, " n"]:
+        """‖(ΦᵀΦ + λI)⁻¹ φ_n‖₂ for every row: the diagonal of (G+λ)⁻¹ G (G+λ)⁻¹ with G = ΦΦᵀ, rooted."""
+        inverse = 1 / (self.eigenvalues + self._absolute(damping))
+        if self.dual:
+            return np.sqrt(self.eigenvectors**2 @ (self.eigenvalues * inverse**2))
+        blocks = [features[start : start + BLOCK].astype(np.float64) for start in range(0, len(features), BLOCK)]
+        return np.concatenate([np.linalg.norm((b @ self.eigenvectors) * inverse, axis=1) for b in blocks])
+
     def _absolute(self, damping: float) -> float:
         if not damping > 0:
             raise ValueError(f"damping must be positive, not {damping}")

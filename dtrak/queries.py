@@ -88,7 +88,6 @@ def write_scores(
         DtrakError: no usable image.
     """
     chosen = get_method(method)
-    damping = chosen.damping if damping is None else damping
     files = sorted(p for p in queries.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
     rows, used, refused = [], [], []
     for done, path in enumerate(files):

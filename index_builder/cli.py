@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from dtrak.config import load_study, study_names
 from dtrak.errors import DtrakError
+from dtrak.methods import METHODS
 from dtrak.studies import StudyFolder, remember_source, study_status
 
 app = typer.Typer(
@@ -38,11 +39,8 @@ DampingOption = Annotated[float | None, typer.Option(help="λ relative to the me
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 
-class MethodName(StrEnum):
-    """Names of the methods, for ``--method``."""
-
-    dtrak = "dtrak"
-    trak = "trak"
+MethodName = StrEnum("MethodName", {name: name for name in METHODS})  # type: ignore[misc]  # choices of --method
+DTRAK = MethodName("dtrak")
 
 
 MethodOption = Annotated[MethodName, typer.Option(help="How to score.")]
@@ -162,7 +160,7 @@ def attribute(
         str | None, typer.Option(help="The class to draw, or to read the image as. [default: any]")
     ] = None,
     steps: Annotated[int, typer.Option(min=1, max=1000, help="Denoising steps, with --seed.")] = 50,
-    method: MethodOption = MethodName.dtrak,
+    method: MethodOption = DTRAK,
     damping: DampingOption = None,
     top: Annotated[int, typer.Option(min=1, help="Proponents and opponents to print.")] = 10,
     device: DeviceOption = "cpu",
@@ -188,7 +186,8 @@ def attribute(
         print(json.dumps(content, indent=2, ensure_ascii=False))
         return
     for side in ("proponents", "opponents"):
-        print(f"{side} by {answer.method.title}, λ = {answer.damping:g} × mean eigenvalue")
+        damped = "" if answer.damping is None else f", λ = {answer.damping:g} × mean eigenvalue"
+        print(f"{side} by {answer.method.title}{damped}")
         for place, entry in enumerate(content[side], 1):
             print(f"{place:4} {entry['score']:+.4g}  {entry['id']}  {entry['caption']}  ({entry['creator']})")
 
@@ -198,7 +197,7 @@ def scores(
     study: StudyArgument,
     queries: Annotated[Path, typer.Option(exists=True, file_okay=False, help="A folder of images.")],
     out: Annotated[Path, typer.Option(help="The .npz file to write: scores [Q, N], train_ids, query_files.")],
-    method: MethodOption = MethodName.dtrak,
+    method: MethodOption = DTRAK,
     damping: DampingOption = None,
     device: DeviceOption = "cpu",
 ) -> None:

@@ -26,9 +26,8 @@ change x most, according to the method*. A negative score says that n pulls the 
 )
 st.markdown("#### Methods")
 for method in METHODS.values():
-    st.markdown(
-        f"**{method.title}**: {method.formula}  \n{method.source}. Default λ: {method.damping:g} × mean eigenvalue."
-    )
+    damped = "" if method.damping is None else f" Default λ: {method.damping:g} × mean eigenvalue."
+    st.markdown(f"**{method.title}**: {method.formula}  \n{method.source}.{damped}")
 study = load_study(st.session_state["study"])
 st.markdown("#### Credits and licences")
 st.markdown(study.data.credit or f"The images of study '{study.name}' carry their own licences; each page shows them.")

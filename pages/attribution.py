@@ -70,24 +70,30 @@ with left:
     st.markdown(f"**{run.title}**")
     methods = service.attributor.methods()
     titles = {m.name: m.title for m in methods}
-    name = st.segmented_control(
+    name = st.pills(
         "Method", list(titles), format_func=titles.get, default=methods[0].name, required=True,
         key="method", bind="query-params",
     )  # fmt: skip
     method = next(m for m in methods if m.name == name)
-    power = st.slider(
-        "Damping λ, power of ten", -4.0, 4.0, value=default_power(method.damping), step=0.25,
-        key=f"damping_{method.name}", bind="query-params",
-        help="Relative to the mean eigenvalue. Small: what is special about an image counts; large: plain dot product.",
-    )  # fmt: skip
+    damping = None
+    if method.damping is not None:
+        power = st.slider(
+            "Damping λ, power of ten", -4.0, 4.0, value=default_power(method.damping), step=0.25,
+            key=f"damping_{method.name}", bind="query-params",
+            help="Relative to the mean eigenvalue. "
+            "Small: what is special about an image counts; large: plain dot product.",
+        )  # fmt: skip
+        damping = 10**power
     top = st.slider("Shown", 5, 30, 10, step=5, key="top", bind="query-params")
-    st.caption(f"λ = {10**power:.3g} × mean eigenvalue")
+    if damping is not None:
+        st.caption(f"λ = {damping:.3g} × mean eigenvalue")
+    st.caption(method.formula)
     with st.expander("Another image"):
         upload()
 
 with right:
     try:
-        answer = service.attribute(run, method.name, 10**power, top)
+        answer = service.attribute(run, method.name, damping, top)
         if answer is None:
             job = queue().get(f"features:{service.folder.study.name}:{run.id}")
             if job and job.state == "failed" and job.error:

@@ -56,6 +56,28 @@ def sparse_matrix(projector):
     return np.stack(rows, axis=1)
 
 
+def method_scores(name, train, query, relative_damping):
+    """Each method's formula, row by row."""
+    train, query = train.astype(np.float64), query.astype(np.float64)
+    kernel = train.T @ train
+    damping = (relative_damping or 0) * np.trace(kernel) / min(train.shape)
+    found = []
+    for row in train:
+        if name == "grad-dot":
+            score = query @ row
+        elif name == "grad-cos":
+            score = query @ row / (np.linalg.norm(query) * np.linalg.norm(row))
+        else:
+            influence = np.linalg.solve(kernel + damping * np.eye(len(kernel)), row)
+            score = query @ influence
+            if name == "relative-if":
+                score /= np.linalg.norm(influence)
+            if name == "renormalised-if":
+                score /= np.linalg.norm(row)
+        found.append(score)
+    return np.array(found)
+
+
 def scores(train, query, relative_damping):
     """τ = φ(x)ᵀ (ΦᵀΦ + λI)⁻¹ φ_n by solving the k×k system; λ = relative · trace / min(N, k)."""
     train, query = train.astype(np.float64), query.astype(np.float64)
