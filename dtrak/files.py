@@ -5,7 +5,6 @@ A reader that finds ``name`` may trust it; a ``name.part`` is what an interrupte
 
 import contextlib
 import hashlib
-import io
 import json
 import os
 from collections.abc import Iterator
@@ -60,13 +59,6 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DtrakError(f"Could not read {path}: {error}.") from error
-
-
-def npy_bytes(array: np.ndarray) -> bytes:
-    """The bytes of ``array`` as a ``.npy`` file (no pickles)."""
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    return buffer.getvalue()
 
 
 def write_npy(path: Path, array: np.ndarray) -> None:

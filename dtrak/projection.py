@@ -7,7 +7,7 @@ are all that is stored. ``DenseProjector`` draws a full matrix (normal or Radema
 scaled by 1/√k, as in TRAK); it is the slow reference that tests and benchmarks compare with.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Literal, Protocol
 
 import numpy as np
@@ -101,8 +101,3 @@ def make_projector(
     if kind == "sparse":
         return SparseProjector(input_dim, output_dim, seed, device)
     return DenseProjector(input_dim, output_dim, seed, kind)
-
-
-def flatten(tensors: Sequence[Tensor]) -> Float[Tensor, " d"]:
-    """Concatenate tensors, in order, into one vector."""
-    return torch.cat([tensor.reshape(-1) for tensor in tensors])

@@ -16,7 +16,6 @@ from dtrak.data.records import Item
 from dtrak.errors import DtrakError
 
 FACTS = ROOT / "assets" / "openmoji.csv"
-CREDIT = "All emojis designed by OpenMoji – the open-source emoji and icon project. License: CC BY-SA 4.0"
 RENDER_SIZE = 288  # four times the grid the emoji are drawn on
 MARGIN = 0.02  # white around a drawing, as a share of its longer side
 
