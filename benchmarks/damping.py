@@ -20,22 +20,17 @@ from dtrak.attribution import Attributor, Query
 from dtrak.config import ROOT, load_study
 from dtrak.files import write_npy
 from dtrak.methods import METHODS
-from dtrak.noise import feature_noise, keyed_generator
-from dtrak.queries import GenerationSettings, generate_query
-from dtrak.studies import StudyFolder, initial_model
+from dtrak.noise import feature_noise
+from dtrak.queries import generate_query
+from dtrak.sampling import GenerationSettings
+from dtrak.settings import Setting
+from dtrak.studies import StudyFolder, half_mask, initial_model
 from dtrak.threads import one_thread
 from dtrak.training import Run
 
 TIMESTEPS = tuple(range(5, 1000, 20))
 GENERATED = 32
 POWERS = np.arange(-4, 4.01, 0.5)
-
-
-def half(ids: list[str], number: int) -> Bool[np.ndarray, " n"]:
-    """Half of the training set, keyed by its number."""
-    mask = np.zeros(len(ids), dtype=bool)
-    mask[keyed_generator("half", number, "").permutation(len(ids))[: len(ids) // 2]] = True
-    return mask
 
 
 def queries(attributor: Attributor) -> list[Query]:
@@ -72,7 +67,7 @@ def retrain(number: int) -> None:
         model, table = initial_model(folder), folder.table
         latents = model.encode(table.pixels[: table.train_size])
         classes = model.class_tensor([r.label for r in table.records[: table.train_size]])
-        weights = torch.from_numpy(half(table.train_ids, number)).float()
+        weights = torch.from_numpy(half_mask(table.train_ids, number)).float()
         Run(model, folder.study.training, latents, table.train_ids, classes, weights=weights).train()
         write_npy(path, losses(model, asked))
 
@@ -91,9 +86,10 @@ def report(count: int) -> str:
     root = attributor.folder.root / "truth"
     numbers = [n for n in range(count) if (root / f"half-{n:03d}.npy").exists()]
     truth = np.stack([np.load(root / f"half-{n:03d}.npy") for n in numbers])
-    masks = np.stack([half(attributor.table.train_ids, n) for n in numbers])
+    masks = np.stack([half_mask(attributor.table.train_ids, n) for n in numbers])
     asked = queries(attributor)
-    features = [attributor.features(query) for query in asked]
+    settings = [Setting(method.name) for method in METHODS.values() if method.damping is not None]
+    features = [attributor.features(query, settings, by_block=False) for query in asked]
     groups = {"held out": slice(0, -GENERATED), "generated": slice(-GENERATED, None)}
     even = np.array([n % 2 == 0 for n in numbers])
     lines = [
@@ -106,8 +102,17 @@ def report(count: int) -> str:
         "| method | queries | " + " | ".join(f"{p:g}" for p in POWERS) + " | chosen on even halves → LDS on odd ones |",
         "|---|---|" + "---|" * (len(POWERS) + 1),
     ]
-    for method in METHODS.values():
-        scores = [np.stack([attributor.attribute(f, method, 10.0**p, top=1).scores for f in features]) for p in POWERS]
+    for setting in settings:
+        method = METHODS[setting.method]
+        scores = [
+            np.stack(
+                [
+                    attributor.scores(setting.with_(damping=10.0**p), query, f)[0]
+                    for query, f in zip(asked, features, strict=True)
+                ]
+            )
+            for p in POWERS
+        ]
         for name, part in groups.items():
             every = [lds(s[part], masks, truth[:, part]).mean() for s in scores]
             chosen = int(np.argmax([lds(s[part], masks[even], truth[even][:, part]).mean() for s in scores]))

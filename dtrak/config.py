@@ -14,6 +14,7 @@ from dtrak.projection import ProjectionKind
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE_FILE = "study.json"
+LAST = "last"  # the name of the study's own model among its checkpoints
 
 
 def _known_output(name: Any) -> Any:
@@ -61,10 +62,16 @@ class DataConfig(_Frozen):
 
 
 class ModelConfig(_Frozen):
-    """The model: a directory to load, a LoRA adapter on it, or an architecture to train."""
+    """The model: a directory to load, a LoRA adapter on it, or an architecture to train.
+
+    ``checkpoints`` are earlier states of it (TracInCP, GAS), ``ensemble`` models trained on other
+    halves of the data (ensembles); each is a directory of the same kind as the model itself.
+    """
 
     path: Path | None = None
     adapter: Path | None = None
+    checkpoints: tuple[Path, ...] = ()
+    ensemble: tuple[Path, ...] = ()
     base: str | None = None
     unet: dict[str, Any] | None = None
     classes: dict[str, int] | None = None
@@ -94,17 +101,27 @@ class TrainingConfig(_Frozen):
     precision: Literal["fp32", "bf16"] = "fp32"
     seed: int = 0
     save_every: int = Field(500, gt=0)
+    members: int = Field(0, ge=0)
     checkpoints: tuple[float, ...] = (1.0,)
 
 
 class FeatureConfig(_Frozen):
-    """One feature set: ``mean`` over timesteps and noise draws of ∇f, projected to k numbers."""
+    """One feature set: ``mean`` over timesteps and noise draws of ∇f, projected to k numbers.
+
+    ``apart`` keeps the gradient of each (timestep, draw) pair by itself, so that any selection of
+    them is a weighted sum of what is stored. ``model`` is "last" or the name of a checkpoint or an
+    ensemble member; ``split`` "heldout" looks at the held-out images instead.
+    """
 
     output: Annotated[str, BeforeValidator(_known_output)]
     timesteps: int = Field(10, ge=1, le=1000)
     strategy: Literal["uniform", "cumulative"] = "uniform"
     noise_draws: int = Field(1, ge=1)
+    first_draw: int = Field(0, ge=0)
     noise_seed: int = 0
+    apart: bool = False
+    model: str = LAST
+    split: Literal["train", "heldout"] = "train"
     projection: ProjectionKind = "sparse"
     projection_dim: int = Field(4096, ge=1)
     projection_seed: int = 0
@@ -112,9 +129,19 @@ class FeatureConfig(_Frozen):
 
     def timestep_list(self, num_timesteps: int = 1000) -> list[int]:
         """``range(0, T, T//K)`` cut to K for uniform, ``range(K)`` for cumulative."""
-        if self.strategy == "cumulative":
-            return list(range(self.timesteps))
-        return list(range(0, num_timesteps, num_timesteps // self.timesteps))[: self.timesteps]
+        return timestep_list(self.timesteps, self.strategy, num_timesteps)
+
+    def pairs(self, num_timesteps: int = 1000) -> list[tuple[int, int]]:
+        """All (timestep, draw) pairs, draws outermost."""
+        draws = range(self.first_draw, self.first_draw + self.noise_draws)
+        return [(t, draw) for draw in draws for t in self.timestep_list(num_timesteps)]
+
+
+def timestep_list(count: int, strategy: str, num_timesteps: int = 1000) -> list[int]:
+    """``range(0, T, T//K)`` cut to K for "uniform", ``range(K)`` for "cumulative"."""
+    if strategy == "cumulative":
+        return list(range(count))
+    return list(range(0, num_timesteps, num_timesteps // count))[:count]
 
 
 class Study(_Frozen):
@@ -131,9 +158,16 @@ class Study(_Frozen):
         FeatureConfig(output="mean-squared-l2-norm"),
         FeatureConfig(output="loss"),
     )
+    ablations: tuple[FeatureConfig, ...] = ()
     index_factory: str = "Flat"
+    embedding: str = "efficientnet-lite0"
     guidance: float = Field(1.0, ge=0)
     source: Path = Field(Path(), exclude=True)
+
+    @property
+    def feature_sets(self) -> tuple[FeatureConfig, ...]:
+        """All feature sets: those of the index, then those of the ablations."""
+        return self.features + self.ablations
 
     def resolve(self, path: str | Path) -> Path:
         """A path of the YAML file, relative to the folder that holds the file."""

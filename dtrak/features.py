@@ -1,20 +1,25 @@
 """Features ``φ(x) = P · mean over (t, draw) of ∇_θ f(ε_θ(x_t, t, c))``, for any number of settings at once."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from dtrak.config import FeatureConfig
 from dtrak.data import Table
 from dtrak.errors import DtrakError
-from dtrak.gradients import NoiseSchedule, sample_gradients
+from dtrak.gradients import NoiseSchedule, gradient_chunks
 from dtrak.models import PREPROCESSING_VERSION, DiffusionModel
 from dtrak.noise import NOISE_VERSION
 from dtrak.projection import PROJECTION_VERSION, Projector, make_projector
 from dtrak.threads import one_thread
+
+FEATURE_VERSION = 2  # part of every fingerprint: raise it whenever what a shard holds changes
 
 
 def identity(model: str, data: str, config: FeatureConfig) -> dict[str, Any]:
@@ -25,76 +30,176 @@ def identity(model: str, data: str, config: FeatureConfig) -> dict[str, Any]:
         data: fingerprint of the training rows.
     """
     return {
+        "version": FEATURE_VERSION,
         "model": model,
         "data": data,
+        "split": config.split,
         "preprocessing": PREPROCESSING_VERSION,
         "output": config.output,
         "timesteps": config.timestep_list(),
-        "noise": {"version": NOISE_VERSION, "seed": config.noise_seed, "draws": config.noise_draws},
+        "noise": {
+            "version": NOISE_VERSION,
+            "seed": config.noise_seed,
+            "draws": config.noise_draws,
+            "first": config.first_draw,
+        },
         "projection": {
             "version": PROJECTION_VERSION,
             "kind": config.projection,
             "seed": config.projection_seed,
             "dim": config.projection_dim,
         },
+        "parts": len(config.pairs()) if config.apart else 1,
         "dtype": config.dtype,
     }
+
+
+@dataclass(frozen=True)
+class SampleFeature:
+    """One feature set of one sample.
+
+    Attributes:
+        parts: one row a (timestep, draw) pair where they are kept apart, else one row, their mean.
+        values: mean((ε_θ − ε)²) and mean(ε_θ²) of each pair.
+        blocks: the mean split by block of the network, if asked for; the rows sum to it.
+    """
+
+    parts: Float[np.ndarray, "parts k"]
+    values: Float[np.ndarray, "pairs 2"]
+    blocks: Float[np.ndarray, "blocks k"] | None = None
+
+    @cached_property
+    def vector(self) -> Float[np.ndarray, " k"]:
+        """φ(x): the mean of the parts, float32."""
+        return self.parts.mean(0, dtype=np.float64).astype(np.float32)
+
+
+def network_blocks(names: Sequence[str]) -> dict[str, list[int]]:
+    """Numbers of the parameters of each block of a UNet, in the order of the network.
+
+    Args:
+        names: of the parameters.
+    """
+    found: dict[str, list[int]] = {}
+    for number, name in enumerate(names):
+        words = name.removeprefix("base_model.model.").split(".")
+        block = words[0] if words[0] not in ("down_blocks", "up_blocks") else f"{words[0][:-1]} {words[1]}"
+        found.setdefault(block.replace("_", " "), []).append(number)
+    return found
 
 
 class FeatureExtractor:
     """Computes one or more feature sets of a sample; settings that look at the same noise share its passes.
 
     Args:
-        configs: the feature sets wanted.
+        configs: the feature sets wanted, all of this model.
         batch_size: (timestep, draw) pairs per forward pass; changes memory and speed only.
+        by_block: also split each mean by block of the network.
+        timesteps: look here instead of at the configs' own timesteps (a sampling trajectory).
     """
 
-    def __init__(self, model: DiffusionModel, configs: Sequence[FeatureConfig], batch_size: int = 16):
+    def __init__(
+        self,
+        model: DiffusionModel,
+        configs: Sequence[FeatureConfig],
+        batch_size: int = 16,
+        by_block: bool = False,
+        timesteps: Sequence[int] | None = None,
+    ):
         self.model, self.configs, self.batch_size = model, list(configs), batch_size
-        dimension = sum(p.numel() for p in model.parameters().values())
+        sizes = [p.numel() for p in model.parameters().values()]
+        self._spans = _spans(list(model.parameters()), sizes) if by_block else []
         projectors: dict[tuple[str, int, int], Projector] = {}
         self._projectors: list[Projector] = []
-        self._groups: dict[NoiseSchedule, list[int]] = {}
+        self._groups: dict[tuple[NoiseSchedule, bool], list[int]] = {}
         for i, config in enumerate(configs):
             key = (config.projection, config.projection_dim, config.projection_seed)
             if key not in projectors:
                 _, k, seed = key
-                projectors[key] = make_projector(config.projection, dimension, k, seed, model.device)
+                projectors[key] = make_projector(config.projection, sum(sizes), k, seed, model.device)
             self._projectors.append(projectors[key])
-            schedule = NoiseSchedule(
-                tuple(config.timestep_list(model.num_timesteps)), config.noise_draws, config.noise_seed
-            )
-            self._groups.setdefault(schedule, []).append(i)
+            seen = tuple(timesteps or config.timestep_list(model.num_timesteps))
+            schedule = NoiseSchedule(seen, config.noise_draws, config.noise_seed, config.first_draw)
+            self._groups.setdefault((schedule, config.apart), []).append(i)
+        together = {schedule for schedule, apart in self._groups if apart}
+        for schedule in together & {schedule for schedule, apart in self._groups if not apart}:
+            self._groups[schedule, True] += self._groups.pop((schedule, False))  # one pass serves both
 
-    def __call__(self, x: Float[Tensor, "c h w"], sample_id: str, label: str | None) -> list[Float[np.ndarray, " k"]]:
-        """The features of one encoded image, one vector per config, float32.
+    def __call__(self, x: Float[Tensor, "*pairs c h w"], sample_id: str, label: str | None) -> list[SampleFeature]:
+        """The features of one encoded image, one for each config, float32.
+
+        Args:
+            x: the image, or one for each pair.
 
         Raises:
             DtrakError: a feature is not finite.
         """
-        class_index = self.model.class_index(label)
-        result: list[np.ndarray] = [np.empty(0)] * len(self.configs)
+        result: dict[int, SampleFeature] = {}
         with one_thread():
-            for schedule, members in self._groups.items():
-                outputs = list(dict.fromkeys(self.configs[i].output for i in members))
-                gradients = sample_gradients(self.model, x, sample_id, class_index, schedule, outputs, self.batch_size)
-                by_output = dict(zip(outputs, gradients, strict=True))
-                for i in members:
-                    projected = self._projectors[i](by_output[self.configs[i].output][None])[0]
-                    result[i] = projected.cpu().numpy()
-                    if not np.isfinite(result[i]).all():
-                        raise DtrakError(
-                            f"The feature '{self.configs[i].output}' of sample '{sample_id}' is not finite.",
-                            hint="The model's weights or this image hold infinities; check both.",
-                        )
-        return result
+            for (schedule, apart), members in self._groups.items():
+                result |= self._group(x, sample_id, self.model.class_index(label), schedule, apart, members)
+        for i, feature in result.items():
+            if not np.isfinite(feature.parts).all():
+                raise DtrakError(
+                    f"The feature '{self.configs[i].output}' of sample '{sample_id}' is not finite.",
+                    hint="The model's weights or this image hold infinities; check both.",
+                )
+        return [result[i] for i in range(len(self.configs))]
+
+    def _group(
+        self,
+        x: Tensor,
+        sample_id: str,
+        class_index: int | None,
+        schedule: NoiseSchedule,
+        apart: bool,
+        members: list[int],
+    ) -> dict[int, SampleFeature]:
+        outputs = list(dict.fromkeys(self.configs[i].output for i in members))
+        totals: dict[str, Tensor] = {}
+        parts: dict[int, list[Tensor]] = {i: [] for i in members if self.configs[i].apart}
+        values = []
+        for chunk in gradient_chunks(self.model, x, sample_id, class_index, schedule, outputs, self.batch_size, apart):
+            values.append(chunk.values)
+            by_output = dict(zip(outputs, chunk.gradients, strict=True))
+            for i, rows in parts.items():
+                rows.append(self._projectors[i](by_output[self.configs[i].output]))
+            for name, gradient in by_output.items():
+                if self._spans or any(self.configs[i].output == name for i in members if i not in parts):
+                    total = gradient.sum(0, keepdim=True)
+                    totals[name] = totals[name] + total if name in totals else total
+        count = len(schedule.pairs)
+        found = {}
+        for i in members:
+            output, project = self.configs[i].output, self._projectors[i]
+            projected = torch.cat(parts[i]) if i in parts else project(totals[output] / count)
+            blocks = self._blocks(totals[output] / count, project) if self._spans else None
+            found[i] = SampleFeature(projected.cpu().numpy(), torch.cat(values).cpu().numpy(), blocks)
+        return found
+
+    def _blocks(self, gradient: Float[Tensor, "1 d"], project: Projector) -> Float[np.ndarray, "blocks k"]:
+        rows = []
+        for spans in self._spans:
+            masked = torch.zeros_like(gradient)
+            for start, stop in spans:
+                masked[:, start:stop] = gradient[:, start:stop]
+            rows.append(project(masked))
+        return torch.cat(rows).cpu().numpy()
 
 
-def extract_rows(extractor: FeatureExtractor, table: Table, rows: Sequence[int]) -> list[Float[np.ndarray, "rows k"]]:
-    """Features of some rows of a table, one matrix per config."""
+def _spans(names: list[str], sizes: list[int]) -> list[list[tuple[int, int]]]:
+    starts = np.cumsum([0, *sizes])
+    return [[(int(starts[i]), int(starts[i + 1])) for i in numbers] for numbers in network_blocks(names).values()]
+
+
+def extract_rows(extractor: FeatureExtractor, table: Table, rows: Sequence[int]) -> list[SampleFeature]:
+    """Features of some rows of a table, one of each config, stacked along a new first axis."""
     latents = extractor.model.encode(table.pixels[list(rows)])
     found = [
         extractor(latent, table.records[row].id, table.records[row].label)
         for latent, row in zip(latents, rows, strict=True)
     ]
-    return [np.stack(column) for column in zip(*found, strict=True)]
+    return [
+        SampleFeature(np.stack([f.parts for f in column]), np.stack([f.values for f in column]))
+        for column in zip(*found, strict=True)
+    ]

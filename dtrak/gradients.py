@@ -1,17 +1,20 @@
-"""Gradients of output functions for one sample: ``mean over (t, draw) of ∇_θ f(ε_θ(x_t, t, c))``.
+"""Gradients of output functions for one sample: ∇_θ f(ε_θ(x_t, t, c)) at several (t, draw) pairs.
 
-A feature is a *sum* over timesteps of one sample's gradients, so no per-sample gradient machinery
-is needed: the batch of one forward pass is one sample at several timesteps, and an ordinary
-backward pass adds them up. Nothing in the network mixes the rows of a batch, hence the sum is
-exact, any module works (fused attention, LoRA), and the cost is that of plain training.
+A feature is a *sum* over one sample's pairs, so no per-sample gradient machinery is needed for it:
+the batch of one forward pass is one sample at several pairs, and an ordinary backward pass adds
+them up. Nothing in the network mixes the rows of a batch, hence the sum is exact, any module works
+(fused attention, LoRA), and the cost is that of plain training. Where each pair is wanted apart,
+``vmap`` over the pairs of one vector–Jacobian product per output gives them, at about 1.3 times.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.func import functional_call, vjp, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dtrak.models import DiffusionModel
 from dtrak.noise import feature_noise
@@ -26,16 +29,34 @@ class NoiseSchedule:
         timesteps: in [0, 1000).
         draws: independent noises for each timestep.
         seed: of the noise; see :mod:`dtrak.noise`.
+        first_draw: number of the first of them.
     """
 
     timesteps: tuple[int, ...]
     draws: int = 1
     seed: int = 0
+    first_draw: int = 0
 
     @property
     def pairs(self) -> list[tuple[int, int]]:
         """All (timestep, draw) pairs, draws outermost."""
-        return [(t, draw) for draw in range(self.draws) for t in self.timesteps]
+        draws = range(self.first_draw, self.first_draw + self.draws)
+        return [(t, draw) for draw in draws for t in self.timesteps]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What one forward pass gave.
+
+    Attributes:
+        pairs: numbers of the pairs, consecutive.
+        gradients: one an output; a row a pair, or one row, their sum.
+        values: mean((ε_θ − ε)²) and mean(ε_θ²) of each pair, float64.
+    """
+
+    pairs: range
+    gradients: list[Float[Tensor, "rows d"]]
+    values: Float[Tensor, "pairs 2"]
 
 
 def elbo_weights(model: DiffusionModel, timesteps: Tensor) -> Float[Tensor, " n"]:
@@ -44,49 +65,108 @@ def elbo_weights(model: DiffusionModel, timesteps: Tensor) -> Float[Tensor, " n"
     return betas / (2 * (1 - betas) * (1 - model.alphas_cumprod[timesteps]))
 
 
+def gradient_chunks(
+    model: DiffusionModel,
+    x: Float[Tensor, "*pairs c h w"],
+    sample_id: str,
+    class_index: int | None,
+    schedule: NoiseSchedule,
+    outputs: Sequence[str],
+    batch_size: int = 16,
+    apart: bool = False,
+) -> Iterator[Chunk]:
+    """The gradients of each output function, a batch of pairs at a time.
+
+    Args:
+        x: the encoded image, or one for each pair (a sampling trajectory).
+        sample_id: keys the noise.
+        class_index: what to condition on; None for a model without classes.
+        outputs: names in ``OUTPUT_FUNCTIONS``; they share each forward pass.
+        batch_size: pairs per forward pass; it bounds memory and changes nothing else.
+        apart: give each pair's gradient by itself.
+    """
+    pairs = schedule.pairs
+    shape = tuple(x.shape[-3:])
+    images = x.to(model.device).expand(len(pairs), *shape)
+    for start in range(0, len(pairs), batch_size):
+        numbers = range(start, min(start + batch_size, len(pairs)))
+        chosen = pairs[start : numbers.stop]
+        noise = torch.from_numpy(feature_noise(schedule.seed, sample_id, chosen, shape)).to(model.device)
+        timesteps = torch.tensor([t for t, _ in chosen], device=model.device)
+        classes = None if class_index is None else torch.full((len(chosen),), class_index, device=model.device)
+        x_t = model.add_noise(images[start : numbers.stop], noise, timesteps)
+        compute = _apart if apart else _summed
+        gradients, prediction = compute(model, x_t, noise, timesteps, classes, outputs)
+        squares = [(prediction - noise).double().square(), prediction.double().square()]
+        yield Chunk(numbers, gradients, torch.stack([s.flatten(1).mean(1) for s in squares], dim=1))
+
+
 def sample_gradients(
     model: DiffusionModel,
-    x: Float[Tensor, "c h w"],
+    x: Float[Tensor, "*pairs c h w"],
     sample_id: str,
     class_index: int | None,
     schedule: NoiseSchedule,
     outputs: Sequence[str],
     batch_size: int = 16,
 ) -> list[Float[Tensor, " d"]]:
-    """The mean gradient of each output function over all (timestep, draw) pairs.
+    """The mean gradient of each output function over all pairs, flat, over ``model.parameters()`` in order.
 
-    Args:
-        x: the encoded image.
-        sample_id: keys the noise.
-        class_index: what to condition on; None for a model without classes.
-        outputs: names in ``OUTPUT_FUNCTIONS``; they share each forward pass.
-        batch_size: pairs per forward pass; it bounds memory and changes nothing else.
-
-    Returns:
-        One flat vector per output, over ``model.parameters()`` in order.
+    Arguments are those of :func:`gradient_chunks`.
     """
+    chunks = gradient_chunks(model, x, sample_id, class_index, schedule, outputs, batch_size)
+    totals = None
+    for chunk in chunks:
+        found = [g[0] for g in chunk.gradients]
+        totals = found if totals is None else [total.add_(g) for total, g in zip(totals, found, strict=True)]
+    assert totals is not None
+    return [total / len(schedule.pairs) for total in totals]
+
+
+def _summed(
+    model: DiffusionModel,
+    x_t: Tensor,
+    noise: Tensor,
+    timesteps: Tensor,
+    classes: Tensor | None,
+    outputs: Sequence[str],
+) -> tuple[list[Tensor], Tensor]:
     parameters = list(model.parameters().values())
-    totals = [torch.zeros(sum(p.numel() for p in parameters), device=model.device) for _ in outputs]
-    pairs = schedule.pairs
-    for start in range(0, len(pairs), batch_size):
-        chunk = pairs[start : start + batch_size]
-        noise = torch.from_numpy(feature_noise(schedule.seed, sample_id, chunk, tuple(x.shape))).to(model.device)
-        timesteps = torch.tensor([t for t, _ in chunk], device=model.device)
-        classes = None if class_index is None else torch.full((len(chunk),), class_index, device=model.device)
-        x_t = model.add_noise(x.to(model.device), noise, timesteps)
-        prediction = model.predict(x_t, timesteps, classes)
-        weights = elbo_weights(model, timesteps)
-        for i, name in enumerate(outputs):
-            cotangent = OUTPUT_FUNCTIONS[name](prediction.detach(), noise, weights) / len(pairs)
-            gradients = torch.autograd.grad(
-                prediction, parameters, cotangent, retain_graph=i + 1 < len(outputs), materialize_grads=True
-            )
-            _accumulate(totals[i], gradients)
-    return totals
+    prediction = model.predict(x_t, timesteps, classes)
+    weights = elbo_weights(model, timesteps)
+    found = []
+    for i, name in enumerate(outputs):
+        cotangent = OUTPUT_FUNCTIONS[name](prediction.detach(), noise, weights)
+        gradients = torch.autograd.grad(
+            prediction, parameters, cotangent, retain_graph=i + 1 < len(outputs), materialize_grads=True
+        )
+        found.append(torch.cat([g.reshape(1, -1) for g in gradients], dim=1))
+    return found, prediction.detach()
 
 
-def _accumulate(total: Tensor, gradients: Sequence[Tensor]) -> None:
-    start = 0
-    for gradient in gradients:
-        total[start : start + gradient.numel()] += gradient.reshape(-1)
-        start += gradient.numel()
+def _apart(
+    model: DiffusionModel,
+    x_t: Tensor,
+    noise: Tensor,
+    timesteps: Tensor,
+    classes: Tensor | None,
+    outputs: Sequence[str],
+) -> tuple[list[Tensor], Tensor]:
+    tuned = {name: p.detach() for name, p in model.parameters().items()}
+
+    def one(x: Tensor, noise: Tensor, t: Tensor, index: Tensor | None, weight: Tensor) -> tuple[Tensor, ...]:
+        def predict(parameters: dict[str, Tensor]) -> Tensor:
+            labels = None if index is None else index[None]
+            return functional_call(model.unet, parameters, (x[None], t[None]), {"class_labels": labels}).sample
+
+        prediction, pull = vjp(predict, tuned)  # type: ignore[misc]
+        found = []
+        for name in outputs:
+            (gradients,) = pull(OUTPUT_FUNCTIONS[name](prediction, noise[None], weight[None]))
+            found.append(torch.cat([g.reshape(-1) for g in gradients.values()]))
+        return (prediction[0], *found)
+
+    places = (0, 0, 0, None if classes is None else 0, 0)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):  # fused attention has no rule for vmap
+        prediction, *found = vmap(one, in_dims=places)(x_t, noise, timesteps, classes, elbo_weights(model, timesteps))
+    return list(found), prediction

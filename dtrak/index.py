@@ -67,10 +67,23 @@ def build_index(store: FeatureStore, root: Path, factory: str = "Flat") -> Path:
 
 @dataclass(frozen=True)
 class QueryFeature:
-    """A query's feature and the identity it was computed under."""
+    """A query's feature and the identity it was computed under.
 
-    vector: Float[np.ndarray, " k"]
+    Attributes:
+        parts: one row a (timestep, draw) pair where they are kept apart; a single row or vector otherwise.
+        values: mean((ε_θ − ε)²) and mean(ε_θ²) of each pair.
+        blocks: the mean split by block of the network.
+    """
+
+    parts: Float[np.ndarray, "*parts k"]
     identity: dict[str, Any]
+    values: Float[np.ndarray, "pairs 2"] | None = None
+    blocks: Float[np.ndarray, "blocks k"] | None = None
+
+    @cached_property
+    def vector(self) -> Float[np.ndarray, " k"]:
+        """φ(x), the mean of the parts, float32."""
+        return np.atleast_2d(self.parts).mean(0, dtype=np.float64).astype(np.float32)
 
 
 class AttributionIndex:

@@ -35,7 +35,7 @@ class Kernel:
     def decompose(cls, features: Float[np.ndarray, "n k"]) -> "Kernel":
         """Decompose the smaller Gram matrix of ``features``, in float64."""
         dual = features.shape[0] <= features.shape[1]
-        values, vectors = eigh(gram(features if dual else features.T))
+        values, vectors = eigh(gram(features if dual else features.T), driver="evd", check_finite=False)
         return cls(np.maximum(values, 0), vectors, dual)
 
     @property
@@ -80,6 +80,27 @@ class Kernel:
             return np.sqrt(self.eigenvectors**2 @ (self.eigenvalues * inverse**2))
         blocks = [features[start : start + BLOCK].astype(np.float64) for start in range(0, len(features), BLOCK)]
         return np.concatenate([np.linalg.norm((b @ self.eigenvectors) * inverse, axis=1) for b in blocks])
+
+    def leverages(self, features: Float[np.ndarray, "n k"], damping: float) -> Float64[np.ndarray, " n"]:
+        """φₙᵀ (ΦᵀΦ + λI)⁻¹ φₙ for every row, in [0, 1)."""
+        inverse = 1 / (self.eigenvalues + self._absolute(damping))
+        if self.dual:
+            return self.eigenvectors**2 @ (self.eigenvalues * inverse)
+        blocks = [features[start : start + BLOCK].astype(np.float64) for start in range(0, len(features), BLOCK)]
+        return np.concatenate([((b @ self.eigenvectors) ** 2) @ inverse for b in blocks])
+
+    @property
+    def auto_damping(self) -> float:
+        """The relative λ under which half of the directions count: Σ s/(s+λ) = rank/2."""
+        values = self.eigenvalues[self.eigenvalues > self.eigenvalues[-1] * 1e-12]
+        if not values.size:
+            return 1.0
+        low, high = np.log(values[0] * 1e-3), np.log(values[-1] * 1e3)
+        for _ in range(60):
+            middle = (low + high) / 2
+            kept = (values / (values + np.exp(middle))).sum()
+            low, high = (middle, high) if kept > len(values) / 2 else (low, middle)
+        return float(np.exp(low) / self.mean_eigenvalue)
 
     def _absolute(self, damping: float) -> float:
         if not damping > 0:

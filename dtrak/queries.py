@@ -1,7 +1,6 @@
 """Making queries: from a file, from a seed, or from a folder of files."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,24 +10,10 @@ from dtrak.attribution import Attributor, Query
 from dtrak.data import BadImage, open_image, to_model_pixels
 from dtrak.errors import DtrakError
 from dtrak.files import atomic_write, sha256_file
-from dtrak.methods import get_method
-from dtrak.sampling import sample
+from dtrak.sampling import GenerationSettings, sample
+from dtrak.settings import Setting
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
-
-
-@dataclass(frozen=True)
-class GenerationSettings:
-    """What an image is generated from; together with the model it fixes every pixel."""
-
-    seed: int
-    steps: int = 50
-    label: str | None = None
-    guidance: float = 1.0
-
-    def as_dict(self) -> dict[str, Any]:
-        """As JSON carries it."""
-        return asdict(self)
 
 
 def query_from_bytes(attributor: Attributor, content: bytes, label: str | None) -> Query:
@@ -69,15 +54,14 @@ def generate_query(attributor: Attributor, settings: GenerationSettings) -> Quer
     model = attributor.model
     for step in sample(model, [settings.seed], settings.steps, [settings.label], settings.guidance):
         last = step
-    return Query(model.decode(last.x)[0], settings.label)
+    return Query(model.decode(last.x)[0], settings.label, settings)
 
 
 def write_scores(
     attributor: Attributor,
     queries: Path,
     out: Path,
-    method: str,
-    damping: float | None,
+    setting: Setting,
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[tuple[str, str]]:
     """Score all training rows for every image of a folder; returns the files left out, with reasons.
@@ -87,7 +71,6 @@ def write_scores(
     Raises:
         DtrakError: no usable image.
     """
-    chosen = get_method(method)
     files = sorted(p for p in queries.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
     rows, used, refused = [], [], []
     for done, path in enumerate(files):
@@ -98,7 +81,8 @@ def write_scores(
         except BadImage as reason:
             refused.append((name, str(reason)))
             continue
-        rows.append(attributor.attribute(attributor.features(query), chosen, damping, top=1).scores)
+        features = attributor.features(query, [setting], by_block=False)
+        rows.append(attributor.scores(setting, query, features)[0])
         used.append(name)
     report(len(files), len(files))
     if not rows:

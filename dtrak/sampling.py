@@ -5,7 +5,8 @@ an image depends on its seed alone, so that one seed gives the same pixels in an
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from diffusers import DDIMScheduler
@@ -15,6 +16,20 @@ from torch import Tensor
 from dtrak.models import DiffusionModel
 from dtrak.noise import keyed_generator
 from dtrak.threads import one_thread
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """What an image is generated from; together with the model it fixes every pixel."""
+
+    seed: int
+    steps: int = 50
+    label: str | None = None
+    guidance: float = 1.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON carries it."""
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -74,3 +89,10 @@ def sample(
         result = scheduler.step(noise, timestep, x)
         x = result.prev_sample
         yield SamplingStep(done, steps, timestep, x, result.pred_original_sample)
+
+
+def trajectory(model: DiffusionModel, settings: GenerationSettings) -> tuple[Float[Tensor, "steps c s s"], list[int]]:
+    """x̂₀ as predicted at each step of drawing an image, and the step's timestep."""
+    drawn = sample(model, [settings.seed], settings.steps, [settings.label], settings.guidance)
+    steps = [(step.x0[0], step.timestep) for step in drawn]
+    return torch.stack([x0 for x0, _ in steps]), [t for _, t in steps]

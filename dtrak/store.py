@@ -1,7 +1,9 @@
 """The feature store: shards of Φ on disk that know whether they are finished.
 
 ``features/<fingerprint>/`` holds ``manifest.json`` (what the numbers depend on), and for each
-shard ``shard-00003.npy`` and its completion mark ``shard-00003.json``, written after it:
+shard ``shard-00003.npy`` (features), ``shard-00003.values.npy`` (what the model's predictions
+were, see :class:`dtrak.features.SampleFeature`) and its completion mark ``shard-00003.json``,
+written after them:
 
 - the mark exists: the shard is whole, and the mark holds its hash;
 - it does not: the shard is missing or was interrupted, and is computed again.
@@ -27,6 +29,7 @@ class FeatureStore:
         identity: everything the numbers depend on (:func:`dtrak.features.identity`).
         rows: N, the number of training samples.
         dim: k, the projection's dimension.
+        parts: P, how many (timestep, draw) pairs are kept apart; 1 if only their mean is.
         dtype: of the stored numbers, "float32" or "float16".
         shard_size: rows per shard; the last may have fewer.
     """
@@ -37,6 +40,7 @@ class FeatureStore:
     dim: int
     dtype: str = "float32"
     shard_size: int = 32
+    parts: int = 1
 
     @classmethod
     def create(cls, root: Path, identity: dict[str, Any], rows: int, shard_size: int = 32) -> "FeatureStore":
@@ -44,8 +48,9 @@ class FeatureStore:
         folder = root / digest(identity)
         if (folder / "manifest.json").exists():
             return cls.open(folder)
-        store = cls(folder, identity, rows, identity["projection"]["dim"], identity["dtype"], shard_size)
-        content = {"identity": identity, "rows": rows, "dim": store.dim, "dtype": store.dtype}
+        parts = identity.get("parts", 1)
+        store = cls(folder, identity, rows, identity["projection"]["dim"], identity["dtype"], shard_size, parts)
+        content = {"identity": identity, "rows": rows, "dim": store.dim, "dtype": store.dtype, "parts": parts}
         write_json(folder / "manifest.json", {**content, "shard_size": shard_size})
         return store
 
@@ -82,32 +87,67 @@ class FeatureStore:
     def complete(self) -> bool:
         return not self.missing()
 
-    def write(self, shard: int, features: Float[np.ndarray, "rows k"]) -> None:
+    def write(
+        self,
+        shard: int,
+        features: Float[np.ndarray, "rows parts k"],
+        values: Float[np.ndarray, "rows pairs 2"] | None = None,
+    ) -> None:
         """Store a shard, then mark it complete."""
-        array = features.astype(self.dtype)
+        array = features.astype(self.dtype).reshape(len(features), self.parts, self.dim)
         if not np.isfinite(array).all():
             raise DtrakError(
                 f"Features overflow {self.dtype} in shard {shard}.", hint="Set dtype: float32 for this feature set."
             )
         write_npy(self._path(shard), array)
-        write_json(self._mark(shard), {"sha256": sha256_file(self._path(shard)), "rows": len(array)})
+        write_npy(self._values_path(shard), np.zeros((len(array), 0, 2)) if values is None else values)
+        hashes = {path.name: sha256_file(path) for path in (self._path(shard), self._values_path(shard))}
+        write_json(self._mark(shard), {"sha256": hashes, "rows": len(array)})
 
     def read(self) -> Float[np.ndarray, "n k"]:
-        """All features, in the order of the training rows.
+        """All features, the mean of their parts, in the order of the rows.
 
         Raises:
             DtrakError: shards are missing or damaged.
         """
+        return self.weighted(np.full(self.parts, 1 / self.parts))
+
+    def weighted(self, weights: Float[np.ndarray, "*n parts"], dim: int | None = None) -> Float[np.ndarray, "n k"]:
+        """``Σ_p weights[p] · part p`` for every row, in float32.
+
+        Args:
+            weights: one a part, or one a row and part.
+            dim: only the first so many columns.
+        """
+        self._require_complete()
+        dim = self.dim if dim is None else dim
+        result = np.empty((self.rows, dim), dtype=np.float32)
+        for shard in self.shards:
+            rows = self.shard_rows(shard)
+            array = self._load(self._path(shard), (len(rows), self.parts, self.dim))[:, :, :dim].astype(np.float32)
+            chosen = weights if weights.ndim == 1 else weights[rows.start : rows.stop]
+            if self.parts == 1:
+                result[rows.start : rows.stop] = array[:, 0] * chosen.astype(np.float32).reshape(-1, 1)
+            else:
+                result[rows.start : rows.stop] = (chosen.astype(np.float32)[..., None, :] @ array)[:, 0]
+        return result
+
+    def values(self) -> Float[np.ndarray, "n pairs 2"]:
+        """What was written as values, of all rows."""
+        self._require_complete()
+        return np.concatenate([np.load(self._values_path(shard)) for shard in self.shards])
+
+    @property
+    def size(self) -> int:
+        """Bytes on disk."""
+        return sum(path.stat().st_size for path in self.folder.glob("shard-*.npy"))
+
+    def _require_complete(self) -> None:
         if missing := self.missing():
             raise DtrakError(
                 f"{len(missing)} of {len(self.shards)} shards of feature set {self.fingerprint} are not built.",
                 hint="Run the build again; it resumes.",
             )
-        result = np.empty((self.rows, self.dim), dtype=self.dtype)
-        for shard in self.shards:
-            rows = self.shard_rows(shard)
-            result[rows.start : rows.stop] = self._load(shard)
-        return result
 
     def verify(self) -> list[str]:
         """Problems in plain words, found by hashing every shard."""
@@ -116,35 +156,36 @@ class FeatureStore:
 
     def discard(self, shard: int) -> None:
         """Forget a shard, mark first, so that the next build computes it again."""
-        self._mark(shard).unlink(missing_ok=True)
-        self._path(shard).unlink(missing_ok=True)
+        for path in (self._mark(shard), self._path(shard), self._values_path(shard)):
+            path.unlink(missing_ok=True)
 
     def damaged(self) -> list[int]:
         """Shards that are marked complete and whose data is gone or has another hash."""
-        return [
-            shard
-            for shard in self.shards
-            if self._mark(shard).exists()
-            and (
-                not self._path(shard).exists()
-                or sha256_file(self._path(shard)) != read_json(self._mark(shard))["sha256"]
-            )
-        ]
 
-    def _load(self, shard: int) -> np.ndarray:
+        def whole(shard: int) -> bool:
+            hashes = read_json(self._mark(shard))["sha256"]
+            paths = [self.folder / name for name in hashes]
+            return all(p.exists() and sha256_file(p) == hashes[p.name] for p in paths)
+
+        return [shard for shard in self.shards if self._mark(shard).exists() and not whole(shard)]
+
+    def _load(self, path: Path, shape: tuple[int, ...]) -> np.ndarray:
         try:
-            array = np.load(self._path(shard), mmap_mode="r")
-            if array.shape != (len(self.shard_rows(shard)), self.dim):
+            array = np.load(path, mmap_mode="r")
+            if array.shape != shape:
                 raise ValueError(f"shape {array.shape}")
             return array
         except (OSError, ValueError) as error:
             raise DtrakError(
-                f"{self._path(shard)} is damaged: {error}",
+                f"{path} is damaged: {error}",
                 hint="python -m index_builder verify STUDY --repair, then build again.",
             ) from error
 
     def _path(self, shard: int) -> Path:
         return self.folder / f"shard-{shard:05d}.npy"
+
+    def _values_path(self, shard: int) -> Path:
+        return self.folder / f"shard-{shard:05d}.values.npy"
 
     def _mark(self, shard: int) -> Path:
         return self.folder / f"shard-{shard:05d}.json"

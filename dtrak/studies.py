@@ -1,18 +1,21 @@
 """A study on disk: where its parts are, and how they are loaded and made."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import torch
+from jaxtyping import Bool
 
 from dtrak import training
-from dtrak.config import SOURCE_FILE, ModelConfig, Study, configs, load_study, study_source, workspace
+from dtrak.config import LAST, SOURCE_FILE, ModelConfig, Study, configs, load_study, study_source, workspace
 from dtrak.data import Table, load_table
 from dtrak.errors import DtrakError
 from dtrak.files import exclusive, read_json, write_json
 from dtrak.models import DiffusionModel, add_lora, load_model, new_scheduler, new_unet, save_model, weights_digest
+from dtrak.noise import keyed_generator
 from dtrak.store import FeatureStore
 
 
@@ -80,13 +83,42 @@ def base_path(study: Study) -> Path:
     raise DtrakError(f"Study '{study.name}' names no model to start from.", hint="Set model.base or model.path.")
 
 
-def load_study_model(folder: StudyFolder, device: torch.device | str = "cpu") -> DiffusionModel:
-    """The model that the study attributes to.
+def model_variants(folder: StudyFolder) -> dict[str, Path | None]:
+    """The study's models by name: "last", its earlier checkpoints, and the members of its ensemble.
+
+    Each is the directory of its adapter where the model is an adapter on a base, else of the model.
+    """
+    study, config = folder.study, trained_model_config(folder)
+    found = {LAST: config.adapter or config.path}
+    done = folder.model_dir / "training.json"
+    names = read_json(done)["checkpoints"][:-1] if done.exists() else []
+    paths = [folder.model_dir / name for name in names] or [study.resolve(p) for p in study.model.checkpoints]
+    members = [study.resolve(p) for p in study.model.ensemble]
+    own = [folder.model_dir / member_name(i) for i in range(1, study.training.members + 1)]
+    members = [p for p in own if (p / "member.json").exists()] or members
+    return found | {path.name: path for path in [*paths, *members]}
+
+
+def member_name(number: int) -> str:
+    """The name of an ensemble member, from 1."""
+    return f"member-{number}"
+
+
+def load_study_model(folder: StudyFolder, device: torch.device | str = "cpu", variant: str = LAST) -> DiffusionModel:
+    """The model that the study attributes to, or another of :func:`model_variants`.
 
     Raises:
         DtrakError: there is none yet.
     """
     config = trained_model_config(folder)
+    if variant != LAST:
+        variants = model_variants(folder)
+        if variant not in variants:
+            raise DtrakError(
+                f"Study '{folder.study.name}' has no model '{variant}'.",
+                hint=f"It has: {', '.join(variants)}. Name others under model.checkpoints or model.ensemble.",
+            )
+        config = config.model_copy(update={"adapter" if config.adapter else "path": variants[variant]})
     if config.path is None or not config.path.exists():
         raise DtrakError(
             f"Study '{folder.study.name}' has no model yet ({config.path}).",
@@ -166,6 +198,39 @@ def train_study(
         return paths
 
 
+def half_mask(ids: Sequence[str], number: int) -> Bool[np.ndarray, " n"]:
+    """A random half of the training set, keyed by its number."""
+    mask = np.zeros(len(ids), dtype=bool)
+    mask[keyed_generator("half", number, "").permutation(len(ids))[: len(ids) // 2]] = True
+    return mask
+
+
+def train_member(
+    folder: StudyFolder, number: int, report: Callable[[training.Progress], None] = lambda progress: None
+) -> Path:
+    """Train an ensemble member, or resume it: the study's recipe on a random half, for as many epochs.
+
+    Half of the images are left out by weight 0, so a step sees about half a batch (see
+    :class:`dtrak.training.KeyedBatches`); all else is drawn as for the whole set.
+    """
+    with exclusive(folder.root, f"study '{folder.study.name}'"):
+        model, table = initial_model(folder), folder.table
+        path = folder.model_dir / member_name(number)
+        latents = model.encode(table.pixels[: table.train_size])
+        classes = model.class_tensor([r.label for r in table.records[: table.train_size]])
+        mask = half_mask(table.train_ids, number)
+        weights = torch.from_numpy(mask).float()
+        run = training.Run(
+            model, folder.study.training, latents, table.train_ids, classes, path / "run", weights=weights
+        )
+        run.train(report)
+        with run.averaged_weights():
+            save_model(model, path, torch.float16)
+        used = [sample for sample, kept in zip(table.train_ids, mask, strict=True) if kept]
+        write_json(path / "member.json", {"number": number, "images": len(used), "data": table.fingerprint()})
+        return path
+
+
 def remember_source(folder: StudyFolder) -> None:
     """Note where a study given by path was described, so that the app finds it by its name.
 
@@ -200,9 +265,15 @@ def study_status(folder: StudyFolder) -> dict[str, str]:
         "title": study.title,
         "data": f"{report['train']} training images, {report['heldout']} held out" if prepared else "not prepared",
         "model": "not trained" if needs_training(folder) else "ready",
-        "features": ", ".join(
-            f"{s.identity['output']} {len(s.shards) - len(s.missing())}/{len(s.shards)} shards" for s in stores
-        )
-        or "not built",
+        "features": _features_status(stores),
         "index": f"{len(indexes)} built" if indexes else "not built",
     }
+
+
+def _features_status(stores: list[FeatureStore]) -> str:
+    if not stores:
+        return "not built"
+    unfinished = [s for s in stores if not s.complete]
+    text = f"{len(stores) - len(unfinished)} sets, {sum(s.size for s in stores) / 1e6:.0f} MB"
+    parts = [f"{s.identity['output']} {len(s.shards) - len(s.missing())}/{len(s.shards)} shards" for s in unfinished]
+    return text + (f"; unfinished: {', '.join(parts)}" if parts else "")

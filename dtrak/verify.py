@@ -1,5 +1,6 @@
 """Checking what is on disk: every hash, shard and mark of a study."""
 
+from dtrak.config import LAST
 from dtrak.errors import DtrakError
 from dtrak.features import identity
 from dtrak.files import digest, exclusive, read_json, sha256_file
@@ -16,18 +17,21 @@ def verify_study(folder: StudyFolder, repair: bool = False) -> list[str]:
     """
     with exclusive(folder.root, f"study '{folder.study.name}'"):
         try:
-            data, model = folder.table.fingerprint(), load_study_model(folder).fingerprint()
+            data, models = folder.table.fingerprint(), {LAST: load_study_model(folder).fingerprint()}
         except DtrakError as error:
             return [str(error)]
         problems = []
-        for config in folder.study.features:
-            wanted = identity(model, data, config)
+        for config in folder.study.feature_sets:
+            if config.model not in models:
+                models[config.model] = load_study_model(folder, variant=config.model).fingerprint()
+            wanted, indexed = identity(models[config.model], data, config), config in folder.study.features
             if not (folder.features / digest(wanted) / "manifest.json").exists():
-                problems.append(f"features '{config.output}': not built for the present model and data")
+                if indexed:
+                    problems.append(f"features '{config.output}': not built for the present model and data")
                 continue
             store = FeatureStore.open(folder.features / digest(wanted))
             problems += [f"features '{config.output}' ({store.fingerprint}): {p}" for p in store.verify()]
-            index_problems = _verify_index(folder, store)
+            index_problems = _verify_index(folder, store) if indexed else []
             problems += [f"index '{config.output}' ({store.fingerprint}): {p}" for p in index_problems]
             if repair:
                 for shard in store.damaged():

@@ -8,7 +8,8 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,9 +18,12 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from dtrak.config import load_study, study_names
+from dtrak.config import LAST, FeatureConfig, load_study, study_names
+from dtrak.costs import INDEX_PART
 from dtrak.errors import DtrakError
 from dtrak.methods import METHODS
+from dtrak.settings import Setting, parse_damping
+from dtrak.store import FeatureStore
 from dtrak.studies import StudyFolder, remember_source, study_status
 
 app = typer.Typer(
@@ -35,7 +39,6 @@ errors = Console(stderr=True, highlight=False, soft_wrap=True)
 StudyArgument = Annotated[str, typer.Argument(metavar="STUDY", help="A name in configs/, or the path of a YAML file.")]
 DeviceOption = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps.")]
 BatchOption = Annotated[int, typer.Option(min=1, help="Timesteps per forward pass; bounds memory, changes no result.")]
-DampingOption = Annotated[float | None, typer.Option(help="λ relative to the mean eigenvalue; default the method's.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 
@@ -44,6 +47,46 @@ DTRAK = MethodName("dtrak")
 
 
 MethodOption = Annotated[MethodName, typer.Option(help="How to score.")]
+DampingOption = Annotated[
+    str | None, typer.Option(help="λ relative to the mean eigenvalue, or auto. [default: the method's]")
+]
+OutputOption = Annotated[str | None, typer.Option(help="Output function. [default: the method's]")]
+TimestepsOption = Annotated[int | None, typer.Option(min=1, max=1000, help="K. [default: as stored]")]
+StrategyOption = Annotated[
+    str, typer.Option(help="K timesteps spread over all (uniform), or the first K (cumulative).")
+]
+DrawsOption = Annotated[int, typer.Option(min=1, help="Noises for each timestep.")]
+DimOption = Annotated[
+    int | None, typer.Option("--dim", min=1, help="Only the first so many projected columns. [default: all]")
+]
+ProjectionOption = Annotated[int, typer.Option("--projection-seed", min=0, help="Which of the stored projections.")]
+CheckpointOption = Annotated[str, typer.Option(help="Which of the study's models, e.g. checkpoint-0.50.")]
+NormaliserOption = Annotated[
+    str | None, typer.Option(help="Divide scores: none, norm, influence, cosine. [default: the method's]")
+]
+
+
+def _setting(
+    method: MethodName,
+    damping: str | None,
+    output: str | None,
+    timesteps: int | None,
+    strategy: str,
+    draws: int,
+    dim: int | None,
+    projection_seed: int,
+    checkpoint: str,
+    normaliser: str | None,
+) -> Setting:
+    try:
+        number = None if damping is None else parse_damping(damping)
+    except ValueError:
+        raise typer.BadParameter(f"'{damping}' is neither a number nor auto", param_hint="--damping") from None
+    choices: dict[str, Any] = {"strategy": strategy, "normaliser": normaliser}
+    return Setting(
+        method.value, output, timesteps, draws=draws, projection_dim=dim, projection_seed=projection_seed,
+        damping=number, checkpoint=checkpoint, **choices,
+    )  # fmt: skip
 
 
 def main() -> None:
@@ -83,12 +126,24 @@ def prepare(
 
 
 @app.command()
-def train(study: StudyArgument) -> None:
+def train(
+    study: StudyArgument,
+    member: Annotated[
+        int | None,
+        typer.Option(min=1, help="Train this ensemble member, on a random half, instead.", show_default=False),
+    ] = None,
+) -> None:
     """Train the model of STUDY, or resume its training; a base it needs is trained first."""
-    from dtrak.studies import needs_training, train_study
+    from dtrak.studies import needs_training, train_member, train_study
     from dtrak.training import Progress as Step
 
     folder = StudyFolder(load_study(study))
+    if member is not None:
+        _prepare(folder)
+        with _progress(f"train member {member}", folder.study.training.steps) as advance:
+            path = train_member(folder, member, lambda step: advance(step.step, f"loss {step.loss:.4f}"))
+        errors.print(f"Member {member} of '{folder.study.name}': {path}")
+        return
     base = folder.study.model.base
     chain = [StudyFolder(load_study(base))] if base and needs_training(StudyFolder(load_study(base))) else []
     for part in [*chain, folder]:
@@ -110,19 +165,36 @@ def build(
     ] = None,
     batch_size: BatchOption = 16,
     device: DeviceOption = "cpu",
+    index_only: Annotated[
+        bool, typer.Option("--index-only", help="Only what the index needs; not the sets for ablations.")
+    ] = False,
 ) -> None:
-    """Compute the features of STUDY and build its index; resumes, and does nothing twice."""
-    from index_builder.engine import build_features, build_indexes
+    """Compute the features of STUDY and build its index, then what the ablations need; resumes, does nothing twice."""
+    from dtrak.costs import record_cost
+    from index_builder.engine import ablation_parts, build_features, build_indexes
 
     folder = StudyFolder(load_study(study))
     _prepare(folder)
     if device != "cpu":
         workers = 1  # one process drives the accelerator
-    with _progress(f"features of {folder.study.name}", folder.table.train_size) as advance:
-        stores = build_features(folder, workers or _cores(), batch_size, device, lambda done, total: advance(done, ""))
-    build_indexes(folder, stores)
+
+    def compute(title: str, sets: Sequence[FeatureConfig]) -> list[FeatureStore]:
+        start = time.monotonic()
+        with _progress(title, None) as advance:
+            stores = build_features(
+                folder, workers or _cores(), batch_size, device, lambda done, total: advance(done, "", total), sets
+            )
+        cost = record_cost(folder, title, stores, time.monotonic() - start)
+        errors.print(f"  {title}: {cost.seconds:.0f} s, {cost.bytes / 1e6:.0f} MB")
+        return stores
+
+    errors.print(f"Features of '{folder.study.name}', each with the time and space that it took:")
+    build_indexes(folder, compute(INDEX_PART, folder.study.features))
     _write_example(folder)
     errors.print(f"Index of '{folder.study.name}' is ready in {folder.index}.")
+    if not index_only:
+        for title, sets in ablation_parts(folder).items():
+            compute(title, sets)
 
 
 @app.command()
@@ -162,6 +234,14 @@ def attribute(
     steps: Annotated[int, typer.Option(min=1, max=1000, help="Denoising steps, with --seed.")] = 50,
     method: MethodOption = DTRAK,
     damping: DampingOption = None,
+    output: OutputOption = None,
+    timesteps: TimestepsOption = None,
+    strategy: StrategyOption = "uniform",
+    draws: DrawsOption = 1,
+    dim: DimOption = None,
+    projection_seed: ProjectionOption = 0,
+    checkpoint: CheckpointOption = LAST,
+    normaliser: NormaliserOption = None,
     top: Annotated[int, typer.Option(min=1, help="Proponents and opponents to print.")] = 10,
     device: DeviceOption = "cpu",
     as_json: JsonOption = False,
@@ -171,23 +251,27 @@ def attribute(
         raise typer.BadParameter("give one of --image and --seed")
     from dtrak.attribution import Attributor
     from dtrak.attribution import as_json as to_json
-    from dtrak.queries import GenerationSettings, generate_query, query_from_file
+    from dtrak.queries import generate_query, query_from_file
+    from dtrak.sampling import GenerationSettings
 
+    setting = _setting(
+        method, damping, output, timesteps, strategy, draws, dim, projection_seed, checkpoint, normaliser
+    )
     attributor = Attributor(StudyFolder(load_study(study)), device)
     if image is not None:
         query, described = query_from_file(attributor, image, label)
     else:
         assert seed is not None
-        settings = GenerationSettings(seed, steps, label, attributor.folder.study.guidance)
-        query, described = generate_query(attributor, settings), settings.as_dict()
-    answer = attributor.attribute(attributor.features(query), method.value, damping, top)
+        generation = GenerationSettings(seed, steps, label, attributor.folder.study.guidance)
+        query, described = generate_query(attributor, generation), generation.as_dict()
+    answer = attributor.attribute(query, attributor.features(query, [setting], by_block=False), setting, top)
     content = to_json(attributor.folder.study.name, described, answer)
     if as_json:
         print(json.dumps(content, indent=2, ensure_ascii=False))
         return
     for side in ("proponents", "opponents"):
         damped = "" if answer.damping is None else f", λ = {answer.damping:g} × mean eigenvalue"
-        print(f"{side} by {answer.method.title}{damped}")
+        print(f"{side} by {setting.title}{damped}")
         for place, entry in enumerate(content[side], 1):
             print(f"{place:4} {entry['score']:+.4g}  {entry['id']}  {entry['caption']}  ({entry['creator']})")
 
@@ -199,17 +283,26 @@ def scores(
     out: Annotated[Path, typer.Option(help="The .npz file to write: scores [Q, N], train_ids, query_files.")],
     method: MethodOption = DTRAK,
     damping: DampingOption = None,
+    output: OutputOption = None,
+    timesteps: TimestepsOption = None,
+    strategy: StrategyOption = "uniform",
+    draws: DrawsOption = 1,
+    dim: DimOption = None,
+    projection_seed: ProjectionOption = 0,
+    checkpoint: CheckpointOption = LAST,
+    normaliser: NormaliserOption = None,
     device: DeviceOption = "cpu",
 ) -> None:
     """Score every training image for every image of a folder."""
     from dtrak.attribution import Attributor
     from dtrak.queries import write_scores
 
+    setting = _setting(
+        method, damping, output, timesteps, strategy, draws, dim, projection_seed, checkpoint, normaliser
+    )
     attributor = Attributor(StudyFolder(load_study(study)), device)
     with _progress("scores", None) as advance:
-        refused = write_scores(
-            attributor, queries, out, method.value, damping, lambda done, total: advance(done, "", total)
-        )
+        refused = write_scores(attributor, queries, out, setting, lambda done, total: advance(done, "", total))
     for name, reason in refused:
         errors.print(f"Left out {name}: {reason}")
 

@@ -9,11 +9,12 @@ import multiprocessing.connection
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 
-from dtrak.config import Study
+from dtrak.config import FeatureConfig, Study
 from dtrak.errors import DtrakError
 from dtrak.features import FeatureExtractor, extract_rows, identity
 from dtrak.files import digest, exclusive
@@ -23,7 +24,17 @@ from dtrak.studies import StudyFolder, load_study_model
 
 SHARD_SIZE = 16
 
-Task = tuple[int, tuple[int, ...]]  # a shard, and the feature sets that lack it
+
+@dataclass(frozen=True)
+class Task:
+    """One shard of some feature sets that look at the same rows with the same model.
+
+    Attributes:
+        sets: the feature sets that lack it.
+    """
+
+    shard: int
+    sets: tuple[FeatureConfig, ...]
 
 
 def build_features(
@@ -32,22 +43,30 @@ def build_features(
     batch_size: int = 16,
     device: str = "cpu",
     report: Callable[[int, int], None] = lambda done, total: None,
+    sets: Sequence[FeatureConfig] | None = None,
 ) -> list[FeatureStore]:
-    """Compute what is missing of the study's feature sets.
+    """Compute what is missing of some feature sets.
 
     Args:
         workers: processes; 1 works in this one.
         report: called with (samples done, samples in all).
+        sets: default those of the study's index.
     """
+    sets = folder.study.features if sets is None else sets
     with exclusive(folder.root, f"study '{folder.study.name}'"):
-        stores = open_stores(folder, device)
-        tasks = _missing(stores)
-        total = folder.table.train_size
-        done = total - sum(len(stores[0].shard_rows(shard)) for shard, _ in tasks)
+        stores = open_stores(folder, sets, device)
+        tasks = _missing(sets, stores)
+        groups = {(c.model, c.split): store for c, store in zip(sets, stores, strict=True)}
+        total = sum(store.rows for store in groups.values())
+
+        def size(task: Task) -> int:
+            return len(groups[task.sets[0].model, task.sets[0].split].shard_rows(task.shard))
+
+        done = total - sum(size(task) for task in tasks)
         report(done, total)
         runner = _in_this_process if workers == 1 or len(tasks) <= 1 else _in_processes
-        for shard in runner(folder.study, tasks, workers, batch_size, device):
-            done += len(stores[0].shard_rows(shard))
+        for task in runner(folder.study, tasks, workers, batch_size, device):
+            done += size(task)
             report(done, total)
         return stores
 
@@ -59,46 +78,64 @@ def build_indexes(folder: StudyFolder, stores: list[FeatureStore]) -> None:
             build_index(store, folder.index, folder.study.index_factory)
 
 
-def open_stores(folder: StudyFolder, device: str = "cpu") -> list[FeatureStore]:
-    """The stores of the study's feature sets under its present model and data, made if new."""
-    model, data = load_study_model(folder, device).fingerprint(), folder.table.fingerprint()
-    rows = folder.table.train_size
-    identities = [identity(model, data, config) for config in folder.study.features]
-    return [FeatureStore.create(folder.features, i, rows, SHARD_SIZE) for i in identities]
+def open_stores(folder: StudyFolder, sets: Sequence[FeatureConfig], device: str = "cpu") -> list[FeatureStore]:
+    """The stores of feature sets under the study's present models and data, made if new."""
+    table = folder.table
+    rows = {"train": table.train_size, "heldout": len(table.records) - table.train_size}
+    fingerprints = {c.model: load_study_model(folder, device, c.model).fingerprint() for c in sets}
+    return [
+        FeatureStore.create(
+            folder.features, identity(fingerprints[c.model], table.fingerprint(), c), rows[c.split], SHARD_SIZE
+        )
+        for c in sets
+    ]
 
 
-def _missing(stores: list[FeatureStore]) -> list[Task]:
-    lacking: dict[int, list[int]] = {}
-    for i, store in enumerate(stores):
+def ablation_parts(folder: StudyFolder) -> dict[str, list[FeatureConfig]]:
+    """The ablations' feature sets, by what is computed in one pass over the images; with a title each."""
+    parts: dict[str, list[FeatureConfig]] = {}
+    for config in folder.study.ablations:
+        draws = f", draw {config.first_draw + 1}" if config.first_draw else ""
+        if config.noise_draws > 1:
+            draws = f", draws {config.first_draw + 1} to {config.first_draw + config.noise_draws}"
+        spread = "first " if config.strategy == "cumulative" else ""
+        where = "held-out images" if config.split == "heldout" else config.model
+        parts.setdefault(f"{where}, {spread}{config.timesteps} timesteps{draws}", []).append(config)
+    return parts
+
+
+def _missing(sets: Sequence[FeatureConfig], stores: list[FeatureStore]) -> list[Task]:
+    lacking: dict[tuple[str, str, int], list[FeatureConfig]] = {}
+    for config, store in zip(sets, stores, strict=True):
         for shard in store.missing():
-            lacking.setdefault(shard, []).append(i)
-    return [(shard, tuple(lacking[shard])) for shard in sorted(lacking)]
+            lacking.setdefault((config.model, config.split, shard), []).append(config)
+    return [Task(shard, tuple(configs)) for (_, _, shard), configs in lacking.items()]
 
 
 class _Builder:
     """What a worker holds: the study opened, and an extractor for each combination of feature sets."""
 
     def __init__(self, study: Study, batch_size: int, device: str):
-        self._folder, self._batch_size = StudyFolder(study), batch_size
-        self._model = load_study_model(self._folder, device)
-        data, fingerprint = self._folder.table.fingerprint(), self._model.fingerprint()
-        self._stores = [
-            FeatureStore.open(self._folder.features / digest(identity(fingerprint, data, c))) for c in study.features
-        ]
-        self._extractors: dict[tuple[int, ...], FeatureExtractor] = {}
+        self._folder, self._batch_size, self._device = StudyFolder(study), batch_size, device
+        self._opened: dict[tuple[FeatureConfig, ...], tuple[FeatureExtractor, list[FeatureStore]]] = {}
 
-    def build(self, task: Task) -> int:
-        shard, sets = task
-        if sets not in self._extractors:
-            configs = [self._folder.study.features[i] for i in sets]
-            self._extractors[sets] = FeatureExtractor(self._model, configs, self._batch_size)
-        features = extract_rows(self._extractors[sets], self._folder.table, self._stores[sets[0]].shard_rows(shard))
-        for i, matrix in zip(sets, features, strict=True):
-            self._stores[i].write(shard, matrix)
-        return shard
+    def build(self, task: Task) -> Task:
+        if task.sets not in self._opened:
+            model = load_study_model(self._folder, self._device, task.sets[0].model)
+            fingerprint, data = model.fingerprint(), self._folder.table.fingerprint()
+            folders = [self._folder.features / digest(identity(fingerprint, data, c)) for c in task.sets]
+            extractor = FeatureExtractor(model, task.sets, self._batch_size)
+            self._opened[task.sets] = extractor, [FeatureStore.open(path) for path in folders]
+        extractor, stores = self._opened[task.sets]
+        first = self._folder.table.train_size if task.sets[0].split == "heldout" else 0
+        rows = stores[0].shard_rows(task.shard)
+        features = extract_rows(extractor, self._folder.table, range(first + rows.start, first + rows.stop))
+        for store, feature in zip(stores, features, strict=True):
+            store.write(task.shard, feature.parts, feature.values)
+        return task
 
 
-def _in_this_process(study: Study, tasks: list[Task], workers: int, batch_size: int, device: str) -> Iterator[int]:
+def _in_this_process(study: Study, tasks: list[Task], workers: int, batch_size: int, device: str) -> Iterator[Task]:
     if tasks:
         builder = _Builder(study, batch_size, device)
         yield from map(builder.build, tasks)
@@ -124,12 +161,12 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _build_in_worker(task: Task) -> int:
+def _build_in_worker(task: Task) -> Task:
     assert _builder is not None
     return _builder.build(task)
 
 
-def _in_processes(study: Study, tasks: list[Task], workers: int, batch_size: int, device: str) -> Iterator[int]:
+def _in_processes(study: Study, tasks: list[Task], workers: int, batch_size: int, device: str) -> Iterator[Task]:
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(
         min(workers, len(tasks)), context, initializer=_start_worker, initargs=(study, batch_size, device)

@@ -3,7 +3,7 @@
 import streamlit as st
 
 from dtrak.errors import DtrakError
-from dtrak.queries import GenerationSettings
+from dtrak.sampling import GenerationSettings
 from dtrak.ui.jobs import Job
 from dtrak.ui.runs import read_settings
 from dtrak.ui.services import queue

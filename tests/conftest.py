@@ -39,9 +39,9 @@ def write_images(folder, count=16):
     (folder / "metadata.csv").write_text("\n".join(lines) + "\n")
 
 
-def write_model(folder, classes=3):
+def write_model(folder, classes=3, seed=0):
     """A diffusers pipeline with random weights."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     unet = UNet2DModel(
         sample_size=SIZE,
         block_out_channels=(8, 16),
@@ -55,17 +55,40 @@ def write_model(folder, classes=3):
     DDPMPipeline(unet, DDPMScheduler()).save_pretrained(folder)
 
 
+def _sets(outputs, **changes):
+    return [{"output": o, "timesteps": 5, "projection_dim": 64, "apart": True, **changes} for o in outputs]
+
+
+BOTH = ("mean-squared-l2-norm", "loss")
+ABLATIONS = [
+    *_sets(BOTH, split="heldout"),
+    *_sets(("mean", "l1-norm", "linf-norm")),
+    *_sets(BOTH, first_draw=1),
+    *_sets(BOTH, strategy="cumulative"),
+    *_sets(BOTH, model="checkpoint-0.50", timesteps=2, apart=False),
+    *_sets(BOTH, model="member-1", timesteps=2),
+]
+
+
 def write_study(folder, **changes):
     """The YAML of the tiny study."""
     content = {
         "title": "Tiny",
         "data": {"kind": "imagefolder", "path": "images", "holdout": 0.125},
-        "model": {"path": "model", "classes": {"round": 1, "square": 2}, "null_class": 0},
+        "model": {
+            "path": "model",
+            "checkpoints": ["checkpoint-0.50"],
+            "ensemble": ["member-1"],
+            "classes": {"round": 1, "square": 2},
+            "null_class": 0,
+        },
         "resolution": SIZE,
         "features": [
-            {"output": "mean-squared-l2-norm", "timesteps": 5, "projection_dim": 64},
-            {"output": "loss", "timesteps": 5, "projection_dim": 64},
+            {"output": "mean-squared-l2-norm", "timesteps": 5, "projection_dim": 64, "apart": True},
+            {"output": "loss", "timesteps": 5, "projection_dim": 64, "apart": True},
+            {"output": "loss", "timesteps": 5, "projection_dim": 64, "projection_seed": 1},
         ],
+        "ablations": ABLATIONS,
     } | changes
     (folder / "tiny.yaml").write_text(yaml.safe_dump(content))
     return folder / "tiny.yaml"
@@ -77,6 +100,8 @@ def source(tmp_path_factory):
     folder = tmp_path_factory.mktemp("source")
     write_images(folder / "images")
     write_model(folder / "model")
+    write_model(folder / "checkpoint-0.50", seed=1)
+    write_model(folder / "member-1", seed=2)
     write_study(folder)
     return folder
 
@@ -90,6 +115,7 @@ def built(source, tmp_path_factory):
     folder = StudyFolder(load_study(str(source / "tiny.yaml")))
     prepare(folder.study, folder.data)
     build_indexes(folder, build_features(folder, workers=1))
+    build_features(folder, workers=1, sets=folder.study.ablations)
     yield workspace
     os.environ.pop("DTRAK_WORKSPACE")
     if before:

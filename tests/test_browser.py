@@ -16,7 +16,9 @@ from playwright.sync_api import Page, expect, sync_playwright
 
 from dtrak.attribution import Attributor
 from dtrak.config import load_study
-from dtrak.queries import GenerationSettings, generate_query
+from dtrak.queries import generate_query
+from dtrak.sampling import GenerationSettings
+from dtrak.settings import Setting
 from dtrak.studies import StudyFolder
 from dtrak.ui.views import format_score
 from tests.conftest import drawn_image
@@ -122,7 +124,7 @@ def test_from_seed_to_the_librarys_answer(context, server, built, source, monkey
     attributor = Attributor(StudyFolder(load_study(str(source / "tiny.yaml"))))
     label = next(iter(attributor.model.classes))
     query = generate_query(attributor, GenerationSettings(11, 6, label, 1.0))
-    answer = attributor.attribute(attributor.features(query), "dtrak")
+    answer = attributor.attribute(query, attributor.features(query, [Setting("dtrak")]), "dtrak")
     assert tile.get_attribute("data-id") == answer.proponents[0].record.id
     assert tile.get_attribute("data-score") == format_score(answer.proponents[0].score)
 

@@ -7,6 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from dtrak.errors import DtrakError
+from dtrak.settings import Setting
 from index_builder.cli import app
 from tests import oracle
 from tests.conftest import drawn_image
@@ -32,14 +33,16 @@ def test_attribute_json_is_the_oracles_answer_and_repeats(tiny, source):
     first = call(*arguments).stdout
     assert call(*arguments).stdout == first
     answer = json.loads(first)
-    assert list(answer) == ["study", "query", "method", "damping", "fingerprint", "proponents", "opponents"]
+    assert list(answer) == ["study", "query", "method", "setting", "damping", "fingerprint", "proponents", "opponents"]
     from dtrak.attribution import Attributor
-    from dtrak.queries import GenerationSettings, generate_query
+    from dtrak.queries import generate_query
+    from dtrak.sampling import GenerationSettings
 
     attributor = Attributor(tiny)
-    query = attributor.features(generate_query(attributor, GenerationSettings(3, 5)))[0]
-    index = attributor.index(attributor.methods()[0])
-    expected = oracle.scores(index.features, query.vector, 0.5)
+    query = generate_query(attributor, GenerationSettings(3, 5))
+    (feature,) = attributor.features(query, [Setting("dtrak")]).values()
+    index = attributor.index("dtrak")
+    expected = oracle.scores(index.features, feature.vector, 0.5)
     order = [i for i in np.argsort(-expected)[:4] if expected[i] > 0]
     assert [p["id"] for p in answer["proponents"]] == [tiny.table.train_ids[i] for i in order]
     np.testing.assert_allclose([p["score"] for p in answer["proponents"]], expected[order], rtol=1e-5)
@@ -103,4 +106,4 @@ def test_an_index_of_other_weights_is_refused(fresh, source, tmp_path):
     study = load_study(str(write_study(changed, features=features, data=data, model=model)))
     attributor = Attributor(StudyFolder(study))
     with pytest.raises(DtrakError, match="timesteps"):
-        attributor.index(attributor.methods()[0])
+        attributor.index("dtrak")

@@ -67,7 +67,7 @@ def test_noise_is_standard_normal():
 def test_feature_is_the_projected_oracle_gradient(model, x):
     config = FeatureConfig(output="loss", timesteps=4, projection_dim=32)
     extractor = FeatureExtractor(model, [config])
-    fast = extractor(x, "a", "round")[0]
+    fast = extractor(x, "a", "round")[0].vector
     model.unet.double()
     slow = oracle.gradient(model, x, "a", 1, "loss", config.timestep_list())
     projected = extractor._projectors[0](torch.from_numpy(slow)[None])[0].numpy()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dtrak.errors import DtrakError
-from dtrak.queries import GenerationSettings
+from dtrak.sampling import GenerationSettings
 from dtrak.ui.jobs import JobQueue
 from dtrak.ui.runs import RunStore, png_bytes, read_settings
 

@@ -3,7 +3,8 @@
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from dtrak.queries import GenerationSettings
+from dtrak.sampling import GenerationSettings
+from dtrak.settings import Setting
 from dtrak.ui.services import study_service
 from tests.test_jobs_runs import wait_until
 
@@ -21,7 +22,7 @@ def run(tiny, source, monkeypatch):
     job = service.generate([GenerationSettings(3, 5, "round", 1.0)])
     wait_until(lambda: not job.active, 30)
     found = service.runs.load(job.result[0])
-    features = service.compute_features(found)
+    features = service.compute_features(found, [Setting("dtrak")])
     wait_until(lambda: not features.active, 30)
     return found
 

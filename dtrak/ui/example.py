@@ -6,7 +6,9 @@ from typing import Any
 from dtrak.attribution import Attributor
 from dtrak.config import load_study
 from dtrak.files import read_json, write_bytes, write_json
-from dtrak.queries import GenerationSettings, generate_query
+from dtrak.queries import generate_query
+from dtrak.sampling import GenerationSettings
+from dtrak.settings import Setting
 from dtrak.studies import StudyFolder
 from dtrak.ui.views import enlarged_png, tiles
 
@@ -29,10 +31,10 @@ def write_example(folder: StudyFolder) -> None:
     attributor = Attributor(folder)
     label = next(iter(attributor.model.classes), None)
     query = generate_query(attributor, GenerationSettings(EXAMPLE_SEED, 50, label, folder.study.guidance))
-    method = attributor.methods()[0]
-    answer = attributor.attribute(attributor.features(query), method, top=SHOWN)
+    setting = Setting(attributor.methods()[0].name)
+    answer = attributor.attribute(query, attributor.features(query, [setting]), setting, top=SHOWN)
     write_bytes(folder.index / "example.png", enlarged_png(query.pixels, 256))
-    content = {"seed": EXAMPLE_SEED, "method": method.title, "tiles": tiles(answer.proponents, attributor.table)}
+    content = {"seed": EXAMPLE_SEED, "method": answer.method.title, "tiles": tiles(answer.proponents, attributor.table)}
     write_json(folder.index / "example.json", content)
 
 

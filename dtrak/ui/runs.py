@@ -8,6 +8,7 @@ seed and settings are the same run, and a link to it stays good.
 import io
 import json
 import time
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,9 @@ from PIL import Image, PngImagePlugin
 from dtrak.attribution import Query
 from dtrak.data import BadImage
 from dtrak.errors import DtrakError
-from dtrak.files import digest, read_json, write_bytes, write_json, write_npy
-from dtrak.queries import GenerationSettings
+from dtrak.files import atomic_write, digest, read_json, write_bytes, write_json
+from dtrak.index import QueryFeature
+from dtrak.sampling import GenerationSettings
 
 METADATA_KEY = "dtrak"
 MAX_METADATA = 4096  # characters; anything longer is not ours
@@ -42,7 +44,7 @@ class Run:
 
     @property
     def query(self) -> Query:
-        return Query(self.pixels, self.label)
+        return Query(self.pixels, self.label, self.settings)
 
     @property
     def title(self) -> str:
@@ -92,17 +94,21 @@ class RunStore:
         folders = sorted(self.root.glob("*/run.json"), key=lambda p: p.stat().st_mtime, reverse=True)[:count]
         return [run for run in (self.load(path.parent.name) for path in folders) if run]
 
-    def features(self, run: Run, fingerprint: str) -> np.ndarray | None:
+    def feature(self, run: Run, key: str, identity: dict[str, Any]) -> QueryFeature | None:
         """A feature computed before, or None."""
-        path = self.root / run.id / f"feature-{fingerprint}.npy"
+        path = self.root / run.id / f"feature-{key}.npz"
         try:
-            return np.load(path) if path.exists() else None
-        except (OSError, ValueError):
+            with np.load(path) as stored:
+                blocks = stored.get("blocks")
+                return QueryFeature(stored["parts"], identity, stored["values"], blocks)
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
             return None
 
-    def save_features(self, run: Run, fingerprint: str, vector: np.ndarray) -> None:
+    def save_feature(self, run: Run, key: str, feature: QueryFeature) -> None:
         """Keep a feature for the next visit."""
-        write_npy(self.root / run.id / f"feature-{fingerprint}.npy", vector)
+        arrays = {"parts": feature.parts, "values": feature.values, "blocks": feature.blocks}
+        with atomic_write(self.root / run.id / f"feature-{key}.npz") as file:
+            np.savez(file, **{name: array for name, array in arrays.items() if array is not None})  # type: ignore[arg-type]
 
     def _save(self, run_id: str, pixels: np.ndarray, content: dict[str, Any], png: bytes) -> Run:
         folder = self.root / run_id

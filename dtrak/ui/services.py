@@ -2,16 +2,17 @@
 
 import functools
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
-from dtrak.attribution import Attribution, Attributor
+from dtrak.attribution import Attribution, Attributor, Features, Need
 from dtrak.config import load_study
+from dtrak.costs import COSTS_FILE
 from dtrak.errors import DtrakError
 from dtrak.files import digest
-from dtrak.index import QueryFeature
-from dtrak.methods import get_method
-from dtrak.queries import GenerationSettings, check_label
-from dtrak.sampling import sample
+from dtrak.queries import check_label
+from dtrak.sampling import GenerationSettings, sample
+from dtrak.settings import Setting
 from dtrak.studies import StudyFolder
 from dtrak.ui.jobs import Job, JobQueue
 from dtrak.ui.runs import Run, RunStore
@@ -66,33 +67,50 @@ class StudyService:
 
         return queue().submit("generate:" + digest([self.folder.study.name, [s.as_dict() for s in settings]]), work)
 
-    def query_features(self, run: Run) -> list[QueryFeature] | None:
-        """The run's features if they were computed before, for the present model and data."""
-        found = []
-        for identity in self.attributor.identities:
-            vector = self.runs.features(run, digest(identity))
-            if vector is None:
+    def features(self, run: Run, settings: Sequence[Setting]) -> Features | None:
+        """The run's features for some settings, if all of them were computed before.
+
+        Raises:
+            DtrakError: the study, or this run, lacks what a setting needs.
+        """
+        found: Features = {}
+        for need in self._needs(run, settings):
+            feature = self.runs.feature(run, need.key, need.identity)
+            if feature is None:
                 return None
-            found.append(QueryFeature(vector, identity))
+            found[need.key] = feature
         return found
 
-    def compute_features(self, run: Run) -> Job:
-        """Queue the computation of a run's features."""
+    def compute_features(self, run: Run, settings: Sequence[Setting]) -> Job:
+        """Queue the computation of what a run lacks for some settings."""
+        missing = [n for n in self._needs(run, settings) if self.runs.feature(run, n.key, n.identity) is None]
 
         def work(job: Job) -> None:
-            for feature in self.attributor.features(run.query):
-                self.runs.save_features(run, digest(feature.identity), feature.vector)
+            groups: dict[tuple[str, bool], list[Need]] = {}
+            for need in missing:
+                groups.setdefault((need.config.model, need.trajectory is not None), []).append(need)
+            for done, group in enumerate(groups.values()):
+                job.progress(done, len(groups))
+                for key, feature in self.attributor.compute(run.query, group).items():
+                    self.runs.save_feature(run, key, feature)
 
-        return queue().submit(f"features:{self.folder.study.name}:{run.id}", work)
+        return queue().submit(self.features_key(run, settings), work)
 
-    def attribute(self, run: Run, method: str, damping: float | None, top: int) -> Attribution | None:
+    def features_key(self, run: Run, settings: Sequence[Setting]) -> str:
+        """The key of the job that computes them."""
+        return f"features:{self.folder.study.name}:{run.id}:{digest(sorted(s.text for s in settings))}"
+
+    def attribute(self, run: Run, setting: Setting, top: int) -> Attribution | None:
         """The answer, or None while the run's features are not computed."""
-        get_method(method)
         with self.lock:
-            features = self.query_features(run)
+            features = self.features(run, [setting])
             if features is None:
                 return None
-            return self.attributor.attribute(features, method, damping, top)
+            return self.attributor.attribute(run.query, features, setting, top)
+
+    def _needs(self, run: Run, settings: Sequence[Setting]) -> list[Need]:
+        needs = [need for setting in settings for need in self.attributor.needs(setting, run.query)]
+        return list({need.key: need for need in needs}.values())
 
 
 @functools.lru_cache(maxsize=2)
@@ -107,7 +125,12 @@ def study_service(study: str) -> StudyService:
         DtrakError: its data, model or index is missing.
     """
     folder = StudyFolder(load_study(study))
-    built = [*folder.index.glob("*/manifest.json"), folder.data / "report.json", folder.model_dir / "training.json"]
+    built = [
+        *folder.index.glob("*/manifest.json"),
+        folder.root / COSTS_FILE,
+        folder.data / "report.json",
+        folder.model_dir / "training.json",
+    ]
     stamp = tuple(f"{path}:{path.stat().st_mtime_ns}" for path in sorted(built) if path.exists())
     if not any(Path(s.rsplit(":", 1)[0]).name == "manifest.json" for s in stamp):
         raise DtrakError(f"The index of study '{study}' is not built.", hint=f"python -m index_builder build {study}")

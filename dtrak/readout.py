@@ -1,0 +1,113 @@
+"""One model's training features under a setting, and the scores that they give to a query's feature."""
+
+from functools import cached_property
+
+import numpy as np
+from jaxtyping import Float, Float64
+from scipy.linalg import cho_factor, cho_solve
+
+from dtrak.errors import DtrakError
+from dtrak.kernel import Kernel, gram, multiply
+from dtrak.methods import Normaliser
+from dtrak.settings import AUTO
+
+NEAR_ONE = 1e-6  # 1 − leverage never falls below this
+
+
+class Readout:
+    """Φ with its kernel; the Gram matrix at once, its eigendecomposition only for what needs it.
+
+    Args:
+        features: Φ.
+        residuals: rₙ = √mean((ε_θ − ε)²), for DAS.
+        kernel: the decomposition of Φ, where it is known already.
+    """
+
+    def __init__(
+        self,
+        features: Float[np.ndarray, "n k"],
+        residuals: Float[np.ndarray, " n"] | None = None,
+        kernel: Kernel | None = None,
+    ):
+        self.features, self.residuals = features, residuals
+        self._kernel = kernel
+        self._factors: dict[float, tuple[np.ndarray, bool]] = {}
+
+    @property
+    def kernel(self) -> Kernel:
+        """The eigendecomposition, which serves every λ."""
+        if self._kernel is None:
+            self._kernel = Kernel.decompose(self.features)
+        return self._kernel
+
+    @cached_property
+    def norms(self) -> Float64[np.ndarray, " n"]:
+        """‖φₙ‖."""
+        return np.sqrt(np.einsum("nk,nk->n", self.features, self.features, dtype=np.float64))
+
+    @cached_property
+    def _gram(self) -> Float64[np.ndarray, "m m"]:
+        return gram(self.features if self._dual else self.features.T)
+
+    @property
+    def _dual(self) -> bool:
+        return self.features.shape[0] <= self.features.shape[1]
+
+    def damping(self, wanted: float | str | None) -> float | None:
+        """The damping as a number: "auto" is worked out from the spectrum."""
+        return self.kernel.auto_damping if wanted == AUTO else wanted  # type: ignore[return-value]
+
+    def inner(self, query: Float[np.ndarray, " k"], damping: float | None) -> Float64[np.ndarray, " n"]:
+        """``Φ (ΦᵀΦ + λI)⁻¹ φ``, or ``Φ φ`` without damping.
+
+        The first λ is a Cholesky solve: an eigendecomposition costs some ten of them.
+        """
+        if damping is None:
+            return multiply(self.features, query)
+        if self._kernel is not None:
+            return self._kernel.scores(self.features, query, damping)
+        factor = self._factor(damping)
+        if self._dual:
+            products = multiply(self.features, query)
+            # K (K + λ)⁻¹ … has the same eigenvectors: U (S + λ)⁻¹ Uᵀ Φ φ.
+            return cho_solve(factor, products, check_finite=False)
+        return multiply(self.features, cho_solve(factor, query.astype(np.float64), check_finite=False))
+
+    def scores(
+        self,
+        query: Float[np.ndarray, " k"],
+        damping: float | None = None,
+        normaliser: Normaliser = "none",
+        residual: bool = False,
+    ) -> Float64[np.ndarray, " n"]:
+        """The scores of all rows; rows without a gradient keep their zero score.
+
+        Raises:
+            DtrakError: the normaliser or the residual needs a damping and there is none.
+        """
+        scores = self.inner(query, damping)
+        if residual:
+            if damping is None or self.residuals is None:
+                raise DtrakError("This method needs a kernel and the stored residuals.", hint="Set a damping.")
+            leverages = self.kernel.leverages(self.features, damping)
+            scores = (scores * self.residuals / np.maximum(1 - leverages, NEAR_ONE)) ** 2
+        if normaliser == "none":
+            return scores
+        if normaliser == "influence":
+            if damping is None:
+                raise DtrakError("The influence normaliser needs a kernel.", hint="Choose a method with damping.")
+            norms = self.kernel.influence_norms(self.features, damping)
+        else:
+            norms = self.norms
+        norms = np.where(norms > 0, norms, 1.0)
+        if normaliser == "cosine":
+            norms = norms * (np.linalg.norm(query.astype(np.float64)) or 1.0)
+        return scores / norms
+
+    def _factor(self, damping: float) -> tuple[np.ndarray, bool]:
+        if damping not in self._factors:
+            matrix = self._gram.copy()
+            unit = np.trace(matrix) / len(matrix)
+            matrix[np.diag_indices_from(matrix)] += damping * (unit or 1.0)
+            self._factors = {damping: cho_factor(matrix, lower=True, overwrite_a=True, check_finite=False)}
+        return self._factors[damping]
