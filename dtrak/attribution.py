@@ -220,8 +220,8 @@ class Attributor:
         output = setting.output or METHODS[setting.method].output
         models = self.models_of(setting)
         if len(models) > 1 and setting.timesteps is None:  # all models are looked at alike
-            first = select(self.folder.study, setting, output, models[0], split)
-            setting = setting.with_(timesteps=len(first.pairs) // setting.draws)
+            alone = [select(self.folder.study, setting, output, model, split) for model in models]
+            setting = setting.with_(timesteps=min(len(side.pairs) for side in alone) // setting.draws)
         return [select(self.folder.study, setting, output, model, split) for model in models]
 
     def needs(self, setting: Setting, query: Query) -> list[Need]:

@@ -65,8 +65,8 @@ ABLATIONS = [
     *_sets(("mean", "l1-norm", "linf-norm")),
     *_sets(BOTH, first_draw=1),
     *_sets(BOTH, strategy="cumulative"),
-    *_sets(BOTH, model="checkpoint-0.50", timesteps=2, apart=False),
-    *_sets(BOTH, model="member-1", timesteps=2),
+    *_sets(BOTH, model="checkpoint-0.50", timesteps=1, apart=False),
+    *_sets(BOTH, model="member-1", timesteps=1),
 ]
 
 

@@ -56,16 +56,16 @@ def sparse_matrix(projector):
     return np.stack(rows, axis=1)
 
 
-def method_scores(name, train, query, relative_damping):
-    """Each method's formula, row by row."""
+def method_scores(name, train, query, relative_damping, residuals=None):
+    """Each method's formula for one model, row by row."""
     train, query = train.astype(np.float64), query.astype(np.float64)
     kernel = train.T @ train
     damping = (relative_damping or 0) * np.trace(kernel) / min(train.shape)
     found = []
-    for row in train:
-        if name == "grad-dot":
+    for n, row in enumerate(train):
+        if name in ("grad-dot", "tracin", "pixel-dot", "embedding-dot"):
             score = query @ row
-        elif name == "grad-cos":
+        elif name in ("grad-cos", "gas", "pixel-cos", "embedding-cos"):
             score = query @ row / (np.linalg.norm(query) * np.linalg.norm(row))
         else:
             influence = np.linalg.solve(kernel + damping * np.eye(len(kernel)), row)
@@ -74,8 +74,15 @@ def method_scores(name, train, query, relative_damping):
                 score /= np.linalg.norm(influence)
             if name == "renormalised-if":
                 score /= np.linalg.norm(row)
+            if name == "das":
+                score = (score * residuals[n] / (1 - row @ influence)) ** 2
         found.append(score)
     return np.array(found)
+
+
+def empirical_influence(masks, losses):
+    """Image by image: what models trained without it lose, less what those with it lose."""
+    return np.array([losses[~masks[:, n]].mean() - losses[masks[:, n]].mean() for n in range(masks.shape[1])])
 
 
 def scores(train, query, relative_damping):
