@@ -9,6 +9,8 @@ pages = [
     st.Page("pages/home.py", title="Home", default=True),
     st.Page("pages/generate.py", title="Generate"),
     st.Page("pages/attribution.py", title="Attribution"),
+    st.Page("pages/ablate.py", title="Ablate"),
+    st.Page("pages/compare.py", title="Compare"),
     st.Page("pages/about.py", title="About"),
     st.Page("pages/sample.py", title="Training image", visibility="hidden"),
 ]

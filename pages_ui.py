@@ -8,54 +8,15 @@ from streamlit.runtime.pages_manager import PagesManager
 
 from dtrak.config import load_study, study_names
 from dtrak.errors import DtrakError
+from dtrak.settings import Setting
 from dtrak.studies import StudyFolder, study_status
+from dtrak.ui.components import component_file
 from dtrak.ui.jobs import Job
+from dtrak.ui.runs import Run
 from dtrak.ui.services import StudyService, queue, study_service
 from dtrak.ui.views import enlarged_png
 
 POLL_SECONDS = 0.25
-
-GALLERY_CSS = """
-.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(108px, 1fr)); gap: 12px; }
-button { font: inherit; text-align: left; color: var(--st-text-color); background: var(--st-secondary-background-color);
-  border: 1px solid transparent; border-radius: 10px; padding: 8px; cursor: pointer; min-width: 0; }
-button:hover { border-color: var(--st-primary-color); }
-button:focus-visible { outline: 3px solid var(--st-primary-color); outline-offset: 1px; }
-img { width: 100%; aspect-ratio: 1; border-radius: 6px; image-rendering: pixelated; background: #fff; display: block; }
-.bar { height: 4px; border-radius: 2px; margin: 7px 0 5px; background: #8a93a340; }
-.bar i { display: block; height: 4px; border-radius: 2px; background: #2f6fdb; }
-.opponent .bar i { background: #c4532d; }
-.score { font-weight: 600; font-size: 0.85rem; font-variant-numeric: tabular-nums; }
-.text { font-size: 0.8rem; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
-"""
-GALLERY_JS = """
-export default function ({ parentElement, data, setTriggerValue }) {
-  const grid = document.createElement('div');
-  grid.className = 'grid ' + data.side;
-  grid.setAttribute('role', 'group');
-  grid.setAttribute('aria-label', data.label);
-  for (const tile of data.tiles) {
-    const button = document.createElement('button');
-    button.type = 'button';
-    button.dataset.id = tile.id;
-    button.dataset.score = tile.score;
-    button.title = tile.caption;
-    const image = document.createElement('img');
-    image.src = tile.src; image.alt = tile.alt;
-    const bar = document.createElement('div'); bar.className = 'bar';
-    const fill = document.createElement('i'); fill.style.width = (100 * tile.share) + '%'; bar.append(fill);
-    button.append(image, bar);
-    for (const [name, text] of [['score', tile.place + '.  ' + tile.score], ['text', tile.caption],
-                                ['text', tile.creator], ['text', tile.licence]]) {
-      const line = document.createElement('div'); line.className = name; line.textContent = text; button.append(line);
-    }
-    button.onclick = () => setTriggerValue('clicked', tile.id);
-    grid.append(button);
-  }
-  const root = parentElement.querySelector('#gallery') || parentElement;
-  root.replaceChildren(grid);
-}
-"""
 
 
 def hand_over_to_app() -> None:
@@ -106,14 +67,60 @@ def show_error(error: DtrakError) -> None:
 
 def gallery(tiles: list[dict[str, Any]], side: str, key: str) -> None:
     """Training images as tiles; a click opens the image's own page."""
-    component = st.components.v2.component(
-        "dtrak_gallery", html="<div id='gallery'></div>", css=GALLERY_CSS, js=GALLERY_JS
-    )
-    result = component(
-        data={"tiles": tiles, "side": side, "label": f"{side}s"}, key=key, on_clicked_change=lambda: None
-    )
+    _show("gallery", {"tiles": tiles, "side": side, "label": f"{side}s"}, key)
+
+
+def lanes(rankings: list[dict[str, Any]], key: str) -> None:
+    """Rankings side by side, each a title and tiles; lines join the places of the same image."""
+    _show("lanes", {"lanes": rankings}, key)
+
+
+def _show(name: str, data: dict[str, Any], key: str) -> None:
+    css, js = component_file("tiles.css"), component_file(f"{name}.js")
+    component = st.components.v2.component(f"dtrak_{name}", html=f"<div id='{name}'></div>", css=css, js=js)
+    result = component(data=data, key=key, on_clicked_change=lambda: None)
     if result.clicked:
         open_sample(result.clicked)
+
+
+def features_or_wait(service: StudyService, run: Run, settings: list[Setting], key: str) -> bool:
+    """Whether a run has what some settings need; if not, compute it and show how far it is.
+
+    Raises:
+        DtrakError: it cannot be had.
+    """
+    if service.features(run, settings) is not None:
+        return True
+    job = queue().get(service.features_key(run, settings))
+    if job and job.state == "failed" and job.error:
+        raise job.error
+    if not (job and job.state == "cancelled") or st.button("Compute again", key=f"{key}-again"):
+        wait_for(service.compute_features(run, settings), "Gradients of the query:", f"{key}-cancel")
+    else:
+        st.info("Cancelled.")
+    return False
+
+
+def choose_run(service: StudyService, param: str = "run") -> Run | None:
+    """The run of the URL, or a choice among recent ones."""
+    run_id = st.query_params.get(param)
+    run = service.runs.load(run_id) if run_id else None
+    if run_id and run is None:
+        st.warning(f"There is no run '{run_id[:40]}' in this workspace. It may have been made with another one.")
+    if run is not None:
+        return run
+    recent = service.runs.latest(8)
+    if not recent:
+        st.info("Nothing was generated yet.")
+        st.page_link("pages/generate.py", label="Generate a picture")
+        return None
+    st.markdown("Choose a recent picture.")
+    for column, found in zip(st.columns(8), recent, strict=False):
+        column.image(enlarged_png(found.pixels, 96), width="stretch", alt=found.title)
+        if column.button("Open", key=f"{param}-{found.id}", help=found.title, width="stretch"):
+            st.query_params[param] = found.id
+            st.rerun()
+    return None
 
 
 def open_sample(sample_id: str) -> None:

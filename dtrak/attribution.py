@@ -114,6 +114,7 @@ class Attributor:
         self.folder, self.device, self._batch_size = folder, device, batch_size
         self._models: dict[str, DiffusionModel] = {}
         self._fingerprints: dict[str, str] = {}
+        self._stores: dict[str, FeatureStore] = {}
         self._indexes: dict[str, AttributionIndex] = {}
         self._extractors: dict[tuple[FeatureConfig, ...], FeatureExtractor] = {}
         self._readouts: OrderedDict[tuple[str, str], Readout] = OrderedDict()
@@ -155,7 +156,10 @@ class Attributor:
         Raises:
             DtrakError: it is not built, or only in part.
         """
-        folder = self.folder.features / digest(self.identity(config))
+        fingerprint = digest(self.identity(config))
+        if fingerprint in self._stores:
+            return self._stores[fingerprint]
+        folder = self.folder.features / fingerprint
         hint = f"python -m index_builder build {self.folder.study.name}"
         if not (folder / "manifest.json").exists():
             if config in self.folder.study.features:
@@ -169,6 +173,7 @@ class Attributor:
                 f"{len(store.shards)} shards are there.",
                 hint=f"Wait for the build to end, or resume it: {hint}",
             )
+        self._stores[fingerprint] = store
         return store
 
     def methods(self) -> list[Method]:

@@ -31,6 +31,7 @@ class Readout:
     ):
         self.features, self.residuals = features, residuals
         self._kernel = kernel
+        self._halves: dict[int | None, Readout] = {}
         self._factors: dict[float, tuple[np.ndarray, bool]] = {}
 
     @property
@@ -52,6 +53,13 @@ class Readout:
     @property
     def _dual(self) -> bool:
         return self.features.shape[0] <= self.features.shape[1]
+
+    def half(self, columns: slice) -> "Readout":
+        """The readout of some of the columns, with its kernel; kept."""
+        if columns.start not in self._halves:
+            self._halves[columns.start] = Readout(self.features[:, columns])
+            _ = self._halves[columns.start].kernel
+        return self._halves[columns.start]
 
     def damping(self, wanted: float | str | None) -> float | None:
         """The damping as a number: "auto" is worked out from the spectrum."""
@@ -91,18 +99,25 @@ class Readout:
                 raise DtrakError("This method needs a kernel and the stored residuals.", hint="Set a damping.")
             leverages = self.kernel.leverages(self.features, damping)
             scores = (scores * self.residuals / np.maximum(1 - leverages, NEAR_ONE)) ** 2
+        if normaliser == "cosine":
+            scores = scores / (np.linalg.norm(query.astype(np.float64)) or 1.0)
+        return scores / self.row_norms(damping, normaliser)
+
+    def row_norms(self, damping: float | None, normaliser: Normaliser) -> Float64[np.ndarray, " n"]:
+        """What each row's score is divided by, apart from the query's own norm.
+
+        Raises:
+            DtrakError: the normaliser needs a kernel and there is none.
+        """
         if normaliser == "none":
-            return scores
+            return np.ones(len(self.features))
         if normaliser == "influence":
             if damping is None:
                 raise DtrakError("The influence normaliser needs a kernel.", hint="Choose a method with damping.")
             norms = self.kernel.influence_norms(self.features, damping)
         else:
             norms = self.norms
-        norms = np.where(norms > 0, norms, 1.0)
-        if normaliser == "cosine":
-            norms = norms * (np.linalg.norm(query.astype(np.float64)) or 1.0)
-        return scores / norms
+        return np.where(norms > 0, norms, 1.0)
 
     def _factor(self, damping: float) -> tuple[np.ndarray, bool]:
         if damping not in self._factors:

@@ -227,7 +227,8 @@ def train_member(
         with run.averaged_weights():
             save_model(model, path, torch.float16)
         used = [sample for sample, kept in zip(table.train_ids, mask, strict=True) if kept]
-        write_json(path / "member.json", {"number": number, "images": len(used), "data": table.fingerprint()})
+        content = {"number": number, "images": len(used), "precision": folder.study.training.precision}
+        write_json(path / "member.json", {**content, "data": table.fingerprint()})
         return path
 
 

@@ -2,13 +2,38 @@
 
 import streamlit as st
 
+from dtrak.attribution import Attribution
 from dtrak.data import BadImage
 from dtrak.errors import DtrakError
+from dtrak.evidence import (
+    HUB_FACTOR,
+    STABLE,
+    Null,
+    Split,
+    clear_source,
+    damp_hubs,
+    hubs,
+    split_by_block,
+    split_by_timestep,
+    stability,
+)
+from dtrak.methods import METHODS
 from dtrak.queries import query_from_bytes
-from dtrak.ui.figures import score_histogram, share_bars
-from dtrak.ui.services import queue
-from dtrak.ui.views import default_power, effective_number, enlarged_png, shares, tiles, z_score
-from pages_ui import current_service, gallery, hand_over_to_app, show_error, wait_for
+from dtrak.settings import Setting
+from dtrak.ui.figures import score_histogram, share_bars, split_bars
+from dtrak.ui.report import to_csv, to_html, to_json
+from dtrak.ui.views import (
+    default_power,
+    effective_number,
+    enlarged_png,
+    evidence_badges,
+    shares,
+    tiles,
+    top_scored,
+    unstable,
+    z_score,
+)
+from pages_ui import choose_run, current_service, features_or_wait, gallery, hand_over_to_app, show_error
 
 ANY = "any"
 
@@ -40,28 +65,21 @@ def upload() -> None:
     st.caption("A foreign image gets scores too, but the model never drew it: read them as resemblance at most.")
 
 
-def choose() -> None:
-    """The page without a run: recent ones, or an upload."""
-    recent = service.runs.latest(8)
-    if recent:
-        st.markdown("Choose a recent picture, or upload one.")
-        columns = st.columns(8)
-        for column, run in zip(columns, recent, strict=False):
-            column.image(enlarged_png(run.pixels, 96), width="stretch", alt=run.title)
-            if column.button("Open", key=f"open-{run.id}", help=run.title, width="stretch"):
-                open_run(run.id)
-    else:
-        st.info("Nothing was generated yet.")
-        st.page_link("pages/generate.py", label="Generate a picture")
-    upload()
+def heldout() -> None:
+    """Take an image that was held out of training."""
+    records = service.attributor.table.records[service.attributor.table.train_size :]
+    if not records:
+        return
+    ids = {r.id: r for r in records}
+    chosen = st.selectbox("A held-out image", list(ids), format_func=lambda i: ids[i].caption or i)
+    if st.button("Attribute the held-out image"):
+        table = service.attributor.table
+        open_run(service.runs.save_upload(table.pixels[table.rows[chosen]], ids[chosen].label).id)
 
 
-run_id = st.query_params.get("run")
-run = service.runs.load(run_id) if run_id else None
-if run_id and run is None:
-    st.warning(f"There is no run '{run_id[:40]}' in this workspace. It may have been made with another one.")
+run = choose_run(service)
 if run is None:
-    choose()
+    upload()
     st.stop()
 
 left, right = st.columns([1, 3], gap="large")
@@ -70,11 +88,17 @@ with left:
     st.markdown(f"**{run.title}**")
     methods = service.attributor.methods()
     titles = {m.name: m.title for m in methods}
-    name = st.pills(
-        "Method", list(titles), format_func=titles.get, default=methods[0].name, required=True,
-        key="method", bind="query-params",
+    known = {m.name: m for m in METHODS.values()}
+    ready = [m.name for m in service.attributor.methods()]
+    name = st.selectbox(
+        "Method", ready, format_func=lambda n: known[n].title, key="method", bind="query-params",
     )  # fmt: skip
-    method = next(m for m in methods if m.name == name)
+    method = known[name]
+    if len(ready) < len(known):
+        with st.expander(f"{len(known) - len(ready)} more are not built"):
+            for other in known:
+                if other not in ready and (reason := service.attributor.why_not(other)):
+                    st.markdown(f"**{known[other].title}**: {reason.message}  \n`{reason.hint}`")
     damping = None
     if method.damping is not None:
         power = st.slider(
@@ -88,21 +112,119 @@ with left:
     if damping is not None:
         st.caption(f"λ = {damping:.3g} × mean eigenvalue")
     st.caption(method.formula)
+    setting = Setting(method.name, damping=damping)
+    if method.family == "embedding":
+        st.caption(f"The embedding is {service.folder.study.embedding}.")
+    collapse = st.toggle("Collapse near-duplicates", value=True, key="collapse", bind="query-params")
+    damp = False
+    if method.family == "gradient":
+        help_text = "Subtract what each image gets from unrelated queries; scores become z-scores."
+        damp = st.toggle("Damp hubs", key="damp", bind="query-params", help=help_text)
     with st.expander("Another image"):
+        heldout()
         upload()
+
+
+def verdict(answer: Attribution, null: Null | None) -> None:
+    """Whether the top proponent stands above chance."""
+    z = z_score(answer)
+    if null is None:
+        st.markdown(f"The top score lies {z:.1f} standard deviations above the mean of all {len(answer.scores)}.")
+        return
+    chance = (
+        f"The top score lies {z:.1f} standard deviations above the mean; for unrelated queries the top stays below "
+        f"{null.threshold:.1f} in 95 % of cases ({null.heldout} held-out images, "
+        f"{len(null.scores) - null.heldout} random directions)."
+    )
+    if clear_source(answer.scores, null):
+        st.success(f"Above chance. {chance}")
+    else:
+        st.warning(f"**No clear source.** {chance} Read the ranking as weak evidence at most.")
+
+
+@st.fragment
+def timesteps(split: Split) -> None:
+    """The scrubber: a band of timesteps, its ranking and its part of the scores."""
+    marks = sorted(set(split.timesteps))
+    first, last = st.select_slider("Timesteps", marks, (marks[0], marks[-1]), key="scrub",
+                                   help="From nearly clean (0) to nearly pure noise (999).")  # fmt: skip
+    chosen = [i for i, t in enumerate(split.timesteps) if first <= t <= last]
+    part = split.scores[chosen].sum(0)
+    st.caption(f"Ranked by timesteps {first} to {last} alone: {len(chosen)} of {len(split.names)} parts.")
+    shown = top_scored(part, table, 6)
+    gallery(tiles(shown, table), "proponent", "scrubbed")
+    rows = [table.rows[s.record.id] for s in answer.proponents[:6]]
+    names = [s.record.caption or s.record.id for s in answer.proponents[:6]]
+    st.plotly_chart(split_bars(split, rows, names, [split.names[i] for i in chosen]), key="timestep_bars",
+                    alt="The scores of the proponents, split by timestep")  # fmt: skip
+    st.caption("The parts of a bar sum to the score of that image, exactly.")
+
+
+def evidence() -> None:
+    """By timestep, by block, and what is known of stability and hubs."""
+    by_timestep, by_block, lists = st.tabs(["By timestep", "By block of the network", "Stability and hubs"])
+    with by_timestep:
+        try:
+            timesteps(service.ask(run, setting, split_by_timestep))
+        except DtrakError as reason:
+            st.info(f"{reason.message} {reason.hint or ''}")
+    with by_block:
+        try:
+            split = service.ask(run, setting, split_by_block)
+            rows = [table.rows[s.record.id] for s in answer.proponents[:6]]
+            names = [s.record.caption or s.record.id for s in answer.proponents[:6]]
+            st.plotly_chart(split_bars(split, rows, names), key="block_bars",
+                            alt="The scores of the proponents, split by block of the network")  # fmt: skip
+            st.caption("The parts of a bar sum to the score of that image, exactly.")
+        except DtrakError as reason:
+            st.info(f"{reason.message} {reason.hint or ''}")
+    with lists:
+        if stable is None:
+            st.info("Stability needs a method of one model whose timesteps are stored apart.")
+        else:
+            steady = sum(stable.share[table.rows[s.record.id]] >= STABLE for s in answer.proponents)
+            st.markdown(
+                f"{steady} of the {len(answer.proponents)} proponents shown stay in the top {top} in at least half of "
+                f"{stable.resamples} resamples (the query's timesteps drawn again, either half of the projection). "
+                "The percentage on a tile is that share; the others are faded."
+            )
+        if hub is not None:
+            count = int(hub.marked.sum())
+            st.markdown(
+                f"{count} training images are hubs: in the top {top} of more than {HUB_FACTOR:.0f} times as many "
+                f"unrelated lists as chance gives ({hub.expected:.1%}). They tell little about this image."
+            )
+
+
+def exports() -> None:
+    """CSV, JSON and a page that stands alone."""
+    described = run.settings.as_dict() if run.settings else {"image": "uploaded", "label": run.label}
+    name, study = f"{run.id}-{setting.text}", service.folder.study
+    credit = study.data.credit or ""
+    columns = st.columns(3)
+    columns[0].download_button("CSV", to_csv(answer, table, stable), f"{name}.csv", "text/csv", on_click="ignore",
+                               key="export-csv", width="stretch")  # fmt: skip
+    columns[1].download_button(
+        "JSON", to_json(study.name, described, answer, table, null, stable), f"{name}.json", "application/json",
+        on_click="ignore", key="export-json", width="stretch",
+    )  # fmt: skip
+    columns[2].download_button(
+        "Report (HTML)",
+        to_html(study.title or study.name, described, run.pixels, [answer], table, null, stable, credit),
+        f"{name}.html", "text/html", on_click="ignore", key="export-html", width="stretch",
+    )  # fmt: skip
+
 
 with right:
     try:
-        answer = service.attribute(run, method.name, damping, top)
-        if answer is None:
-            job = queue().get(f"features:{service.folder.study.name}:{run.id}")
-            if job and job.state == "failed" and job.error:
-                raise job.error
-            if not (job and job.state == "cancelled") or st.button("Compute again"):
-                wait_for(service.compute_features(run), "Gradients of the query:", "cancel-features")
-            else:
-                st.info("Cancelled.")
+        if not features_or_wait(service, run, [setting], "attribution"):
             st.stop()
+        answer = service.attribute(run, setting, top)
+        null = service.null(setting)
+        try:
+            stable = service.ask(run, setting, stability)
+        except DtrakError:
+            stable = None
     except DtrakError as error:
         show_error(error)
         st.stop()
@@ -111,17 +233,27 @@ with right:
         f"Removing the **proponents** should change this image most, according to {method.title}; "
         "**opponents** pull the other way."
     )
+    verdict(answer, null)
+    hub = None if null is None else hubs(null, top)
+    groups = service.duplicates if collapse else None
+    scores = damp_hubs(answer.scores, null) if damp and null is not None else answer.scores
+    badges = evidence_badges(table, stable, hub, groups)
     st.subheader("Proponents")
-    gallery(tiles(answer.proponents, table), "proponent", "proponents")
-    st.subheader("Opponents")
-    gallery(tiles(answer.opponents, table), "opponent", "opponents")
+    proponents = top_scored(scores, table, top, 1, groups)
+    gallery(tiles(proponents, table, badges, unstable(table, stable) if stable else ()), "proponent", "proponents")
+    opponents = top_scored(scores, table, top, -1, groups)
+    if opponents:
+        st.subheader("Opponents")
+        gallery(tiles(opponents, table), "opponent", "opponents")
+    st.subheader("Evidence")
+    evidence()
+    exports()
     st.subheader("All scores")
-    st.plotly_chart(score_histogram(answer), key="histogram", alt="Histogram of the scores of all training images")
-    records = table.records[: table.train_size]
-    top_text = f"The top score lies {z_score(answer):.1f} standard deviations above the mean of all {len(records)}."
-    st.caption(
-        f"{top_text} Positive mass is spread over the equivalent of {effective_number(answer.scores):.0f} images."
+    st.plotly_chart(
+        score_histogram(answer, null), key="histogram", alt="Histogram of the scores of all training images"
     )
+    records = table.records[: table.train_size]
+    st.caption(f"Positive mass is spread over the equivalent of {effective_number(answer.scores):.0f} images.")
     for title, key in (("By creator", "creator"), ("By class", "label")):
         st.subheader(title)
         found = shares(list(records), answer.scores, key)

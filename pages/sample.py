@@ -3,6 +3,8 @@
 import streamlit as st
 
 from dtrak.data import BadImage, open_image
+from dtrak.methods import METHODS
+from dtrak.settings import Setting
 from dtrak.ui.views import describe, enlarged_png
 from pages_ui import current_service, hand_over_to_app
 
@@ -46,3 +48,20 @@ with right:
         st.caption(service.folder.study.data.credit)
     run = st.query_params.get("run")
     st.page_link("pages/attribution.py", label="Back to the attribution", query_params={"run": run} if run else None)
+
+if record.split == "train":
+    st.subheader("Pictures it affects most")
+    method = next((m.name for m in service.attributor.methods() if m.family == "gradient"), None)
+    found = service.reverse(sample_id, Setting(method)) if method else []
+    if not found:
+        st.caption("No kept picture has its features computed yet; attribute one first.")
+    else:
+        for column, (run_, z, place) in zip(st.columns(8), found, strict=False):
+            column.image(enlarged_png(run_.pixels, 96), width="stretch", alt=run_.title)
+            column.page_link("pages/attribution.py", label=f"place {place}", query_params={"run": run_.id})
+            column.caption(f"z {z:+.1f}")
+        title = METHODS[method].title
+        st.caption(
+            f"Among the kept pictures, those whose {title} scores give this image the highest z-score, and its place "
+            "in each. Scores of two pictures have no common unit; z-scores are within each picture."
+        )

@@ -1,17 +1,26 @@
 """Plotly figures, built by pure functions; a page only shows them."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import plotly.graph_objects as go
 from jaxtyping import Float
 
 from dtrak.attribution import Attribution
+from dtrak.data import Table
+from dtrak.evidence import Null, Split
 from dtrak.ui.views import Share, format_score
 
+Scores = Float[np.ndarray, " n"]
 POSITIVE, NEGATIVE, NEUTRAL = "#2f6fdb", "#c4532d", "#8a93a3"
 
 
-def score_histogram(attribution: Attribution) -> go.Figure:
-    """All scores, log counts, with the shown proponents and opponents marked on one signed scale."""
+def score_histogram(attribution: Attribution, null: Null | None = None) -> go.Figure:
+    """All scores, log counts, with the shown proponents and opponents marked on one signed scale.
+
+    Args:
+        null: shades what the top score of an unrelated query stays below.
+    """
     scores: Float[np.ndarray, " n"] = attribution.scores
     limit = float(np.abs(scores).max()) or 1.0
     figure = go.Figure()
@@ -36,6 +45,13 @@ def score_histogram(attribution: Attribution) -> go.Figure:
             hovertemplate="%{customdata[1]}<br>%{customdata[2]}<extra></extra>",
         )
     figure.add_vline(x=0, line_width=1, line_color=NEUTRAL)
+    if null is not None:
+        reach = float(scores.mean() + null.threshold * scores.std())
+        label = "chance: 95 % of unrelated queries have their top below"
+        figure.add_vrect(
+            x0=float(scores.mean()), x1=reach, fillcolor=NEUTRAL, opacity=0.15, line_width=0, layer="below",
+            annotation_text=label, annotation_position="top left", annotation_font_size=11,
+        )  # fmt: skip
     figure.update_layout(
         height=260,
         margin={"l": 8, "r": 8, "t": 8, "b": 8},
@@ -73,5 +89,82 @@ def share_bars(shares: list[Share], limit: int = 8) -> go.Figure:
         margin={"l": 8, "r": 8, "t": 8, "b": 8},
         xaxis={"tickformat": ".0%", "rangemode": "tozero"},
         legend={"orientation": "h", "y": -0.25},
+    )
+    return figure
+
+
+def damping_figure(powers: Sequence[float], curve: Sequence[float], current: float | None) -> go.Figure:
+    """How alike the ranking at each λ is to the current one, with a cursor at the current λ."""
+    figure = go.Figure()
+    figure.add_scatter(
+        x=[10.0**p for p in powers],
+        y=list(curve),
+        mode="lines+markers",
+        line={"color": POSITIVE},
+        hovertemplate="λ = %{x:.3g}<br>rank-biased overlap %{y:.2f}<extra></extra>",
+    )
+    if current is not None:
+        figure.add_vline(x=current, line_width=2, line_color=NEGATIVE)
+    figure.update_layout(
+        height=190,
+        margin={"l": 8, "r": 8, "t": 8, "b": 8},
+        showlegend=False,
+        xaxis={"type": "log", "title": "λ", "exponentformat": "power"},
+        yaxis={"range": [0, 1.05], "title": "overlap"},
+    )
+    return figure
+
+
+def score_scatter(a: Scores, b: Scores, names: tuple[str, str], table: Table, shown: set[int]) -> go.Figure:
+    """Scores of two lanes against each other, one point a training image; a click gives its id."""
+    records = table.records[: len(a)]
+    figure = go.Figure()
+    for rows, colour, size, name in (
+        ([i for i in range(len(a)) if i not in shown], NEUTRAL, 6, "other images"),
+        (sorted(shown), POSITIVE, 10, "shown above"),
+    ):
+        figure.add_scatter(
+            x=a[rows],
+            y=b[rows],
+            mode="markers",
+            marker={"color": colour, "size": size, "opacity": 0.75},
+            name=name,
+            customdata=[[records[i].id, records[i].caption or records[i].id] for i in rows],
+            hovertemplate="%{customdata[1]}<br>%{x:.3g} · %{y:.3g}<extra></extra>",
+        )
+    figure.update_layout(
+        height=380,
+        margin={"l": 8, "r": 8, "t": 8, "b": 8},
+        xaxis={"title": names[0], "zerolinecolor": NEUTRAL},
+        yaxis={"title": names[1], "zerolinecolor": NEUTRAL},
+        legend={"orientation": "h", "y": -0.2},
+    )
+    return figure
+
+
+def split_bars(split: Split, rows: Sequence[int], names: Sequence[str], chosen: Sequence[str] = ()) -> go.Figure:
+    """The parts of the scores of some training images, stacked apart by sign; parts sum to the score.
+
+    Args:
+        chosen: parts to show in full colour; all if empty.
+    """
+    figure = go.Figure()
+    count = max(len(split.names) - 1, 1)
+    for number, name in enumerate(split.names):
+        figure.add_bar(
+            x=list(names),
+            y=split.scores[number, list(rows)],
+            name=name,
+            marker_color=f"hsl({int(225 - 205 * number / count)}, 62%, 52%)",
+            opacity=1.0 if not chosen or name in chosen else 0.25,
+            hovertemplate=f"{name}<br>%{{y:.3g}}<extra></extra>",
+        )
+    figure.add_hline(y=0, line_width=1, line_color=NEUTRAL)
+    figure.update_layout(
+        height=320,
+        barmode="relative",
+        margin={"l": 8, "r": 8, "t": 8, "b": 8},
+        yaxis_title="part of the score",
+        legend={"orientation": "h", "y": -0.35, "font": {"size": 11}},
     )
     return figure

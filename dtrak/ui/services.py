@@ -2,13 +2,19 @@
 
 import functools
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
-from dtrak.attribution import Attribution, Attributor, Features, Need
+import numpy as np
+
+from dtrak.attribution import Attribution, Attributor, Features, Need, Query
+from dtrak.compare import ranks
 from dtrak.config import load_study
 from dtrak.costs import COSTS_FILE
 from dtrak.errors import DtrakError
+from dtrak.evidence import Null, near_duplicates, null_band, standardise
 from dtrak.files import digest
 from dtrak.queries import check_label
 from dtrak.sampling import GenerationSettings, sample
@@ -17,11 +23,23 @@ from dtrak.studies import StudyFolder
 from dtrak.ui.jobs import Job, JobQueue
 from dtrak.ui.runs import Run, RunStore
 
+ANSWERS_KEPT = 64
+REVERSE_RUNS = 200
+T = TypeVar("T")
+
 
 @functools.cache
 def queue() -> JobQueue:
     """The one queue of this process."""
     return JobQueue()
+
+
+@dataclass(frozen=True)
+class Lane:
+    """One answer among several that are compared."""
+
+    title: str
+    scores: np.ndarray
 
 
 class StudyService:
@@ -31,7 +49,8 @@ class StudyService:
         self.folder = StudyFolder(load_study(study))
         self.attributor = Attributor(self.folder)
         self.runs = RunStore(self.folder.runs)
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
+        self._answers: dict[tuple[str, str, Any], Any] = {}
 
     @functools.cached_property
     def model_fingerprint(self) -> str:
@@ -108,9 +127,80 @@ class StudyService:
                 return None
             return self.attributor.attribute(run.query, features, setting, top)
 
+    def ask(self, run: Run, setting: Setting, question: Callable[..., T]) -> T | None:
+        """``question(attributor, setting, query, features)``, or None while the run's features are not computed.
+
+        The latest answers are kept.
+        """
+        key = (run.id, setting.text, question)
+        with self.lock:
+            if key in self._answers:
+                return self._answers[key]
+            features = self.features(run, [setting])
+            if features is None:
+                return None
+            answer = question(self.attributor, setting, run.query, features)
+            self._remember(key, answer)
+            return answer
+
+    def lane(self, run: Run, setting: Setting, title: str) -> Lane:
+        """All scores of a run whose features are computed, under a title."""
+        scores = self.ask(run, setting, all_scores)
+        assert scores is not None
+        return Lane(title, scores)
+
+    def null(self, setting: Setting) -> Null | None:
+        """The null band of a setting, or None for methods that have none."""
+        key = ("", setting.text, null_band)
+        with self.lock:
+            if key not in self._answers:
+                try:
+                    self._remember(key, null_band(self.attributor, setting))
+                except DtrakError:
+                    self._remember(key, None)
+            return self._answers[key]
+
+    @functools.cached_property
+    def duplicates(self) -> np.ndarray:
+        """Near-duplicate groups of the training images."""
+        table = self.attributor.table
+        return near_duplicates(np.asarray(table.pixels[: table.train_size]))
+
+    def reverse(self, sample_id: str, setting: Setting, count: int = 8) -> list[tuple[Run, float, int]]:
+        """The kept runs that a training image affects most: the run, its z-score there, its place from 1.
+
+        Only runs whose features are computed take part; nothing is computed here.
+        """
+        row = self.attributor.table.rows[sample_id]
+        found = []
+        for run in self.runs.latest(REVERSE_RUNS):
+            try:
+                answer = self.attribute(run, setting, 1)
+            except DtrakError:
+                continue
+            if answer is not None:
+                z = float(standardise(answer.scores)[row])
+                found.append((run, z, int(ranks(answer.scores)[row]) + 1))
+        return sorted(found, key=lambda item: -item[1])[:count]
+
+    def _remember(self, key: tuple[str, str, Any], answer: Any) -> None:
+        if len(self._answers) >= ANSWERS_KEPT:
+            self._answers.pop(next(iter(self._answers)))
+        self._answers[key] = answer
+
     def _needs(self, run: Run, settings: Sequence[Setting]) -> list[Need]:
         needs = [need for setting in settings for need in self.attributor.needs(setting, run.query)]
         return list({need.key: need for need in needs}.values())
+
+
+def all_scores(attributor: Attributor, setting: Setting, query: Query, features: Features) -> np.ndarray:
+    """The scores of all training images, to :meth:`StudyService.ask` for."""
+    return attributor.scores(setting, query, features)[0]
+
+
+def used_damping(attributor: Attributor, setting: Setting, query: Query, features: Features) -> float | None:
+    """The λ behind them."""
+    return attributor.scores(setting, query, features)[1]
 
 
 @functools.lru_cache(maxsize=2)

@@ -3,15 +3,18 @@
 import base64
 import io
 from collections import defaultdict
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from PIL import Image
 
 from dtrak.attribution import Attribution, Scored
+from dtrak.compare import ranks
 from dtrak.data import Record, Table
+from dtrak.evidence import STABLE, Hubs, Stability
 
 TILE = 128  # pixels on the screen
 
@@ -37,8 +40,21 @@ def describe(record: Record) -> str:
     return f"Training image: {record.caption or record.id}{by}"
 
 
-def tiles(scored: list[Scored], table: Table) -> list[dict[str, Any]]:
-    """What the gallery draws: one entry a training image, strongest first."""
+Badge = tuple[str, str, str]  # text, kind ("", "up" or "down"), and what it means
+
+
+def tiles(
+    scored: list[Scored],
+    table: Table,
+    badges: Mapping[str, list[Badge]] | None = None,
+    faded: Collection[str] = (),
+) -> list[dict[str, Any]]:
+    """What the gallery draws: one entry a training image, strongest first.
+
+    Args:
+        badges: by training image.
+        faded: images whose place is not stable.
+    """
     strongest = max((abs(s.score) for s in scored), default=1.0)
     return [
         {
@@ -52,9 +68,71 @@ def tiles(scored: list[Scored], table: Table) -> list[dict[str, Any]]:
             "caption": s.record.caption or s.record.id,
             "creator": s.record.creator or "unknown creator",
             "licence": s.record.licence,
+            "badges": (badges or {}).get(s.record.id, []),
+            "faded": s.record.id in faded,
         }
         for place, s in enumerate(scored, 1)
     ]
+
+
+def top_scored(
+    scores: Float[np.ndarray, " n"],
+    table: Table,
+    count: int,
+    sign: int = 1,
+    groups: Int[np.ndarray, " n"] | None = None,
+) -> list[Scored]:
+    """The first ``count`` images by ``sign · score``, those of the sign only; of each group only the first."""
+    found: list[Scored] = []
+    seen: set[int] = set()
+    for row in np.argsort(-sign * scores, kind="stable").tolist():
+        if sign * scores[row] <= 0 or len(found) == count:
+            break
+        if groups is None or int(groups[row]) not in seen:
+            found.append(Scored(table.records[row], float(scores[row])))
+            seen.add(row if groups is None else int(groups[row]))
+    return found
+
+
+def change_badges(
+    before: Float[np.ndarray, " n"], after: Float[np.ndarray, " n"], table: Table, count: int
+) -> dict[str, list[Badge]]:
+    """How far each of the first ``count`` images moved against an earlier ranking."""
+    old, new = ranks(before), ranks(after)
+    found: dict[str, list[Badge]] = {}
+    for row in np.flatnonzero(new < count).tolist():
+        moved = int(old[row] - new[row])
+        if moved:
+            word = f"{'▲' if moved > 0 else '▼'} {abs(moved)}"
+            help_text = f"was place {old[row] + 1} under the previous setting"
+            found[table.records[row].id] = [(word, "up" if moved > 0 else "down", help_text)]
+    return found
+
+
+def evidence_badges(
+    table: Table,
+    stability: Stability | None = None,
+    hubs: Hubs | None = None,
+    groups: Int[np.ndarray, " n"] | None = None,
+) -> dict[str, list[Badge]]:
+    """What is known of each training image's place: stability, hubness, how many near-duplicates it stands for."""
+    found: dict[str, list[Badge]] = defaultdict(list)
+    counts = np.bincount(groups) if groups is not None else np.empty(0)
+    for row, record in enumerate(table.records[: table.train_size]):
+        if stability is not None and stability.share[row] > 0:
+            text = f"in the top in {stability.share[row]:.0%} of {stability.resamples} resamples"
+            places = f"places {stability.low[row]:.0f} to {stability.high[row]:.0f}"
+            found[record.id].append((f"{stability.share[row]:.0%}", "", f"{text}; {places}"))
+        if hubs is not None and hubs.marked[row]:
+            found[record.id].append(("hub", "down", f"in the top of {hubs.share[row]:.0%} of unrelated lists"))
+        if groups is not None and counts[groups[row]] > 1:
+            found[record.id].append((f"×{counts[groups[row]]}", "", "this many training images look nearly the same"))
+    return found
+
+
+def unstable(table: Table, stability: Stability) -> set[str]:
+    """Images in the top in fewer than half of the resamples."""
+    return {table.records[row].id for row in np.flatnonzero(stability.share < STABLE).tolist()}
 
 
 def format_score(score: float) -> str:

@@ -1,0 +1,96 @@
+"""How alike two rankings of the training images are, and where they disagree most."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+from scipy.stats import kendalltau
+
+PERSISTENCE = 0.9  # of rank-biased overlap: the top ten carry 86 % of its weight
+SHORTLIST = 50
+
+Scores = Float[np.ndarray, " n"]
+
+
+def ranking(scores: Scores) -> Int[np.ndarray, " n"]:
+    """Rows from the highest score to the lowest; ties in row order."""
+    return np.argsort(-scores, kind="stable")
+
+
+def ranks(scores: Scores) -> Int[np.ndarray, " n"]:
+    """The place of each row, from 0."""
+    order = ranking(scores)
+    found = np.empty(len(order), dtype=np.int64)
+    found[order] = np.arange(len(order))
+    return found
+
+
+def overlap(a: Scores, b: Scores, top: int = 10) -> float:
+    """Share of a's ``top`` that are among b's ``top``."""
+    top = min(top, len(a))
+    return len(set(ranking(a)[:top].tolist()) & set(ranking(b)[:top].tolist())) / top
+
+
+def rank_biased_overlap(a: Scores, b: Scores, persistence: float = PERSISTENCE) -> float:
+    """(1 − p) Σ_d p^(d−1) · overlap at depth d, over whole rankings, scaled to reach 1.
+
+    Webber, Moffat & Zobel, "A similarity measure for indefinite rankings", TOIS 2010.
+    """
+    first, second = ranks(a), ranks(b)
+    later = np.sort(np.maximum(first, second))  # a row is shared from this depth on
+    depth = np.arange(1, len(a) + 1)
+    shared = np.searchsorted(later, depth - 1, side="right") / depth
+    weights = persistence ** (depth - 1.0)
+    return float((weights * shared).sum() / weights.sum())
+
+
+def kendall(a: Scores, b: Scores) -> float:
+    """Kendall's τ-b over all rows; 0 where one side is constant."""
+    statistic = kendalltau(a, b).statistic
+    return 0.0 if np.isnan(statistic) else float(statistic)
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How alike two rankings are."""
+
+    overlap: float
+    rank_biased_overlap: float
+    kendall: float
+
+
+def agreement(a: Scores, b: Scores, top: int = 10) -> Agreement:
+    """All three measures."""
+    return Agreement(overlap(a, b, top), rank_biased_overlap(a, b), kendall(a, b))
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """A row that one ranking puts high and the other does not; places from 1."""
+
+    row: int
+    place_a: int
+    place_b: int
+
+
+def disagreements(a: Scores, b: Scores, count: int = 8) -> list[Disagreement]:
+    """The strongest, by |log place_a − log place_b| among what either side has in its first fifty."""
+    first, second = ranks(a) + 1, ranks(b) + 1
+    gap = np.abs(np.log(first) - np.log(second))
+    gap[np.minimum(first, second) > SHORTLIST] = -1
+    rows = np.argsort(-gap, kind="stable")[:count]
+    return [Disagreement(int(r), int(first[r]), int(second[r])) for r in rows if gap[r] > 0]
+
+
+def contrast(a: Scores, b: Scores) -> Scores:
+    """Why a rather than b: scores of the query q_a/‖τ_a‖ − q_b/‖τ_b‖.
+
+    Scores are linear in the query, so the contrast of two queries is one more query; each is first
+    brought to the same length, as scores of two queries have no common unit.
+    """
+    return a / (np.linalg.norm(a) or 1.0) - b / (np.linalg.norm(b) or 1.0)
+
+
+def stability_curve(rankings: list[Scores], reference: Scores) -> list[float]:
+    """Rank-biased overlap of each ranking with the reference."""
+    return [rank_biased_overlap(scores, reference) for scores in rankings]

@@ -1,0 +1,266 @@
+"""What stands behind a ranking: its exact parts, what chance gives, and how stable it is.
+
+Scores are linear in the query's feature, and the feature is a sum over (timestep, draw) pairs and
+over blocks of the network; so a score without a norm of the query splits exactly into parts.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, UInt8
+
+from dtrak.attribution import Attributor, Features, Query
+from dtrak.compare import ranks
+from dtrak.errors import DtrakError
+from dtrak.features import network_blocks
+from dtrak.methods import METHODS
+from dtrak.noise import keyed_generator
+from dtrak.readout import Readout
+from dtrak.selection import Side
+from dtrak.settings import Setting
+
+RANDOM_DIRECTIONS = 64
+RESAMPLES = 40
+CHANCE = 0.95  # the quantile of the null that a clear source must pass
+STABLE = 0.5  # in the top of fewer resamples than this is faded
+DUPLICATE_DISTANCE = 10.0  # root mean square difference of pixels, of 255
+HUB_FACTOR = 5.0  # times the share of lists that chance gives
+
+Scores = Float[np.ndarray, " n"]
+
+
+@dataclass(frozen=True)
+class Split:
+    """A score's parts.
+
+    Attributes:
+        names: of the parts, as people read them.
+        scores: one row a part; the rows sum to the scores.
+        timesteps: of each part, for a split by timestep; empty otherwise.
+    """
+
+    names: list[str]
+    scores: Float[np.ndarray, "parts n"]
+    timesteps: list[int]
+
+
+@dataclass(frozen=True)
+class Null:
+    """What unrelated queries score, each list brought to mean 0 and deviation 1.
+
+    Attributes:
+        scores: one row an unrelated query: held-out images first, then random directions.
+        heldout: how many of them are held-out images.
+        threshold: what the top z-score of an unrelated query stays below in 95 % of cases.
+    """
+
+    scores: Float[np.ndarray, "q n"]
+    heldout: int
+    threshold: float
+
+    @property
+    def band(self) -> Float[np.ndarray, " n"]:
+        """For each training image, what 95 % of the unrelated queries stay below."""
+        return np.quantile(self.scores, CHANCE, axis=0)
+
+
+def standardise(scores: Float[np.ndarray, "*q n"]) -> Float[np.ndarray, "*q n"]:
+    """Mean 0, deviation 1 over the training images."""
+    spread = scores.std(-1, keepdims=True)
+    return (scores - scores.mean(-1, keepdims=True)) / np.where(spread > 0, spread, 1.0)
+
+
+def clear_source(scores: Scores, null: Null) -> bool:
+    """Whether the top proponent stands above what chance gives; else "no clear source"."""
+    return float(standardise(scores).max()) > null.threshold
+
+
+def split_by_timestep(attributor: Attributor, setting: Setting, query: Query, features: Features) -> Split:
+    """The exact parts of the scores by (timestep, draw) pair of the query.
+
+    Raises:
+        DtrakError: the setting's timesteps are not kept apart, or its score is not a sum of parts.
+    """
+    side, readout, damping = _linear(attributor, setting)
+    if not side.apart:
+        raise DtrakError("The timesteps of this setting are not stored apart.", hint="Set apart: true and build.")
+    parts = attributor.query_parts(side, features)
+    used = [p for source in side.sources for p, w in zip(source.config.pairs(), source.weights, strict=True) if w]
+    scores = _part_scores(setting, readout, damping, parts)
+    names = [f"t = {t}" + (f", draw {draw + 1}" if draw else "") for t, draw in used]
+    order = sorted(range(len(used)), key=lambda i: used[i])
+    return Split([names[i] for i in order], scores[order], [used[i][0] for i in order])
+
+
+def split_by_block(attributor: Attributor, setting: Setting, query: Query, features: Features) -> Split:
+    """The exact parts of the scores by block of the network.
+
+    Raises:
+        DtrakError: the blocks were not computed for this setting, or its score is not a sum of parts.
+    """
+    side, readout, damping = _linear(attributor, setting)
+    source = side.sources[0]
+    feature = features.get(attributor.needs(setting, query)[0].key)
+    whole = len(side.sources) == 1 and source.whole
+    if feature is None or feature.blocks is None or not whole:
+        raise DtrakError(
+            "The split by block is computed for the feature sets of the index only.",
+            hint="Leave the timesteps, draws and output function at their defaults.",
+        )
+    rescale = np.sqrt(source.config.projection_dim / side.dim)
+    blocks = feature.blocks[:, : side.dim].astype(np.float64) * rescale
+    names = list(network_blocks(list(attributor.variant(setting.checkpoint).parameters())))
+    return Split(names, _part_scores(setting, readout, damping, blocks), [])
+
+
+def null_band(attributor: Attributor, setting: Setting) -> Null:
+    """Scores of the training images for unrelated queries.
+
+    Held-out images where their features are stored, and random directions; all lists are standardised,
+    so that directions of any norm count alike.
+
+    Raises:
+        DtrakError: the method has no features to draw directions in.
+    """
+    method = METHODS[setting.method]
+    if method.family != "gradient":
+        raise DtrakError("The null band is worked out for gradient methods.", hint="Choose one of them.")
+    lists = []
+    heldout = 0
+    sides = attributor.sides(setting)
+    try:
+        others = [attributor.heldout(side) for side in attributor.sides(setting, "heldout")]
+        heldout = min(len(rows) for rows in others)
+    except DtrakError:
+        others = []
+    for number, side in enumerate(sides):
+        readout = attributor.readout(side)
+        damping = readout.damping(method.damping if setting.damping is None else setting.damping)
+        random = keyed_generator("null", 0, "", number).standard_normal((RANDOM_DIRECTIONS, side.dim))
+        queries = np.concatenate([others[number], random]) if others else random
+        normaliser = setting.normaliser or method.normaliser
+        lists.append(
+            np.stack([readout.scores(q.astype(np.float32), damping, normaliser, method.residual) for q in queries])
+        )
+    scores = standardise(np.mean(lists, axis=0))
+    judged = scores[:heldout] if heldout >= 20 else scores  # held-out images are the fairer chance
+    return Null(scores, heldout, float(np.quantile(judged.max(1), CHANCE)))
+
+
+@dataclass(frozen=True)
+class Stability:
+    """How a ranking moves when what is arbitrary is drawn again.
+
+    Attributes:
+        share: of the resamples in which each training image is in the top.
+        low, high: the 5 % and 95 % quantiles of its place, from 1.
+        resamples: how many.
+    """
+
+    share: Float[np.ndarray, " n"]
+    low: Float[np.ndarray, " n"]
+    high: Float[np.ndarray, " n"]
+    resamples: int
+
+
+def stability(attributor: Attributor, setting: Setting, query: Query, features: Features, top: int = 10) -> Stability:
+    """Places over resampled (timestep, draw) pairs of the query and over both halves of the projection.
+
+    Raises:
+        DtrakError: the setting's timesteps are not kept apart, or its score is not a sum of parts.
+    """
+    side, readout, _ = _linear(attributor, setting)
+    parts = attributor.query_parts(side, features)
+    if len(parts) < 2:
+        raise DtrakError("A single timestep cannot be resampled.", hint="Choose more timesteps.")
+    method = METHODS[setting.method]
+    wanted = method.damping if setting.damping is None else setting.damping
+    random = keyed_generator("stability", 0, query.id)
+    drawn = []
+    half = side.dim // 2
+    for columns in (slice(0, half), slice(half, 2 * half)) if half else (slice(None),):
+        reduced = readout.half(columns)
+        scores = np.stack(
+            [reduced.inner(part, reduced.damping(wanted)) for part in parts[:, columns].astype(np.float32)]
+        ) / reduced.row_norms(reduced.damping(wanted), setting.normaliser or method.normaliser)
+        counts = random.multinomial(len(parts), np.full(len(parts), 1 / len(parts)), RESAMPLES // 2)
+        drawn.append(counts @ scores)
+    places = np.stack([ranks(row) for row in np.concatenate(drawn)]) + 1
+    return Stability(
+        (places <= top).mean(0), np.quantile(places, 0.05, axis=0), np.quantile(places, 0.95, axis=0), len(places)
+    )
+
+
+@dataclass(frozen=True)
+class Hubs:
+    """Images that top many lists.
+
+    Attributes:
+        share: of the unrelated lists in whose top each training image is.
+        expected: the share that chance gives.
+    """
+
+    share: Float[np.ndarray, " n"]
+    expected: float
+
+    @property
+    def marked(self) -> Bool[np.ndarray, " n"]:
+        """Which images are hubs."""
+        return self.share > HUB_FACTOR * self.expected
+
+
+def hubs(null: Null, top: int = 10) -> Hubs:
+    """Which training images are in the top of many unrelated lists."""
+    lists = null.scores[: null.heldout] if null.heldout else null.scores
+    places = np.stack([ranks(row) for row in lists])
+    return Hubs((places < top).mean(0), min(1.0, top / null.scores.shape[1]))
+
+
+def damp_hubs(scores: Scores, null: Null) -> Scores:
+    """z-scores less what each image gets from unrelated queries on average."""
+    lists = null.scores[: null.heldout] if null.heldout else null.scores
+    return standardise(scores) - lists.mean(0)
+
+
+def near_duplicates(
+    pixels: UInt8[np.ndarray, "n r r 3"], distance: float = DUPLICATE_DISTANCE
+) -> Int[np.ndarray, " n"]:
+    """A group number for each image: the lowest row that it is nearly the same as, directly or through others.
+
+    Args:
+        distance: root mean square difference of pixel values, of 255.
+    """
+    flat = pixels.reshape(len(pixels), -1).astype(np.float32)
+    squares = (flat**2).sum(1)
+    group = np.arange(len(flat))
+    for row in range(len(flat)):
+        apart = squares[row] + squares[row + 1 :] - 2 * flat[row + 1 :] @ flat[row]
+        for other in row + 1 + np.flatnonzero(apart <= distance**2 * flat.shape[1]):
+            low, high = sorted((group[row], group[other]))
+            group[group == high] = low
+    return group
+
+
+def _linear(attributor: Attributor, setting: Setting) -> tuple[Side, Readout, float | None]:
+    method = METHODS[setting.method]
+    if method.family != "gradient" or method.models != "one" or method.trajectory or method.residual:
+        raise DtrakError(
+            f"A score of {method.title} is not a sum over timesteps or blocks.",
+            hint="Choose a method of one model, such as D-TRAK or TRAK.",
+        )
+    (side,) = attributor.sides(setting)
+    readout = attributor.readout(side)
+    return side, readout, readout.damping(method.damping if setting.damping is None else setting.damping)
+
+
+def _part_scores(
+    setting: Setting,
+    readout: Readout,
+    damping: float | None,
+    parts: Float[np.ndarray, "parts k"],
+) -> Float[np.ndarray, "parts n"]:
+    normaliser = setting.normaliser or METHODS[setting.method].normaliser
+    norms = readout.row_norms(damping, normaliser)
+    if normaliser == "cosine":
+        norms = norms * (np.linalg.norm(parts.sum(0)) or 1.0)
+    return np.stack([readout.inner(part, damping) for part in parts]) / norms

@@ -1,0 +1,161 @@
+"""Two to four answers beside each other: methods and settings on one picture, or one method on two pictures."""
+
+import streamlit as st
+
+from dtrak.compare import contrast, disagreements
+from dtrak.errors import DtrakError
+from dtrak.settings import Setting
+from dtrak.ui.ablate import lane_agreements
+from dtrak.ui.figures import score_scatter
+from dtrak.ui.services import Lane, StudyService
+from dtrak.ui.views import describe, enlarged_png, tiles, top_scored
+from pages_ui import (
+    choose_run,
+    current_service,
+    features_or_wait,
+    gallery,
+    hand_over_to_app,
+    lanes,
+    open_sample,
+    show_error,
+)
+
+DEFAULT = ("trak", "dtrak")
+METHODS_MODE, PICTURES_MODE, CONTRAST_MODE = (
+    "Methods on one picture",
+    "One method on two pictures",
+    "Why A rather than B",
+)
+
+hand_over_to_app()
+st.title("Compare")
+service = current_service()
+table = service.attributor.table
+run = choose_run(service)
+if run is None:
+    st.stop()
+
+
+def settings_of_url() -> list[str]:
+    """The lanes of a link; what it cannot mean is left out."""
+    found = []
+    for text in st.query_params.get("lanes", ";".join(DEFAULT)).split(";"):
+        try:
+            found.append(Setting.parse(text).text)
+        except DtrakError as error:
+            st.warning(f"{error.message} {error.hint or ''}")
+    return (found + [t for t in DEFAULT if t not in found])[:4] if len(found) < 2 else found[:4]
+
+
+def pick_settings(service: StudyService, count: int) -> list[Setting]:
+    """A choice of method or pinned setting for each lane, kept in the URL."""
+    wanted = settings_of_url()
+    wanted = (wanted + [m.name for m in service.attributor.methods() if m.name not in wanted])[:count]
+    pinned = [t for t in st.query_params.get("pins", "").split(";") if t]
+    options = list(dict.fromkeys([*(m.name for m in service.attributor.methods()), *pinned, *wanted]))
+    chosen = []
+    for number, (column, text) in enumerate(zip(st.columns(count), wanted, strict=False)):
+        found = column.selectbox(
+            f"Lane {number + 1}", options, options.index(text), key=f"lane_{number}",
+            format_func=lambda t: Setting.parse(t).title,
+        )  # fmt: skip
+        chosen.append(found)
+    st.query_params["lanes"] = ";".join(chosen)
+    return [Setting.parse(text) for text in chosen]
+
+
+def second_run(service: StudyService):  # type: ignore[no-untyped-def]
+    """The other picture."""
+    others = [r for r in service.runs.latest(30) if r.id != run.id]
+    if not others:
+        st.info("Generate a second picture first.")
+        st.page_link("pages/generate.py", label="Generate a picture")
+        return None
+    ids = [r.id for r in others]
+    wanted = st.query_params.get("run2")
+    titles = {r.id: r.title for r in others}
+    if wanted and wanted not in ids and (found := service.runs.load(wanted)):
+        ids.insert(0, wanted)
+        titles[wanted] = found.title
+    chosen = st.selectbox("The other picture", ids, ids.index(wanted) if wanted in ids else 0, format_func=titles.get)
+    st.query_params["run2"] = chosen
+    return service.runs.load(chosen)
+
+
+def show_pictures(runs) -> None:  # type: ignore[no-untyped-def]
+    """The queries, above their lanes."""
+    for column, (letter, r) in zip(st.columns(4), zip("AB", runs, strict=False), strict=False):
+        column.image(enlarged_png(r.pixels, 128), width=128, alt=f"Query {letter}: {r.title}")
+        column.caption(f"{letter}: {r.title}" if len(runs) > 1 else r.title)
+
+
+def show(found: list[Lane], top: int) -> None:
+    """Lanes, agreement, scatter and disagreements."""
+    shown = [{"title": one.title, "tiles": tiles(top_scored(one.scores, table, top), table)} for one in found]
+    lanes(shown, "lanes_view")
+    st.subheader("How alike")
+    rows = [
+        {
+            "lanes": f"{found[p.first].title}  ↔  {found[p.second].title}",
+            f"overlap@{top}": f"{p.agreement.overlap:.0%}",
+            "rank-biased overlap": round(p.agreement.rank_biased_overlap, 3),
+            "Kendall τ": round(p.agreement.kendall, 3),
+        }
+        for p in lane_agreements([one.scores for one in found], top)
+    ]
+    st.dataframe(rows, hide_index=True, key="agreement")
+    a, b = found[0], found[1]
+    st.subheader("Strongest disagreements")
+    gaps = disagreements(a.scores, b.scores)
+    if not gaps:
+        st.caption("There are none.")
+    for column, gap in zip(st.columns(max(len(gaps), 1)), gaps, strict=False):
+        record = table.records[gap.row]
+        column.image(enlarged_png(table.pixels[gap.row], 96), width="stretch", alt=describe(record))
+        column.markdown(f"**{gap.place_a} ↔ {gap.place_b}**  \n{record.caption or record.id}")
+    if gaps:
+        st.caption(f"Place by {a.title} ↔ place by {b.title}.")
+    st.subheader("All scores")
+    marked = {table.rows[s.record.id] for lane in (a, b) for s in top_scored(lane.scores, table, top)}
+    event = st.plotly_chart(
+        score_scatter(a.scores, b.scores, (a.title, b.title), table, marked), key="scatter", on_select="rerun",
+        selection_mode="points", alt="Scores of all training images in the first two lanes",
+    )  # fmt: skip
+    st.caption("Click a point to open the training image.")
+    if event.selection.points:
+        open_sample(event.selection.points[0]["customdata"][0])
+
+
+mode = st.segmented_control(
+    "Compare", [METHODS_MODE, PICTURES_MODE, CONTRAST_MODE], default=METHODS_MODE, required=True, key="compare",
+    bind="query-params",
+)  # fmt: skip
+top = st.slider("Shown", 5, 20, 8, key="shown", bind="query-params")
+try:
+    if mode == METHODS_MODE:
+        count = st.slider("Lanes", 2, 4, len(settings_of_url()), key="lane_count")
+        settings = pick_settings(service, count)
+        show_pictures([run])
+        if not features_or_wait(service, run, settings, "compare"):
+            st.stop()
+        show([service.lane(run, setting, setting.title) for setting in settings], top)
+    else:
+        other = second_run(service)
+        if other is None:
+            st.stop()
+        (setting,) = pick_settings(service, 1)
+        show_pictures([run, other])
+        for number, r in enumerate((run, other)):
+            if not features_or_wait(service, r, [setting], f"compare-{number}"):
+                st.stop()
+        pair = [service.lane(r, setting, f"{letter}: {r.title}") for letter, r in zip("AB", (run, other), strict=True)]
+        if mode == PICTURES_MODE:
+            show(pair, top)
+        else:
+            why = contrast(pair[0].scores, pair[1].scores)
+            st.markdown(f"By {setting.title}, each side's scores brought to the same length, A less B.")
+            for title, sign, side in (("A rather than B", 1, "proponent"), ("B rather than A", -1, "opponent")):
+                st.subheader(title)
+                gallery(tiles(top_scored(why, table, top, sign), table), side, f"contrast-{side}")
+except DtrakError as error:
+    show_error(error)
