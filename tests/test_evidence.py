@@ -1,0 +1,216 @@
+"""Parts sum to the whole; chance, stability, hubs and duplicates do what they say."""
+
+import csv
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+
+from dtrak.attribution import Attributor, Query
+from dtrak.errors import DtrakError
+from dtrak.evidence import (
+    Null,
+    clear_source,
+    damp_hubs,
+    hubs,
+    near_duplicates,
+    null_band,
+    split_by_block,
+    split_by_timestep,
+    stability,
+    standardise,
+)
+from dtrak.settings import Setting
+from dtrak.ui.ablate import POWERS, choices, damping_curve, lane_agreements, setting_cost, stored, with_checkpoint
+from dtrak.ui.report import to_csv, to_html, to_json
+from dtrak.ui.views import change_badges, evidence_badges, tiles, top_scored, unstable
+
+
+@pytest.fixture
+def attributor(tiny):
+    return Attributor(tiny)
+
+
+@pytest.fixture
+def query(tiny):
+    return Query(np.asarray(tiny.table.pixels[-1]), "round")
+
+
+def ask(attributor, query, setting):
+    features = attributor.features(query, [setting])
+    return features, attributor.scores(setting, query, features)[0]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["dtrak", "trak,damping=0.01", "grad-dot", "grad-cos", "relative-if,damping=0.1", "renormalised-if",
+     "dtrak,timesteps=1,draws=2", "dtrak,projection_dim=16", "dtrak,output=l2-norm", "trak,strategy=cumulative"],
+)  # fmt: skip
+def test_timestep_parts_sum_to_the_score(attributor, query, text):
+    setting = Setting.parse(text)
+    features, scores = ask(attributor, query, setting)
+    split = split_by_timestep(attributor, setting, query, features)
+    np.testing.assert_allclose(split.scores.sum(0), scores, rtol=1e-3, atol=1e-5 * np.abs(scores).max())
+    assert len(split.names) == len(split.timesteps) == len(split.scores)
+
+
+@pytest.mark.parametrize("text", ["dtrak", "trak,damping=0.01", "grad-cos", "dtrak,projection_dim=16"])
+def test_block_parts_sum_to_the_score(attributor, query, text):
+    setting = Setting.parse(text)
+    features, scores = ask(attributor, query, setting)
+    split = split_by_block(attributor, setting, query, features)
+    np.testing.assert_allclose(split.scores.sum(0), scores, rtol=1e-3, atol=1e-5 * np.abs(scores).max())
+    assert {"conv in", "down block 0", "mid block", "up block 1", "conv out"} <= set(split.names)
+
+
+def test_what_is_no_sum_says_so(attributor, query):
+    for text in ("das", "tracin", "dtrak-ensemble", "random"):
+        with pytest.raises(DtrakError, match="not a sum"):
+            split_by_timestep(attributor, Setting.parse(text), query, {})
+    setting = Setting("trak", projection_seed=1)
+    with pytest.raises(DtrakError, match="not stored apart"):
+        split_by_timestep(attributor, setting, query, ask(attributor, query, setting)[0])
+    setting = Setting("dtrak", timesteps=1)
+    with pytest.raises(DtrakError, match="index only"):
+        split_by_block(attributor, setting, query, ask(attributor, query, setting)[0])
+
+
+def test_the_null_is_of_unrelated_queries(attributor, tiny):
+    setting = Setting("dtrak")
+    null = null_band(attributor, setting)
+    assert null.heldout == 2
+    assert null.scores.shape == (2 + 64, 14)
+    np.testing.assert_allclose(null.scores.mean(1), 0, atol=1e-9)
+    np.testing.assert_allclose(null.scores.std(1), 1)
+    record = tiny.table.records[14]
+    features = attributor.features(Query(np.asarray(tiny.table.pixels[14]), record.label), [setting])
+    assert len(features) == 1
+    assert null.band.shape == (14,)
+    ensemble = null_band(attributor, Setting("dtrak-ensemble"))
+    assert ensemble.heldout == 0
+    with pytest.raises(DtrakError, match="gradient"):
+        null_band(attributor, Setting("random"))
+
+
+def test_a_planted_source_stands_above_chance_and_noise_does_not():
+    random = np.random.default_rng(0)
+    lists = standardise(random.standard_normal((4000, 100)))
+    null = Null(lists, 4000, float(np.quantile(lists.max(1), 0.95)))
+    noise = standardise(random.standard_normal((2000, 100)))
+    share = np.mean([clear_source(row, null) for row in noise])
+    assert 0.03 < share < 0.07  # 5 % by its own definition
+    planted = noise[0].copy()
+    planted[7] = 10
+    assert clear_source(planted, null)
+
+
+def test_a_hub_is_marked_and_damped():
+    lists = standardise(np.random.default_rng(0).standard_normal((200, 100)))
+    lists[:, 3] += 5
+    null = Null(lists, 200, 4.0)
+    assert hubs(null, 5).marked.nonzero()[0].tolist() == [3]
+    scores = lists[0]
+    assert scores.argmax() == 3
+    assert damp_hubs(scores, null).argmax() != 3
+
+
+def test_stability_is_one_where_a_score_dwarfs_the_rest_and_repeats(attributor, query):
+    setting = Setting("dtrak")
+    features, _ = ask(attributor, query, setting)
+    found = stability(attributor, setting, query, features, top=5)
+    again = stability(attributor, setting, query, features, top=5)
+    assert (found.share == again.share).all()
+    assert found.share.sum() == pytest.approx(5)
+    assert (found.low <= found.high).all()
+    assert found.resamples == 40
+    everything = stability(attributor, setting, query, features, top=14)
+    assert (everything.share == 1).all()
+    single = Setting("dtrak", timesteps=1)
+    features, _ = ask(attributor, query, single)
+    with pytest.raises(DtrakError, match="single timestep"):
+        stability(attributor, single, query, features)
+
+
+def test_near_duplicates_are_grouped_through_others():
+    pixels = np.zeros((5, 8, 8, 3), np.uint8)
+    pixels[1] += 8
+    pixels[2] += 16
+    pixels[3] += 120
+    pixels[4] += 121
+    assert near_duplicates(pixels).tolist() == [0, 0, 0, 3, 3]
+    assert near_duplicates(pixels, 1e-3).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_views_of_a_ranking(attributor, query, tiny):
+    scores = np.arange(14.0) - 4
+    table = tiny.table
+    assert [s.score for s in top_scored(scores, table, 3)] == [9, 8, 7]
+    assert [s.score for s in top_scored(scores, table, 9, -1)] == [-4, -3, -2, -1]
+    groups = np.arange(14)
+    groups[13] = 12
+    assert [s.score for s in top_scored(scores, table, 3, 1, groups)] == [9, 7, 6]
+    moved = change_badges(scores, -scores, table, 2)
+    assert moved[table.records[0].id][0][0] == "▲ 13"
+    features = attributor.features(query, [Setting("dtrak")])
+    stable = stability(attributor, Setting("dtrak"), query, features)
+    badges = evidence_badges(table, stable, hubs(null_band(attributor, Setting("dtrak"))), groups)
+    assert ("×2", "", "this many training images look nearly the same") in badges[table.records[12].id]
+    shown = tiles(top_scored(scores, table, 3), table, badges, unstable(table, stable))
+    assert {"badges", "faded"} <= set(shown[0])
+
+
+def test_choices_offer_what_is_stored(attributor):
+    found = choices(attributor, Setting("dtrak"))
+    assert set(found.outputs) == set(
+        ["mean-squared-l2-norm", "loss", "mean", "l1-norm", "linf-norm", "l2-norm", "weighted-mse"]
+    )
+    assert found.timesteps == [1, 5]
+    assert found.draws == [1, 2]
+    assert found.checkpoints == ["last", "checkpoint-0.50", "member-1"]
+    assert "K = 20" in found.missing
+    assert found.projection_dims[-1] == 64
+    assert all(stored(attributor, Setting("dtrak", timesteps=k)) for k in found.timesteps)
+    assert with_checkpoint(attributor, Setting("dtrak"), "checkpoint-0.50").timesteps in (None, 1)
+
+
+def test_cost_and_curve(attributor, query, tiny):
+    setting = Setting("dtrak", timesteps=1)
+    cost = setting_cost(attributor, setting, [])
+    assert cost.passes == 1
+    assert cost.seconds is None
+    assert cost.megabytes > 14 * 5 * 64 * 4 / 1e6
+    assert setting_cost(attributor, Setting("dtrak-ensemble"), []).passes == 2
+    features, scores = ask(attributor, query, Setting("dtrak", damping=1.0))
+    curve = damping_curve(attributor, Setting("dtrak", damping=1.0), query, features)
+    assert curve[list(POWERS).index(0)] == pytest.approx(1)
+    assert damping_curve(attributor, Setting("grad-dot"), query, features) == []
+    (pair,) = lane_agreements([scores, scores], 5)
+    assert pair.agreement.overlap == 1
+
+
+def test_exports_hold_the_answer(attributor, query, tiny):
+    setting = Setting("dtrak")
+    features = attributor.features(query, [setting])
+    answer = attributor.attribute(query, features, setting, 5)
+    null, stable = null_band(attributor, setting), stability(attributor, setting, query, features)
+    rows = list(csv.DictReader(io.StringIO(to_csv(answer, tiny.table, stable).decode("utf-8-sig"))))
+    assert len(rows) == 14
+    assert rows[0]["id"] == answer.proponents[0].record.id
+    assert float(rows[0]["score"]) == pytest.approx(answer.scores.max(), rel=1e-5)
+    content = json.loads(to_json("tiny", {"seed": 1}, answer, tiny.table, null, stable))
+    assert content["chance"]["unrelated_queries"] == 66
+    assert len(content["scores"]) == 14
+    page = to_html("tiny", {"prompt": "<script>"}, query.pixels, [answer], tiny.table, null, stable, "a & b").decode()
+    assert "<script>" not in page
+    assert answer.fingerprint in page
+    assert answer.proponents[0].record.id in page
+    assert not re.search(r"(src|href)='(?!data:)", page)
+
+
+def test_a_cell_is_never_a_formula(attributor, query, tiny):
+    from dtrak.ui.report import _no_formula
+
+    assert _no_formula("=1+1") == "'=1+1"
+    assert _no_formula("plain") == "plain"
