@@ -5,6 +5,7 @@ PORT ?= 8501
 VENV := .venv
 BIN := $(VENV)/bin
 STUDY ?= demo
+LOG ?= workspace/build.log
 
 .PHONY: run test setup lint format bench clean help
 
@@ -12,8 +13,11 @@ help: ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
 run: setup ## set up, build the demo index, open the app on 127.0.0.1
-	$(BIN)/python -m index_builder build $(STUDY)
+	$(BIN)/python -m index_builder build $(STUDY) --index-only
 	@echo "Open http://127.0.0.1:$(PORT)"
+	@echo "What the ablations need is built meanwhile; its progress is in $(LOG)."
+	@nice -n 15 $(BIN)/python -m index_builder build $(STUDY) --workers 1 > $(LOG) 2>&1 & \
+	trap "kill $$! 2>/dev/null" EXIT INT TERM; \
 	$(BIN)/python -m streamlit run app.py --server.port $(PORT)
 
 setup: $(VENV)/.installed

@@ -20,11 +20,13 @@ import numpy as np
 import torch
 
 from benchmarks.reference import reference_seconds_per_sample
+from dtrak.compare import ranking
 from dtrak.config import ROOT, FeatureConfig, load_study
 from dtrak.features import FeatureExtractor
 from dtrak.index import AttributionIndex, QueryFeature, build_index
 from dtrak.models import DiffusionModel
 from dtrak.projection import SparseProjector
+from dtrak.readout import Readout
 from dtrak.sampling import sample
 from dtrak.store import FeatureStore
 from dtrak.studies import StudyFolder, load_study_model
@@ -64,8 +66,8 @@ def feature_rows(folder: StudyFolder) -> list[tuple[str, str, str]]:
     model, table = load_study_model(folder), folder.table
     x, label = model.encode(table.pixels[:1])[0], table.records[0].label
 
-    def features(*outputs: str) -> Callable[[], object]:
-        configs = [FeatureConfig(output=o, timesteps=K, projection_dim=DIM) for o in outputs]
+    def features(*outputs: str, apart: bool = False) -> Callable[[], object]:
+        configs = [FeatureConfig(output=o, timesteps=K, projection_dim=DIM, apart=apart) for o in outputs]
         extractor = FeatureExtractor(model, configs)
         return lambda: extractor(x, "a", label)
 
@@ -73,6 +75,7 @@ def feature_rows(folder: StudyFolder) -> list[tuple[str, str, str]]:
         base = median_seconds(floor(model, x))
         one = median_seconds(features("mean-squared-l2-norm"))
         both = median_seconds(features("mean-squared-l2-norm", "loss"))
+        apart = median_seconds(features("mean-squared-l2-norm", "loss", apart=True))
         sparse = SparseProjector(sum(p.numel() for p in model.parameters().values()), DIM, 0)
         gradient = torch.randn(1, sparse.input_dim)
         projection = median_seconds(lambda: sparse(gradient))
@@ -82,6 +85,7 @@ def feature_rows(folder: StudyFolder) -> list[tuple[str, str, str]]:
         ("plain forward and backward, one image at 10 timesteps (floor)", f"{base * 1e3:.0f} ms", ""),
         ("feature, one output function", f"{one * 1e3:.0f} ms", f"{one / base:.2f} × floor (goal 1.5)"),
         ("features, both output functions", f"{both * 1e3:.0f} ms", f"{both / base:.2f} × floor (goal 2.2)"),
+        ("the same, each timestep kept apart", f"{apart * 1e3:.0f} ms", f"{apart / base:.2f} × floor"),
         ("of which the sparse projection", f"{projection * 1e3:.1f} ms", ""),
     ] + [
         (
@@ -97,7 +101,7 @@ def index_rows(folder: StudyFolder) -> list[tuple[str, str, str]]:
     """Building the whole demo index from prepared data, in a fresh workspace."""
     with tempfile.TemporaryDirectory() as scratch:
         shutil.copytree(folder.data, Path(scratch) / "demo" / "data")
-        command = [sys.executable, "-m", "index_builder", "build", "demo"]
+        command = [sys.executable, "-m", "index_builder", "build", "demo", "--index-only"]
         start = time.perf_counter()
         subprocess.run(
             command, check=True, cwd=ROOT, env={**os.environ, "DTRAK_WORKSPACE": scratch}, stderr=subprocess.DEVNULL
@@ -147,10 +151,44 @@ def query_rows(folder: StudyFolder) -> list[tuple[str, str, str]]:
     ]
 
 
+def toggle_rows() -> list[tuple[str, str, str]]:
+    """From a toggle to a new ranking at N = 1,000: no gradient, nothing kept from the setting before."""
+    parts = 10
+    identity = {"output": "loss", "projection": {"dim": 4096}, "dtype": "float32", "parts": parts}
+    random = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as scratch:
+        store = FeatureStore.create(Path(scratch), identity, 1000, shard_size=16)
+        for shard in store.shards:
+            rows = len(store.shard_rows(shard))
+            store.write(shard, random.standard_normal((rows, parts, 4096)).astype(np.float32))
+        query = random.standard_normal(4096).astype(np.float32)
+        every_other = np.array([0.2, 0.0] * 5)
+
+        def timesteps() -> None:
+            ranking(Readout(store.weighted(every_other)).scores(query, 0.1))
+
+        readout = Readout(store.weighted(every_other))
+        readout.scores(query, 0.1)
+        dampings = iter(np.geomspace(1e-3, 1e3, 1000).tolist())
+
+        def damping() -> None:
+            ranking(readout.scores(query, next(dampings)))
+
+        def dimension() -> None:
+            ranking(Readout(store.weighted(every_other, 1024)).scores(query[:1024], 0.1))
+
+        measured = [median_seconds(work, 5) for work in (timesteps, damping, dimension)]
+    what = ("another selection of timesteps", "another λ", "another k (1,024)")
+    return [
+        (f"toggle to ranking, N = 1,000, k = 4,096, 10 parts: {name}", f"{seconds * 1e3:.0f} ms", "goal 200 ms")
+        for name, seconds in zip(what, measured, strict=True)
+    ]
+
+
 def main() -> None:
     """Measure, print and write."""
     folder = StudyFolder(load_study("demo"))
-    rows = feature_rows(folder) + query_rows(folder) + index_rows(folder)
+    rows = feature_rows(folder) + query_rows(folder) + toggle_rows() + index_rows(folder)
     cpuinfo = Path("/proc/cpuinfo")
     found = re.search(r"model name\s*: (.*)", cpuinfo.read_text() if cpuinfo.exists() else "")
     processor = found[1] if found else platform.processor()

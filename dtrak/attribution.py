@@ -114,6 +114,7 @@ class Attributor:
         self.folder, self.device, self._batch_size = folder, device, batch_size
         self._models: dict[str, DiffusionModel] = {}
         self._fingerprints: dict[str, str] = {}
+        self._identities: dict[FeatureConfig, tuple[dict[str, Any], str]] = {}
         self._stores: dict[str, FeatureStore] = {}
         self._indexes: dict[str, AttributionIndex] = {}
         self._extractors: dict[tuple[FeatureConfig, ...], FeatureExtractor] = {}
@@ -146,9 +147,17 @@ class Attributor:
 
     def identity(self, config: FeatureConfig) -> dict[str, Any]:
         """What a feature set depends on, now."""
-        if config.model not in self._fingerprints:
-            self._fingerprints[config.model] = self.variant(config.model).fingerprint()
-        return identity(self._fingerprints[config.model], self.table.fingerprint(), config)
+        if config not in self._identities:
+            if config.model not in self._fingerprints:
+                self._fingerprints[config.model] = self.variant(config.model).fingerprint()
+            content = identity(self._fingerprints[config.model], self.table.fingerprint(), config)
+            self._identities[config] = content, digest(content)
+        return self._identities[config][0]
+
+    def fingerprint_of(self, config: FeatureConfig) -> str:
+        """The digest of :meth:`identity`."""
+        self.identity(config)
+        return self._identities[config][1]
 
     def store(self, config: FeatureConfig) -> FeatureStore:
         """The complete store of a feature set.
@@ -156,7 +165,7 @@ class Attributor:
         Raises:
             DtrakError: it is not built, or only in part.
         """
-        fingerprint = digest(self.identity(config))
+        fingerprint = self.fingerprint_of(config)
         if fingerprint in self._stores:
             return self._stores[fingerprint]
         folder = self.folder.features / fingerprint
@@ -283,7 +292,7 @@ class Attributor:
 
     def readout(self, side: Side) -> Readout:
         """The training features of one model under a setting; the latest few are kept."""
-        key = digest([[self.identity(s.config), s.weights, s.derived] for s in side.sources]), str(side.dim)
+        key = digest([[self.fingerprint_of(s.config), s.weights, s.derived] for s in side.sources]), str(side.dim)
         if key not in self._readouts:
             self._readouts[key] = self._read(side)
             while len(self._readouts) > READOUTS_KEPT:
@@ -391,7 +400,7 @@ class Attributor:
         if METHODS[setting.method].family != "gradient":
             return self.table.fingerprint()
         sources = [source for side in self.sides(setting) for source in side.sources]
-        known = [digest(self.identity(source.config)) for source in sources]
+        known = [self.fingerprint_of(source.config) for source in sources]
         return known[0] if len(known) == 1 and sources[0].whole else digest([known, setting.text])
 
     def _searcher(self, setting: Setting, query: Query, features: Features, damping: float | None) -> Any:
@@ -410,7 +419,7 @@ class Attributor:
         return lambda sign, top: index.search(sign * q, top)[0]
 
     def _index(self, config: FeatureConfig) -> AttributionIndex:
-        fingerprint = digest(self.identity(config))
+        fingerprint = self.fingerprint_of(config)
         if fingerprint not in self._indexes:
             folder = self.folder.index / fingerprint
             if not (folder / "manifest.json").exists():
@@ -454,7 +463,7 @@ class Attributor:
         return np.float32(np.sqrt(source.config.projection_dim / side.dim))
 
     def _of_query(self, source: Source, features: Features) -> QueryFeature:
-        return _present(features, digest(self.identity(source.config.model_copy(update={"split": "train"}))))
+        return _present(features, self.fingerprint_of(source.config.model_copy(update={"split": "train"})))
 
     def _along(self, model: DiffusionModel, need: Need, query: Query) -> QueryFeature:
         assert need.trajectory is not None

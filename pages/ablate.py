@@ -5,18 +5,20 @@ import time
 import streamlit as st
 
 from dtrak.compare import agreement
+from dtrak.config import LAST
 from dtrak.costs import read_costs
 from dtrak.errors import DtrakError
 from dtrak.methods import METHODS
 from dtrak.settings import AUTO, Setting
-from dtrak.ui.ablate import POWERS, choices, damping_curve, setting_cost, with_checkpoint
+from dtrak.ui.ablate import POWERS, changed, damping_curve, offer, setting_cost
 from dtrak.ui.figures import damping_figure
 from dtrak.ui.services import all_scores, used_damping
 from dtrak.ui.views import change_badges, default_power, enlarged_png, tiles, top_scored
 from pages_ui import choose_run, current_service, features_or_wait, gallery, hand_over_to_app, show_error
 
 SHOWN = 12
-AS_METHOD = "the method's"
+
+missing: list[str] = []  # what the toggles cannot offer here
 
 hand_over_to_app()
 st.title("Ablate")
@@ -42,53 +44,53 @@ def pick(label: str, options: list, key: str, default=None, **more):  # type: ig
     return st.selectbox(label, options, index, key=key, **more)
 
 
+def toggle(setting: Setting, choice: str, label: str, default, **more):  # type: ignore[no-untyped-def]
+    """One choice among what is stored; gives the setting with it."""
+    offered = offer(attributor, setting, choice)
+    missing.extend(f"{label}: {value}" for value in offered.missing)
+    value = pick(label, offered.values, f"ablate_{choice}", default, **more)
+    return changed(attributor, setting, choice, value) or setting
+
+
 def chosen_setting() -> Setting:
     """The toggles, and the setting that they make."""
+    missing.clear()
     titles = {m.name: m.title for m in methods}
     name = st.selectbox("Method", list(titles), format_func=titles.get, key="ablate_method")
     method, setting = METHODS[name], Setting(name)
-    checkpoint = pick("Checkpoint", choices(attributor, setting).checkpoints, "ablate_checkpoint", "last")
-    setting = with_checkpoint(attributor, setting, checkpoint or "last")
-    offered = choices(attributor, setting)
+    setting = toggle(setting, "checkpoint", "Checkpoint", LAST)
     if not method.residual:
-        output = pick(
-            "Output function", offered.outputs, "ablate_output", method.output, help="f of the predicted noise."
-        )
-        setting = setting.with_(output=None if output == method.output else output)
-    strategy = pick("Timesteps are", choices(attributor, setting).strategies, "ablate_strategy", "uniform",
-                    format_func={"uniform": "spread over all", "cumulative": "the first ones"}.get)  # fmt: skip
-    setting = setting.with_(strategy=strategy or "uniform")
-    if strategy == "cumulative":
-        setting = setting.with_(timesteps=5)
-    counts = choices(attributor, setting).timesteps
-    setting = setting.with_(timesteps=pick("K, timesteps", counts, "ablate_timesteps", counts[-1] if counts else None))
-    setting = setting.with_(draws=pick("Noise draws", choices(attributor, setting).draws, "ablate_draws", 1) or 1)
-    seeds = choices(attributor, setting).projection_seeds
-    setting = setting.with_(projection_seed=pick("Projection seed", seeds, "ablate_seed", 0) or 0)
+        setting = toggle(setting, "output", "Output function", method.output, help="f of the predicted noise.")
+    spread = {"uniform": "spread over all", "cumulative": "the first ones"}
+    setting = toggle(setting, "strategy", "Timesteps are", "uniform", format_func=spread.get)
     (side,) = attributor.sides(setting)
-    stored = side.sources[0].config.projection_dim
-    dims = [d for d in offered.projection_dims if d < stored] + [stored]
-    dim = st.select_slider("k, projected numbers", dims, dims[-1], key=f"ablate_dim_{stored}")
-    setting = setting.with_(projection_dim=None if dim == stored else dim)
+    setting = toggle(setting, "timesteps", "K, timesteps", len(side.pairs) // setting.draws)
+    setting = toggle(setting, "draws", "Noise draws", 1)
+    setting = toggle(setting, "projection_seed", "Projection seed", 0)
+    (side,) = attributor.sides(setting)
+    dims = offer(attributor, setting, "projection_dim").values
+    dim = st.select_slider("k, projected numbers", dims, dims[-1], key=f"ablate_dim_{dims[-1]}")
+    setting = setting.with_(projection_dim=None if dim == dims[-1] else dim)
     if method.damping is not None:
         if st.toggle("λ auto", key="ablate_auto", help="The λ under which half of the kernel's directions count."):
             setting = setting.with_(damping=AUTO)
         else:
-            power = st.slider(
-                "λ, power of ten", -4.0, 4.0, default_power(method.damping), 0.05, key=f"ablate_power_{name}",
-                help="Relative to the kernel's mean eigenvalue.",
-            )  # fmt: skip
+            help_text = "Relative to the kernel's mean eigenvalue."
+            default, key = default_power(method.damping), f"ablate_power_{name}"
+            power = st.slider("λ, power of ten", -4.0, 4.0, default, 0.05, key=key, help=help_text)
             setting = setting.with_(damping=float(f"{10**power:.4g}"))
-    normalisers = [AS_METHOD, "none", "norm", "cosine", *(["influence"] if method.damping is not None else [])]
-    normaliser = st.selectbox("Divide scores by", normalisers, key="ablate_normaliser",
-                              format_func=lambda n: {"none": "nothing", "norm": "‖φₙ‖", "cosine": "‖φₙ‖ ‖φ(x)‖",
-                                                     "influence": "‖(ΦᵀΦ+λI)⁻¹φₙ‖"}.get(n, n))  # fmt: skip
-    if normaliser != AS_METHOD:
+    names = {"none": "nothing", "norm": "‖φₙ‖", "cosine": "‖φₙ‖ ‖φ(x)‖", "influence": "‖(ΦᵀΦ+λI)⁻¹φₙ‖"}
+    kinds = [n for n in names if n != "influence" or method.damping is not None]
+    normaliser = st.selectbox(
+        "Divide scores by", kinds, kinds.index(method.normaliser), format_func=names.get, key=f"ablate_norm_{name}"
+    )
+    if normaliser != method.normaliser:
         setting = setting.with_(normaliser=normaliser)
-    if offered.missing:
-        st.caption(
-            f"Not stored here: {', '.join(dict.fromkeys(offered.missing))}. List them under ablations and build."
-        )
+    if missing:
+        with st.expander("Not stored here"):
+            st.caption("; ".join(missing) + ". List feature sets for them under ablations and build.")
+    if setting.output == method.output:
+        setting = setting.with_(output=None)
     return setting
 
 

@@ -25,8 +25,9 @@ change x most, according to the method*. A negative score says that n pulls the 
 """
 )
 st.markdown("#### Methods")
+st.caption("λ is stated relative to the kernel's mean non-zero eigenvalue.")
 for method in METHODS.values():
-    damped = "" if method.damping is None else f" Default λ: {method.damping:g} × mean eigenvalue."
+    damped = "" if method.damping is None else f" Default λ: {method.damping:g}."
     st.markdown(f"**{method.title}**: {method.formula}  \n{method.source}.{damped}")
 study = load_study(st.session_state["study"])
 st.markdown("#### Credits and licences")

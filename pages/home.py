@@ -21,9 +21,9 @@ for column, title, text, page in zip(
     (
         "Draw a picture from a seed. The same seed always gives the same pixels.",
         "See the training images whose removal should change it most, and those that pull against it.",
-        "Look at all scores, at who made the images, and at what a score can and cannot say.",
+        "Flip the design choices, put methods beside each other, and see what a score can and cannot say.",
     ),
-    ("pages/generate.py", "pages/attribution.py", "pages/about.py"),
+    ("pages/generate.py", "pages/attribution.py", "pages/compare.py"),
     strict=True,
 ):
     with column, st.container(border=True, height="stretch"):

@@ -22,8 +22,9 @@ from dtrak.evidence import (
     stability,
     standardise,
 )
+from dtrak.outputs import OUTPUT_FUNCTIONS
 from dtrak.settings import Setting
-from dtrak.ui.ablate import POWERS, choices, damping_curve, lane_agreements, setting_cost, stored, with_checkpoint
+from dtrak.ui.ablate import POWERS, changed, damping_curve, lane_agreements, offer, setting_cost, stored
 from dtrak.ui.report import to_csv, to_html, to_json
 from dtrak.ui.views import change_badges, evidence_badges, tiles, top_scored, unstable
 
@@ -162,17 +163,19 @@ def test_views_of_a_ranking(attributor, query, tiny):
 
 
 def test_choices_offer_what_is_stored(attributor):
-    found = choices(attributor, Setting("dtrak"))
-    assert set(found.outputs) == set(
-        ["mean-squared-l2-norm", "loss", "mean", "l1-norm", "linf-norm", "l2-norm", "weighted-mse"]
-    )
-    assert found.timesteps == [1, 5]
-    assert found.draws == [1, 2]
-    assert found.checkpoints == ["last", "checkpoint-0.50", "member-1"]
-    assert "K = 20" in found.missing
-    assert found.projection_dims[-1] == 64
-    assert all(stored(attributor, Setting("dtrak", timesteps=k)) for k in found.timesteps)
-    assert with_checkpoint(attributor, Setting("dtrak"), "checkpoint-0.50").timesteps in (None, 1)
+    setting = Setting("dtrak")
+    assert set(offer(attributor, setting, "output").values) == set(OUTPUT_FUNCTIONS)
+    assert offer(attributor, setting, "timesteps").values == [1, 5]
+    assert 20 in offer(attributor, setting, "timesteps").missing
+    assert offer(attributor, setting, "draws").values == [1, 2]
+    assert offer(attributor, setting, "strategy").values == ["uniform", "cumulative"]
+    assert offer(attributor, setting, "projection_seed").values == [0]
+    assert offer(attributor, Setting("trak"), "projection_seed").values == [0, 1]
+    assert offer(attributor, setting, "checkpoint").values == ["last", "checkpoint-0.50", "member-1"]
+    assert offer(attributor, setting, "projection_dim").values[-1] == 64
+    assert changed(attributor, Setting("dtrak", timesteps=5), "checkpoint", "checkpoint-0.50").timesteps is None
+    assert changed(attributor, setting, "timesteps", 20) is None
+    assert stored(attributor, setting)
 
 
 def test_cost_and_curve(attributor, query, tiny):

@@ -78,6 +78,34 @@ def test_attribution(app, run):
     assert "standard deviations" in text(app)
 
 
+def test_ablate(app, run):
+    app.run()
+    app.query_params["run"] = run.id
+    app.switch_page("pages/ablate.py").run()
+    assert not app.exception
+    assert "Ranked 14 images" in text(app)
+    assert {m.label for m in app.metric} >= {"Cost"}
+    before = app.selectbox(key="ablate_timesteps").value
+    app.selectbox(key="ablate_timesteps").set_value(1 if before != 1 else 5).run()
+    assert not app.exception
+    assert "Overlap@10 with previous" in {m.label for m in app.metric}
+
+
+def test_ablate_without_a_run(app):
+    app.run()
+    app.switch_page("pages/ablate.py").run()
+    assert not app.exception
+
+
+def test_compare(app, run):
+    app.run()
+    app.query_params["run"] = run.id
+    app.query_params["lanes"] = "trak;dtrak;nonsense"
+    app.switch_page("pages/compare.py").run()
+    assert not app.exception
+    assert "There is no method 'nonsense'" in text(app)
+
+
 def test_sample(app, tiny):
     record = tiny.table.records[0]
     app.run()

@@ -1,6 +1,6 @@
 """View models of the Ablate and Compare pages: which choices a study offers, and what a setting costs."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -10,7 +10,6 @@ from jaxtyping import Float
 
 from dtrak.attribution import Attributor, Features, Query
 from dtrak.compare import Agreement, agreement, rank_biased_overlap
-from dtrak.config import Study
 from dtrak.costs import Cost
 from dtrak.errors import DtrakError
 from dtrak.methods import METHODS
@@ -25,49 +24,51 @@ Scores = Float[np.ndarray, " n"]
 
 
 @dataclass(frozen=True)
-class Choices:
-    """What can be chosen from where a setting stands, with nothing else changed; ``missing`` is not stored."""
+class Offer:
+    """The values of one choice that are answered from what is stored, and those that are not."""
 
-    outputs: list[str]
-    timesteps: list[int]
-    strategies: list[str]
-    draws: list[int]
-    projection_dims: list[int]
-    projection_seeds: list[int]
-    checkpoints: list[str]
-    missing: list[str]
+    values: list[Any]
+    missing: list[Any]
 
 
-def choices(attributor: Attributor, setting: Setting) -> Choices:
-    """Every single change of a setting that is answered from what is stored."""
+def offer(attributor: Attributor, setting: Setting, choice: str) -> Offer:
+    """What one choice of a setting can be changed to, with nothing else changed.
+
+    Args:
+        choice: a field of :class:`Setting`: output, timesteps, strategy, draws, projection_dim,
+            projection_seed or checkpoint.
+    """
     study = attributor.folder.study
-    missing: list[str] = []
-
-    def possible(name: str, values: Sequence[Any], title: str) -> list[Any]:
-        found = []
-        for value in values:
-            if stored(attributor, setting.with_(**{name: value})):
-                found.append(value)
-            else:
-                missing.append(title.format(value))
-        return found
-
-    counts = sorted({*TIMESTEPS, *(c.timesteps for c in study.feature_sets)})
-    seeds = sorted({c.projection_seed for c in study.feature_sets})
-    return Choices(
-        outputs=possible("output", list(OUTPUT_FUNCTIONS), "{}"),
-        timesteps=possible("timesteps", counts, "K = {}"),
-        strategies=[
-            name
-            for name in ("uniform", "cumulative")
-            if any(stored(attributor, setting.with_(strategy=name, timesteps=k)) for k in (setting.timesteps, 5, 2))
-        ],
-        draws=possible("draws", DRAWS, "{} draws"),
-        projection_dims=_powers(study),
-        projection_seeds=possible("projection_seed", seeds, "projection {}"),
-        checkpoints=[m for m in attributor.variants if _checkpoint(attributor, setting, m) is not None],
-        missing=missing,
+    possible: dict[str, Callable[[], Sequence[Any]]] = {
+        "output": lambda: list(OUTPUT_FUNCTIONS),
+        "timesteps": lambda: sorted({*TIMESTEPS, *(c.timesteps for c in study.feature_sets)}),
+        "strategy": lambda: ["uniform", "cumulative"],
+        "draws": lambda: DRAWS,
+        "projection_seed": lambda: sorted({c.projection_seed for c in study.feature_sets}),
+        "projection_dim": lambda: _powers(attributor.sides(setting)[0].sources[0].config.projection_dim),
+        "checkpoint": lambda: attributor.variants,
+    }
+    values = possible[choice]()
+    works = [changed(attributor, setting, choice, value) is not None for value in values]
+    return Offer(
+        [value for value, ok in zip(values, works, strict=True) if ok],
+        [value for value, ok in zip(values, works, strict=True) if not ok],
     )
+
+
+def changed(attributor: Attributor, setting: Setting, choice: str, value: Any) -> Setting | None:
+    """The setting with one choice changed, or None if that is not stored.
+
+    Another checkpoint or strategy may be stored with other timesteps: then those are taken.
+    """
+    tried = setting.with_(**{choice: value})
+    counts = (
+        (tried.timesteps, None, *reversed(TIMESTEPS)) if choice in ("checkpoint", "strategy") else (tried.timesteps,)
+    )
+    for count in counts:
+        if stored(attributor, tried.with_(timesteps=count)):
+            return tried.with_(timesteps=count)
+    return None
 
 
 def stored(attributor: Attributor, setting: Setting) -> bool:
@@ -81,28 +82,7 @@ def stored(attributor: Attributor, setting: Setting) -> bool:
     return True
 
 
-def with_checkpoint(attributor: Attributor, setting: Setting, name: str) -> Setting:
-    """The setting at another checkpoint, with as many timesteps as are stored there.
-
-    Raises:
-        DtrakError: nothing is.
-    """
-    found = _checkpoint(attributor, setting, name)
-    if found is None:
-        raise DtrakError(f"Nothing is stored of '{name}' for this setting.", hint="Build it, or choose another one.")
-    return found
-
-
-def _checkpoint(attributor: Attributor, setting: Setting, name: str) -> Setting | None:
-    tried = setting.with_(checkpoint=name)
-    for count in (tried.timesteps, None, *TIMESTEPS):
-        if stored(attributor, tried.with_(timesteps=count)):
-            return tried.with_(timesteps=count)
-    return None
-
-
-def _powers(study: Study) -> list[int]:
-    largest = max(c.projection_dim for c in study.features)
+def _powers(largest: int) -> list[int]:
     found = [2**power for power in range(4, 24) if 2**power < largest]
     return [*found[-8:], largest]
 
