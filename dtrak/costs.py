@@ -35,12 +35,12 @@ def read_costs(folder: StudyFolder) -> list[Cost]:
 
 
 def record_cost(folder: StudyFolder, title: str, stores: Sequence[FeatureStore], seconds: float) -> Cost:
-    """Add the time of one run to a part's cost, unless the run found it finished."""
+    """Add the time of one run to a part's cost; 0 if it found the part finished."""
     known = {cost.title: cost for cost in read_costs(folder)}
     sets = tuple(store.fingerprint for store in stores)
     before = known.get(title)
     if before is not None and before.sets == sets:
-        seconds = before.seconds + (seconds if seconds > 5 else 0)
+        seconds += before.seconds
     cost = Cost(title, round(seconds, 1), sum(store.size for store in stores), sets)
     known[title] = cost
     content = {c.title: {k: v for k, v in asdict(c).items() if k != "title"} for c in known.values()}

@@ -5,6 +5,7 @@ over blocks of the network; so a score without a norm of the query splits exactl
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
@@ -19,7 +20,7 @@ from dtrak.readout import Readout
 from dtrak.selection import Side
 from dtrak.settings import Setting
 
-RANDOM_DIRECTIONS = 64
+RANDOM_DIRECTIONS = 200
 RESAMPLES = 40
 CHANCE = 0.95  # the quantile of the null that a clear source must pass
 STABLE = 0.5  # in the top of fewer resamples than this is faded
@@ -51,17 +52,28 @@ class Null:
     Attributes:
         scores: one row an unrelated query: held-out images first, then random directions.
         heldout: how many of them are held-out images.
-        threshold: what the top z-score of an unrelated query stays below in 95 % of cases.
     """
 
     scores: Float[np.ndarray, "q n"]
     heldout: int
-    threshold: float
+
+    @cached_property
+    def threshold(self) -> float:
+        """What the top z-score of a random direction stays below in 95 % of cases.
+
+        Held-out images are left out here: a real image may well have a strong source.
+        """
+        return float(np.quantile(self.scores[self.heldout :].max(1), CHANCE))
+
+    @cached_property
+    def band(self) -> Float[np.ndarray, " n"]:
+        """For each training image, what 95 % of the unrelated queries stay below; held-out ones if there are any."""
+        return np.quantile(self.unrelated, CHANCE, axis=0)
 
     @property
-    def band(self) -> Float[np.ndarray, " n"]:
-        """For each training image, what 95 % of the unrelated queries stay below."""
-        return np.quantile(self.scores, CHANCE, axis=0)
+    def unrelated(self) -> Float[np.ndarray, "q n"]:
+        """The held-out images' lists, or the random directions' where there are none."""
+        return self.scores[: self.heldout] if self.heldout else self.scores
 
 
 def standardise(scores: Float[np.ndarray, "*q n"]) -> Float[np.ndarray, "*q n"]:
@@ -70,9 +82,15 @@ def standardise(scores: Float[np.ndarray, "*q n"]) -> Float[np.ndarray, "*q n"]:
     return (scores - scores.mean(-1, keepdims=True)) / np.where(spread > 0, spread, 1.0)
 
 
+def above_chance(scores: Scores, null: Null) -> Bool[np.ndarray, " n"]:
+    """Which images score above the top of random directions, and above what they give to unrelated queries."""
+    z = standardise(scores)
+    return (z > null.threshold) & (z > null.band)
+
+
 def clear_source(scores: Scores, null: Null) -> bool:
-    """Whether the top proponent stands above what chance gives; else "no clear source"."""
-    return float(standardise(scores).max()) > null.threshold
+    """Whether any image stands above chance; else there is "no clear source"."""
+    return bool(above_chance(scores, null).any())
 
 
 def split_by_timestep(attributor: Attributor, setting: Setting, query: Query, features: Features) -> Split:
@@ -138,13 +156,8 @@ def null_band(attributor: Attributor, setting: Setting) -> Null:
         damping = readout.damping(method.damping if setting.damping is None else setting.damping)
         random = keyed_generator("null", 0, "", number).standard_normal((RANDOM_DIRECTIONS, side.dim))
         queries = np.concatenate([others[number], random]) if others else random
-        normaliser = setting.normaliser or method.normaliser
-        lists.append(
-            np.stack([readout.scores(q.astype(np.float32), damping, normaliser, method.residual) for q in queries])
-        )
-    scores = standardise(np.mean(lists, axis=0))
-    judged = scores[:heldout] if heldout >= 20 else scores  # held-out images are the fairer chance
-    return Null(scores, heldout, float(np.quantile(judged.max(1), CHANCE)))
+        lists.append(readout.scores(queries, damping, setting.normaliser or method.normaliser, method.residual))
+    return Null(standardise(np.mean(lists, axis=0)), heldout)
 
 
 @dataclass(frozen=True)
@@ -155,12 +168,14 @@ class Stability:
         share: of the resamples in which each training image is in the top.
         low, high: the 5 % and 95 % quantiles of its place, from 1.
         resamples: how many.
+        top: how many places are the top.
     """
 
     share: Float[np.ndarray, " n"]
     low: Float[np.ndarray, " n"]
     high: Float[np.ndarray, " n"]
     resamples: int
+    top: int
 
 
 def stability(attributor: Attributor, setting: Setting, query: Query, features: Features, top: int = 10) -> Stability:
@@ -180,14 +195,18 @@ def stability(attributor: Attributor, setting: Setting, query: Query, features: 
     half = side.dim // 2
     for columns in (slice(0, half), slice(half, 2 * half)) if half else (slice(None),):
         reduced = readout.half(columns)
-        scores = np.stack(
-            [reduced.inner(part, reduced.damping(wanted)) for part in parts[:, columns].astype(np.float32)]
-        ) / reduced.row_norms(reduced.damping(wanted), setting.normaliser or method.normaliser)
+        damping = reduced.damping(wanted)
+        norms = reduced.row_norms(damping, setting.normaliser or method.normaliser)
+        scores = reduced.inner(parts[:, columns], damping) / norms
         counts = random.multinomial(len(parts), np.full(len(parts), 1 / len(parts)), RESAMPLES // 2)
         drawn.append(counts @ scores)
     places = np.stack([ranks(row) for row in np.concatenate(drawn)]) + 1
     return Stability(
-        (places <= top).mean(0), np.quantile(places, 0.05, axis=0), np.quantile(places, 0.95, axis=0), len(places)
+        (places <= top).mean(0),
+        np.quantile(places, 0.05, axis=0),
+        np.quantile(places, 0.95, axis=0),
+        len(places),
+        top,
     )
 
 
@@ -211,15 +230,14 @@ class Hubs:
 
 def hubs(null: Null, top: int = 10) -> Hubs:
     """Which training images are in the top of many unrelated lists."""
-    lists = null.scores[: null.heldout] if null.heldout else null.scores
+    lists = null.unrelated
     places = np.stack([ranks(row) for row in lists])
     return Hubs((places < top).mean(0), min(1.0, top / null.scores.shape[1]))
 
 
 def damp_hubs(scores: Scores, null: Null) -> Scores:
     """z-scores less what each image gets from unrelated queries on average."""
-    lists = null.scores[: null.heldout] if null.heldout else null.scores
-    return standardise(scores) - lists.mean(0)
+    return standardise(scores) - null.unrelated.mean(0)
 
 
 def near_duplicates(
@@ -263,4 +281,4 @@ def _part_scores(
     norms = readout.row_norms(damping, normaliser)
     if normaliser == "cosine":
         norms = norms * (np.linalg.norm(parts.sum(0)) or 1.0)
-    return np.stack([readout.inner(part, damping) for part in parts]) / norms
+    return readout.inner(parts, damping) / norms

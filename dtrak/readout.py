@@ -7,7 +7,7 @@ from jaxtyping import Float, Float64
 from scipy.linalg import cho_factor, cho_solve
 
 from dtrak.errors import DtrakError
-from dtrak.kernel import Kernel, gram, multiply
+from dtrak.kernel import BLOCK, Kernel, gram, multiply
 from dtrak.methods import Normaliser
 from dtrak.settings import AUTO
 
@@ -65,42 +65,41 @@ class Readout:
         """The damping as a number: "auto" is worked out from the spectrum."""
         return self.kernel.auto_damping if wanted == AUTO else wanted  # type: ignore[return-value]
 
-    def inner(self, query: Float[np.ndarray, " k"], damping: float | None) -> Float64[np.ndarray, " n"]:
-        """``Φ (ΦᵀΦ + λI)⁻¹ φ``, or ``Φ φ`` without damping.
+    def inner(self, queries: Float[np.ndarray, "*q k"], damping: float | None) -> Float64[np.ndarray, "*q n"]:
+        """``Φ (ΦᵀΦ + λI)⁻¹ φ``, or ``Φ φ`` without damping, for one query or a row each.
 
         The first λ is a Cholesky solve: an eigendecomposition costs some ten of them.
         """
         if damping is None:
-            return multiply(self.features, query)
-        if self._kernel is not None:
-            return self._kernel.scores(self.features, query, damping)
+            return self._products(queries)
+        if queries.ndim == 1 and self._kernel is not None:
+            return self._kernel.scores(self.features, queries, damping)
         factor = self._factor(damping)
-        if self._dual:
-            products = multiply(self.features, query)
-            # K (K + λ)⁻¹ … has the same eigenvectors: U (S + λ)⁻¹ Uᵀ Φ φ.
-            return cho_solve(factor, products, check_finite=False)
-        return multiply(self.features, cho_solve(factor, query.astype(np.float64), check_finite=False))
+        if self._dual:  # Φ (ΦᵀΦ + λ)⁻¹ φ = (ΦΦᵀ + λ)⁻¹ Φ φ
+            return cho_solve(factor, self._products(queries).T, check_finite=False).T
+        return self._products(cho_solve(factor, queries.astype(np.float64).T, check_finite=False).T)
 
     def scores(
         self,
-        query: Float[np.ndarray, " k"],
+        queries: Float[np.ndarray, "*q k"],
         damping: float | None = None,
         normaliser: Normaliser = "none",
         residual: bool = False,
-    ) -> Float64[np.ndarray, " n"]:
-        """The scores of all rows; rows without a gradient keep their zero score.
+    ) -> Float64[np.ndarray, "*q n"]:
+        """The scores of all rows, for one query or a row each; rows without a gradient keep their zero score.
 
         Raises:
             DtrakError: the normaliser or the residual needs a damping and there is none.
         """
-        scores = self.inner(query, damping)
+        scores = self.inner(queries, damping)
         if residual:
             if damping is None or self.residuals is None:
                 raise DtrakError("This method needs a kernel and the stored residuals.", hint="Set a damping.")
             leverages = self.kernel.leverages(self.features, damping)
             scores = (scores * self.residuals / np.maximum(1 - leverages, NEAR_ONE)) ** 2
         if normaliser == "cosine":
-            scores = scores / (np.linalg.norm(query.astype(np.float64)) or 1.0)
+            norms = np.linalg.norm(queries.astype(np.float64), axis=-1, keepdims=True)
+            scores = scores / np.where(norms > 0, norms, 1.0)
         return scores / self.row_norms(damping, normaliser)
 
     def row_norms(self, damping: float | None, normaliser: Normaliser) -> Float64[np.ndarray, " n"]:
@@ -118,6 +117,13 @@ class Readout:
         else:
             norms = self.norms
         return np.where(norms > 0, norms, 1.0)
+
+    def _products(self, queries: Float[np.ndarray, "*q k"]) -> Float64[np.ndarray, "*q n"]:
+        if queries.ndim == 1:
+            return multiply(self.features, queries)
+        rows, queries = self.features, queries.astype(np.float64)
+        blocks = [queries @ rows[i : i + BLOCK].astype(np.float64).T for i in range(0, len(rows), BLOCK)]
+        return np.concatenate(blocks, axis=1)
 
     def _factor(self, damping: float) -> tuple[np.ndarray, bool]:
         if damping not in self._factors:

@@ -9,7 +9,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from dtrak.config import LAST, FeatureConfig, load_study, study_names
-from dtrak.costs import INDEX_PART
+from dtrak.costs import INDEX_PART, record_cost
 from dtrak.errors import DtrakError
 from dtrak.methods import METHODS
 from dtrak.settings import Setting, parse_damping
@@ -170,31 +170,40 @@ def build(
     ] = False,
 ) -> None:
     """Compute the features of STUDY and build its index, then what the ablations need; resumes, does nothing twice."""
-    from dtrak.costs import record_cost
-    from index_builder.engine import ablation_parts, build_features, build_indexes
+    from index_builder.engine import ablation_parts, build_indexes, build_parts
 
     folder = StudyFolder(load_study(study))
     _prepare(folder)
     if device != "cpu":
         workers = 1  # one process drives the accelerator
 
-    def compute(title: str, sets: Sequence[FeatureConfig]) -> list[FeatureStore]:
-        start = time.monotonic()
-        with _progress(title, None) as advance:
-            stores = build_features(
-                folder, workers or _cores(), batch_size, device, lambda done, total: advance(done, "", total), sets
-            )
-        cost = record_cost(folder, title, stores, time.monotonic() - start)
-        errors.print(f"  {title}: {cost.seconds:.0f} s, {cost.bytes / 1e6:.0f} MB")
-        return stores
+    def compute(parts: Mapping[str, Sequence[FeatureConfig]]) -> list[FeatureStore]:
+        with _progress("features", None) as advance:
+            built = build_parts(
+                folder, parts, workers or _cores(), batch_size, device,
+                lambda part, done, total: advance(done, part, total),
+            )  # fmt: skip
+        for title, part in built.items():
+            cost = record_cost(folder, title, part.stores, part.seconds)
+            errors.print(f"  {title}: {cost.seconds:.0f} s, {cost.bytes / 1e6:.0f} MB")
+        return [store for part in built.values() for store in part.stores]
 
-    errors.print(f"Features of '{folder.study.name}', each with the time and space that it took:")
-    build_indexes(folder, compute(INDEX_PART, folder.study.features))
+    errors.print(f"Features of '{folder.study.name}', each part with the time and space that it took:")
+    build_indexes(folder, compute({INDEX_PART: folder.study.features}))
     _write_example(folder)
     errors.print(f"Index of '{folder.study.name}' is ready in {folder.index}.")
-    if not index_only:
-        for title, sets in ablation_parts(folder).items():
-            compute(title, sets)
+    if not index_only and folder.study.ablations:
+        compute(ablation_parts(folder))
+        _embed(folder)
+
+
+def _embed(folder: StudyFolder) -> None:
+    from dtrak.similarity import Embedder, train_embeddings
+
+    start = time.monotonic()
+    rows = train_embeddings(folder, lambda: Embedder(folder.study.embedding))
+    seconds, size = time.monotonic() - start, rows.nbytes / 1e6
+    errors.print(f"  embeddings by {folder.study.embedding}: {seconds:.0f} s, {size:.0f} MB")
 
 
 @app.command()
@@ -347,7 +356,7 @@ def _progress(title: str, total: int | None) -> Iterator[Callable[..., None]]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     ]
-    with Progress(*columns, console=errors, transient=not sys.stderr.isatty()) as bar:
+    with Progress(*columns, console=errors, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task(title, total=total, note="")
 
         def advance(done: int, note: str = "", total: int | None = total) -> None:

@@ -9,16 +9,19 @@ import multiprocessing.connection
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 
 from dtrak.config import FeatureConfig, Study
+from dtrak.costs import INDEX_PART
 from dtrak.errors import DtrakError
 from dtrak.features import FeatureExtractor, extract_rows, identity
 from dtrak.files import digest, exclusive
 from dtrak.index import build_index
+from dtrak.models import DiffusionModel
 from dtrak.store import FeatureStore
 from dtrak.studies import StudyFolder, load_study_model
 
@@ -30,11 +33,25 @@ class Task:
     """One shard of some feature sets that look at the same rows with the same model.
 
     Attributes:
-        sets: the feature sets that lack it.
+        part: of the build, for people.
+        sets: the feature sets that lack the shard.
     """
 
+    part: str
     shard: int
     sets: tuple[FeatureConfig, ...]
+
+
+@dataclass(frozen=True)
+class Built:
+    """The stores of one part of a build.
+
+    Attributes:
+        seconds: between the results before and the results of this part, added up.
+    """
+
+    stores: list[FeatureStore]
+    seconds: float
 
 
 def build_features(
@@ -42,33 +59,44 @@ def build_features(
     workers: int,
     batch_size: int = 16,
     device: str = "cpu",
-    report: Callable[[int, int], None] = lambda done, total: None,
+    report: Callable[[str, int, int], None] = lambda part, done, total: None,
     sets: Sequence[FeatureConfig] | None = None,
 ) -> list[FeatureStore]:
-    """Compute what is missing of some feature sets.
+    """Compute what is missing of some feature sets, by default those of the study's index."""
+    sets = folder.study.features if sets is None else sets
+    return build_parts(folder, {INDEX_PART: sets}, workers, batch_size, device, report)[INDEX_PART].stores
+
+
+def build_parts(
+    folder: StudyFolder,
+    parts: Mapping[str, Sequence[FeatureConfig]],
+    workers: int,
+    batch_size: int = 16,
+    device: str = "cpu",
+    report: Callable[[str, int, int], None] = lambda part, done, total: None,
+) -> dict[str, Built]:
+    """Compute what is missing of several parts, one after the other, by the same workers.
 
     Args:
+        parts: feature sets by the title of their part.
         workers: processes; 1 works in this one.
-        report: called with (samples done, samples in all).
-        sets: default those of the study's index.
+        report: called with (part at work, shards done, shards in all).
     """
-    sets = folder.study.features if sets is None else sets
     with exclusive(folder.root, f"study '{folder.study.name}'"):
-        stores = open_stores(folder, sets, device)
-        tasks = _missing(sets, stores)
-        groups = {(c.model, c.split): store for c, store in zip(sets, stores, strict=True)}
-        total = sum(store.rows for store in groups.values())
-
-        def size(task: Task) -> int:
-            return len(groups[task.sets[0].model, task.sets[0].split].shard_rows(task.shard))
-
-        done = total - sum(size(task) for task in tasks)
-        report(done, total)
+        stores = {title: open_stores(folder, sets, device) for title, sets in parts.items()}
+        tasks = [task for title, sets in parts.items() for task in _missing(title, sets, stores[title])]
+        total = sum(len(store.shards) for group in stores.values() for store in group)
+        done = total - sum(len(task.sets) for task in tasks)
+        seconds = dict.fromkeys(parts, 0.0)
+        report(next(iter(parts)), done, total)
         runner = _in_this_process if workers == 1 or len(tasks) <= 1 else _in_processes
+        before = time.monotonic()
         for task in runner(folder.study, tasks, workers, batch_size, device):
-            done += size(task)
-            report(done, total)
-        return stores
+            now = time.monotonic()
+            seconds[task.part] += now - before
+            before, done = now, done + len(task.sets)
+            report(task.part, done, total)
+        return {title: Built(stores[title], seconds[title]) for title in parts}
 
 
 def build_indexes(folder: StudyFolder, stores: list[FeatureStore]) -> None:
@@ -104,12 +132,12 @@ def ablation_parts(folder: StudyFolder) -> dict[str, list[FeatureConfig]]:
     return parts
 
 
-def _missing(sets: Sequence[FeatureConfig], stores: list[FeatureStore]) -> list[Task]:
+def _missing(part: str, sets: Sequence[FeatureConfig], stores: list[FeatureStore]) -> list[Task]:
     lacking: dict[tuple[str, str, int], list[FeatureConfig]] = {}
     for config, store in zip(sets, stores, strict=True):
         for shard in store.missing():
             lacking.setdefault((config.model, config.split, shard), []).append(config)
-    return [Task(shard, tuple(configs)) for (_, _, shard), configs in lacking.items()]
+    return [Task(part, shard, tuple(configs)) for (_, _, shard), configs in lacking.items()]
 
 
 class _Builder:
@@ -117,12 +145,13 @@ class _Builder:
 
     def __init__(self, study: Study, batch_size: int, device: str):
         self._folder, self._batch_size, self._device = StudyFolder(study), batch_size, device
+        self._models: dict[str, tuple[DiffusionModel, str]] = {}
         self._opened: dict[tuple[FeatureConfig, ...], tuple[FeatureExtractor, list[FeatureStore]]] = {}
 
     def build(self, task: Task) -> Task:
         if task.sets not in self._opened:
-            model = load_study_model(self._folder, self._device, task.sets[0].model)
-            fingerprint, data = model.fingerprint(), self._folder.table.fingerprint()
+            model, fingerprint = self._model(task.sets[0].model)
+            data = self._folder.table.fingerprint()
             folders = [self._folder.features / digest(identity(fingerprint, data, c)) for c in task.sets]
             extractor = FeatureExtractor(model, task.sets, self._batch_size)
             self._opened[task.sets] = extractor, [FeatureStore.open(path) for path in folders]
@@ -133,6 +162,12 @@ class _Builder:
         for store, feature in zip(stores, features, strict=True):
             store.write(task.shard, feature.parts, feature.values)
         return task
+
+    def _model(self, name: str) -> tuple[DiffusionModel, str]:
+        if name not in self._models:
+            model = load_study_model(self._folder, self._device, name)
+            self._models[name] = model, model.fingerprint()
+        return self._models[name]
 
 
 def _in_this_process(study: Study, tasks: list[Task], workers: int, batch_size: int, device: str) -> Iterator[Task]:

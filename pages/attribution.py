@@ -10,7 +10,7 @@ from dtrak.evidence import (
     STABLE,
     Null,
     Split,
-    clear_source,
+    above_chance,
     damp_hubs,
     hubs,
     split_by_block,
@@ -115,7 +115,8 @@ with left:
     setting = Setting(method.name, damping=damping)
     if method.family == "embedding":
         st.caption(f"The embedding is {service.folder.study.embedding}.")
-    collapse = st.toggle("Collapse near-duplicates", value=True, key="collapse", bind="query-params")
+    help_text = "Training images that look nearly the same become one tile, with their count."
+    collapse = st.toggle("Merge duplicates", value=True, key="collapse", bind="query-params", help=help_text)
     damp = False
     if method.family == "gradient":
         help_text = "Subtract what each image gets from unrelated queries; scores become z-scores."
@@ -132,12 +133,14 @@ def verdict(answer: Attribution, null: Null | None) -> None:
         st.markdown(f"The top score lies {z:.1f} standard deviations above the mean of all {len(answer.scores)}.")
         return
     chance = (
-        f"The top score lies {z:.1f} standard deviations above the mean; for unrelated queries the top stays below "
-        f"{null.threshold:.1f} in 95 % of cases ({null.heldout} held-out images, "
-        f"{len(null.scores) - null.heldout} random directions)."
+        f"The top score lies {z:.1f} standard deviations above the mean; random directions of equal norm stay below "
+        f"{null.threshold:.1f} in 95 % of cases."
     )
-    if clear_source(answer.scores, null):
-        st.success(f"Above chance. {chance}")
+    above = int(above_chance(answer.scores, null).sum())
+    if above:
+        what = f"{above} training image{'s stand' if above > 1 else ' stands'} above chance"
+        held = f" and above what 95 % of {null.heldout} held-out images give them" if null.heldout else ""
+        st.success(f"{what}{held}. {chance}")
     else:
         st.warning(f"**No clear source.** {chance} Read the ranking as weak evidence at most.")
 
@@ -184,8 +187,8 @@ def evidence() -> None:
         else:
             steady = sum(stable.share[table.rows[s.record.id]] >= STABLE for s in answer.proponents)
             st.markdown(
-                f"{steady} of the {len(answer.proponents)} proponents shown stay in the top {top} in at least half of "
-                f"{stable.resamples} resamples (the query's timesteps drawn again, either half of the projection). "
+                f"{steady} of the {len(answer.proponents)} proponents shown stay in the top {stable.top} in at least "
+                f"half of {stable.resamples} resamples (the query's timesteps drawn again, either half of the projection). "
                 "The percentage on a tile is that share; the others are faded."
             )
         if hub is not None:
@@ -241,6 +244,11 @@ with right:
     st.subheader("Proponents")
     proponents = top_scored(scores, table, top, 1, groups)
     gallery(tiles(proponents, table, badges, unstable(table, stable) if stable else ()), "proponent", "proponents")
+    if stable is not None:
+        st.caption(
+            f"The percentage on a tile: in how many of {stable.resamples} resamples the image stays in the top "
+            f"{stable.top}; what stays in fewer than half is faded."
+        )
     opponents = top_scored(scores, table, top, -1, groups)
     if opponents:
         st.subheader("Opponents")

@@ -47,7 +47,7 @@ def score_histogram(attribution: Attribution, null: Null | None = None) -> go.Fi
     figure.add_vline(x=0, line_width=1, line_color=NEUTRAL)
     if null is not None:
         reach = float(scores.mean() + null.threshold * scores.std())
-        label = "chance: 95 % of unrelated queries have their top below"
+        label = "chance: the top of 95 % of random directions lies below"
         figure.add_vrect(
             x0=float(scores.mean()), x1=reach, fillcolor=NEUTRAL, opacity=0.15, line_width=0, layer="below",
             annotation_text=label, annotation_position="top left", annotation_font_size=11,

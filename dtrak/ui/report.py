@@ -90,8 +90,8 @@ def to_html(
     if null is not None:
         z = float(standardise(answers[0].scores).max())
         verdict = "stands above chance" if clear_source(answers[0].scores, null) else "no clear source"
-        chance = f"unrelated queries stay below {null.threshold:.1f} in 95 % of cases"
-        behind = f"{null.heldout} held-out images, {len(null.scores) - null.heldout} random directions"
+        chance = f"random directions of equal norm stay below {null.threshold:.1f} in 95 % of cases"
+        behind = f"{len(null.scores) - null.heldout} directions, {null.heldout} held-out images"
         out.append(f"<p><b>{verdict}</b>: the top z-score is {z:.1f}; {chance} ({behind}).</p>")
     for number, answer in enumerate(answers):
         out.append(_section(answer, table, stability if number == 0 else None))
