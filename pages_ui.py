@@ -14,7 +14,7 @@ from dtrak.ui.components import component_file
 from dtrak.ui.jobs import Job
 from dtrak.ui.runs import Run
 from dtrak.ui.services import StudyService, queue, study_service
-from dtrak.ui.views import enlarged_png
+from dtrak.ui.views import data_url, enlarged_png
 
 POLL_SECONDS = 0.25
 
@@ -145,7 +145,7 @@ def wait_for(job: Job, text: str, key: str, on_cancel: Callable[[], None] = lamb
             st.progress(min(job.done / job.total, 1.0), f"{text} {job.done} of {job.total}")
         if job.preview is not None:
             st.image(
-                [enlarged_png(picture) for picture in job.preview],
+                [data_url(picture) for picture in job.preview],  # no file that a slow browser could ask for too late
                 width=128,
                 alt=["The picture so far"] * len(job.preview),
             )

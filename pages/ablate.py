@@ -105,20 +105,22 @@ def metrics(scores, setting: Setting) -> None:  # type: ignore[no-untyped-def]
     columns = st.columns(4)
     if before and before[0] == run.id:
         found = agreement(before[2], scores)
-        columns[0].metric("Overlap@10 with previous", f"{found.overlap:.0%}", help=Setting.parse(before[1]).title)
-        columns[1].metric(
-            "Rank-biased overlap", f"{found.rank_biased_overlap:.2f}", help="Of whole rankings; 1 is equal."
-        )
+        columns[0].metric("Overlap, previous", f"{found.overlap:.0%}", help=Setting.parse(before[1]).title)
+        columns[1].metric("RBO, previous", f"{found.rank_biased_overlap:.2f}", help="Of whole rankings; 1 is equal.")
     if pins():
         pinned = Setting.parse(pins()[-1])
         other = service.ask(run, pinned, all_scores)
         if other is not None:
             found = agreement(other, scores)
-            columns[2].metric("Overlap@10 with pinned", f"{found.overlap:.0%}", help=pinned.title)
+            columns[2].metric("Overlap, pinned", f"{found.overlap:.0%}", help=pinned.title)
     cost = setting_cost(attributor, setting, read_costs(service.folder))
-    took = "" if cost.seconds is None else f" · {cost.seconds:.0f} s"
-    columns[3].metric("Cost", f"{cost.megabytes:.0f} MB{took}", help="Disk and build time of the features behind this; "
-                      f"a query takes {cost.passes} passes of the network.")  # fmt: skip
+    took = "" if cost.seconds is None else f", built in {cost.seconds:.0f} s"
+    help_text = f"Features on disk{took}. A query takes {cost.passes} passes of the network."
+    columns[3].metric("Cost", f"{cost.megabytes:.0f} MB", help=help_text)
+    st.caption(
+        "Overlap: the share of the top 10 that both rankings have. RBO, rank-biased overlap: of whole rankings, the "
+        f"first places most. Cost: {help_text}"
+    )
 
 
 @st.fragment
@@ -142,9 +144,9 @@ def lab() -> None:
             before = st.session_state.get("ablate_before")
             badges = change_badges(before[2], scores, table, SHOWN) if before and before[0] == run.id else {}
             st.markdown(f"**{setting.title}**")
-            gallery(tiles(top_scored(scores, table, SHOWN), table, badges), "proponent", "ablate_gallery")
             metrics(scores, setting)
-            if st.button("Pin to Compare", key="pin", icon="📌"):
+            gallery(tiles(top_scored(scores, table, SHOWN), table, badges), "proponent", "ablate_gallery")
+            if st.button("Pin to Compare", key="pin"):
                 st.query_params["pins"] = ";".join(dict.fromkeys([*pins(), setting.text]))
             if pins():
                 st.caption("Pinned: " + " | ".join(Setting.parse(text).title for text in pins()))

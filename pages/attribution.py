@@ -188,8 +188,8 @@ def evidence() -> None:
             steady = sum(stable.share[table.rows[s.record.id]] >= STABLE for s in answer.proponents)
             st.markdown(
                 f"{steady} of the {len(answer.proponents)} proponents shown stay in the top {stable.top} in at least "
-                f"half of {stable.resamples} resamples (the query's timesteps drawn again, either half of the projection). "
-                "The percentage on a tile is that share; the others are faded."
+                f"half of {stable.resamples} resamples: the query's timesteps drawn again, either half of the "
+                "projection. The percentage on a tile is that share; the others are faded."
             )
         if hub is not None:
             count = int(hub.marked.sum())
@@ -261,7 +261,9 @@ with right:
         score_histogram(answer, null), key="histogram", alt="Histogram of the scores of all training images"
     )
     records = table.records[: table.train_size]
-    st.caption(f"Positive mass is spread over the equivalent of {effective_number(answer.scores):.0f} images.")
+    shaded = "" if null is None else "Shaded: where the top of 95 % of random directions stays below. "
+    mass = f"Positive mass is spread over the equivalent of {effective_number(answer.scores):.0f} images."
+    st.caption(shaded + mass)
     for title, key in (("By creator", "creator"), ("By class", "label")):
         st.subheader(title)
         found = shares(list(records), answer.scores, key)

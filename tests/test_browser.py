@@ -248,7 +248,7 @@ def test_a_toggle_changes_the_ranking_as_the_library_says(context, server, built
     open_page(page, server, "ablate", 31)
     before = ids(page, ".proponent button")
     choose(page, "Output function", "l1-norm")
-    expect(page.get_by_text("Overlap@10 with previous")).to_be_visible(timeout=60_000)
+    expect(page.get_by_text("Overlap, previous")).to_be_visible(timeout=60_000)
     page.wait_for_function("!document.querySelector('[data-testid=stProgress]')")
     attributor = Attributor(StudyFolder(load_study(str(source / "tiny.yaml"))))
     query = generate_query(attributor, GenerationSettings(31, 6, next(iter(attributor.model.classes)), 1.0))
@@ -274,7 +274,7 @@ def test_a_pinned_setting_is_compared(context, server):
     lanes = [ids(page, f".lane button[data-lane='{n}']") for n in (0, 1)]
     assert lanes[0] != lanes[1]
     shared = len(set(lanes[0]) & set(lanes[1]))
-    page.wait_for_function(f"document.querySelectorAll('svg.links path').length === {shared}")
+    expect(page.locator("svg.links path")).to_have_count(shared)
     other = visit(context.new_page(), url)
     assert ids(other, ".lane button[data-lane='0']") == lanes[0]
 

@@ -88,7 +88,7 @@ def test_ablate(app, run):
     before = app.selectbox(key="ablate_timesteps").value
     app.selectbox(key="ablate_timesteps").set_value(1 if before != 1 else 5).run()
     assert not app.exception
-    assert "Overlap@10 with previous" in {m.label for m in app.metric}
+    assert "Overlap, previous" in {m.label for m in app.metric}
 
 
 def test_ablate_without_a_run(app):

@@ -47,11 +47,8 @@ def score_histogram(attribution: Attribution, null: Null | None = None) -> go.Fi
     figure.add_vline(x=0, line_width=1, line_color=NEUTRAL)
     if null is not None:
         reach = float(scores.mean() + null.threshold * scores.std())
-        label = "chance: the top of 95 % of random directions lies below"
-        figure.add_vrect(
-            x0=float(scores.mean()), x1=reach, fillcolor=NEUTRAL, opacity=0.15, line_width=0, layer="below",
-            annotation_text=label, annotation_position="top left", annotation_font_size=11,
-        )  # fmt: skip
+        x0 = float(scores.mean())
+        figure.add_vrect(x0=x0, x1=reach, fillcolor=NEUTRAL, opacity=0.15, line_width=0, layer="below")
     figure.update_layout(
         height=260,
         margin={"l": 8, "r": 8, "t": 8, "b": 8},
