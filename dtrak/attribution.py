@@ -28,7 +28,7 @@ from dtrak.settings import Setting
 from dtrak.similarity import Embedder, pixel_vectors, train_embeddings
 from dtrak.store import FeatureStore
 from dtrak.studies import StudyFolder, load_study_model, model_variants
-from dtrak.truth import datamodel, empirical_influence, load_truth
+from dtrak.truth import datamodel, empirical_influence, load_subsets
 
 READOUTS_KEPT = 8
 
@@ -198,7 +198,7 @@ class Attributor:
                     for source in side.sources:
                         self.store(source.config)
             elif METHODS[method].family == "truth":
-                load_truth(self.folder.root / "truth", self.folder.study.name)
+                load_subsets(self.folder, "fit")
         except DtrakError as reason:
             return reason
         return None
@@ -355,7 +355,7 @@ class Attributor:
         if method.family == "random":
             return keyed_generator("random", 0, query.id).uniform(-1, 1, train), None
         if method.family == "truth":
-            truth = load_truth(self.folder.root / "truth", self.folder.study.name)
+            truth = load_subsets(self.folder, "fit")
             estimate = datamodel if method.name == "datamodel" else empirical_influence
             return estimate(truth.masks, truth.of(query.id)), None
         if method.family == "pixel":

@@ -161,6 +161,7 @@ class Study(_Frozen):
     ablations: tuple[FeatureConfig, ...] = ()
     index_factory: str = "Flat"
     embedding: str = "efficientnet-lite0"
+    truth: Path | None = None
     guidance: float = Field(1.0, ge=0)
     source: Path = Field(Path(), exclude=True)
 

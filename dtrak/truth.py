@@ -1,28 +1,40 @@
-"""What models retrained on subsets say of a query: methods that read the truth instead of estimating it.
+"""What models retrained on subsets lose, and the methods that read this truth instead of estimating it.
 
-``truth/subsets.npz`` holds ``masks`` [M, N], which images each model was trained with, ``query_ids`` [Q]
-and ``outputs`` [M, Q], the loss that each model leaves on each query.
+Masks follow from (family, number); :mod:`dtrak.evaluation.subsets` trains the models. The family "lds"
+is for scoring methods, "fit" for methods that are fitted to truth: they never meet.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Float
 
 from dtrak.errors import DtrakError
+from dtrak.files import read_json
+from dtrak.noise import keyed_generator
+from dtrak.studies import StudyFolder
 
-TRUTH_FILE = "subsets.npz"
+Family = Literal["lds", "fit"]
 ALPHAS = (0.1, 1.0, 10.0)
 
 
 @dataclass(frozen=True)
-class Truth:
-    """The subset models of a study."""
+class SubsetTruth:
+    """The finished subset models of one family; the losses of one subset's seeds are averaged.
+
+    Attributes:
+        masks: which images each was trained with.
+        losses: of each subset on each query.
+        seeds: how many models stand behind each row.
+    """
 
     masks: Bool[np.ndarray, "m n"]
-    outputs: Float[np.ndarray, "m q"]
+    losses: Float[np.ndarray, "m q"]
     query_ids: tuple[str, ...]
+    seeds: tuple[int, ...]
 
     def of(self, query_id: str) -> Float[np.ndarray, " m"]:
         """The losses of one query.
@@ -35,23 +47,47 @@ class Truth:
                 "The retrained models were not evaluated on this image.",
                 hint="Choose a held-out image or one of the generated images that the ground truth was made for.",
             )
-        return self.outputs[:, self.query_ids.index(query_id)]
+        return self.losses[:, self.query_ids.index(query_id)]
 
 
-def load_truth(root: Path, study: str) -> Truth:
-    """The truth below ``truth/``.
+def load_subsets(folder: StudyFolder, family: Family) -> SubsetTruth:
+    """What is finished of a family.
 
     Raises:
-        DtrakError: there is none.
+        DtrakError: nothing is, or it belongs to other training data.
     """
-    path = root / TRUTH_FILE
-    if not path.exists():
+    table = folder.table
+    files = {path.name: path for root in reversed(truth_folders(folder)) for path in (root / family).glob("*.json")}
+    if not files:
+        option = " --family fit" if family == "fit" else ""
         raise DtrakError(
-            "This method reads models retrained on subsets, and there are none yet.",
-            hint=f"python -m index_builder retrain {study}",
+            "This needs models retrained on subsets, and there are none yet.",
+            hint=f"python -m index_builder retrain {folder.study.name}{option}",
         )
-    with np.load(path) as stored:
-        return Truth(stored["masks"].astype(bool), stored["outputs"], tuple(stored["query_ids"].tolist()))
+    losses: dict[int, list[dict[str, float]]] = {}
+    for _, path in sorted(files.items()):
+        content = read_json(path)
+        if content["data"] != table.fingerprint():
+            raise DtrakError(f"{path} was made for other training data.", hint="Move the folder away and retrain.")
+        losses.setdefault(content["number"], []).append(content["losses"])
+    numbers = sorted(losses)
+    ids = tuple(losses[numbers[0]][0])
+    rows = [np.mean([[one[i] for i in ids] for one in losses[n]], axis=0) for n in numbers]
+    masks = np.stack([subset_mask(table.train_ids, family, n) for n in numbers])
+    return SubsetTruth(masks, np.stack(rows), ids, tuple(len(losses[n]) for n in numbers))
+
+
+def subset_mask(ids: Sequence[str], family: Family, number: int) -> Bool[np.ndarray, " n"]:
+    """Which images a subset model is trained with: half of them."""
+    mask = np.zeros(len(ids), dtype=bool)
+    mask[keyed_generator(f"subset-{family}", number, "").permutation(len(ids))[: len(ids) // 2]] = True
+    return mask
+
+
+def truth_folders(folder: StudyFolder) -> list[Path]:
+    """Where truth is kept: what was made here, then what came with the study."""
+    shipped = folder.study.truth
+    return [folder.root / "truth"] + ([folder.study.resolve(shipped)] if shipped else [])
 
 
 def empirical_influence(masks: Bool[np.ndarray, "m n"], losses: Float[np.ndarray, " m"]) -> Float[np.ndarray, " n"]:

@@ -44,6 +44,8 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for program
 
 MethodName = StrEnum("MethodName", {name: name for name in METHODS})  # type: ignore[misc]  # choices of --method
 DTRAK = MethodName("dtrak")
+PrecisionName = StrEnum("PrecisionName", {"fp32": "fp32", "bf16": "bf16"})  # type: ignore[misc]
+TruthFamily = StrEnum("TruthFamily", {"lds": "lds", "fit": "fit"})  # type: ignore[misc]
 
 
 MethodOption = Annotated[MethodName, typer.Option(help="How to score.")]
@@ -204,6 +206,34 @@ def _embed(folder: StudyFolder) -> None:
     rows = train_embeddings(folder, lambda: Embedder(folder.study.embedding))
     seconds, size = time.monotonic() - start, rows.nbytes / 1e6
     errors.print(f"  embeddings by {folder.study.embedding}: {seconds:.0f} s, {size:.0f} MB")
+
+
+@app.command()
+def retrain(
+    study: StudyArgument,
+    subsets: Annotated[int, typer.Option(min=2, help="How many random halves.")] = 64,
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each half.")] = 2,
+    family: Annotated[
+        TruthFamily, typer.Option(help="lds: to score methods; fit: for empirical-influence and datamodel.")
+    ] = TruthFamily("lds"),
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes, one thread each. [default: the cores]", show_default=False)
+    ] = None,
+    precision: Annotated[PrecisionName | None, typer.Option(help="Of the arithmetic. [default: the recipe's]")] = None,
+) -> None:
+    """Train STUDY again on random halves and keep what each model loses on fixed queries; resumes."""
+    from index_builder.retraining import retrain_subsets
+
+    folder = StudyFolder(load_study(study))
+    _prepare(folder)
+    with _progress(f"retrain {folder.study.name}", subsets * seeds) as show:
+
+        def advance(done: int, total: int) -> None:
+            show(done, "", total)
+
+        chosen: Any = precision.value if precision else None
+        new = retrain_subsets(folder, family.value, subsets, seeds, workers or _cores(), chosen, advance)  # type: ignore[arg-type]
+    errors.print(f"{subsets * seeds} subset models of '{folder.study.name}' are there, {new} of them new.")
 
 
 @app.command()

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from dtrak.config import FeatureConfig, Study
 from dtrak.costs import INDEX_PART
@@ -26,6 +27,8 @@ from dtrak.store import FeatureStore
 from dtrak.studies import StudyFolder, load_study_model
 
 SHARD_SIZE = 16
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -179,21 +182,9 @@ def _in_this_process(study: Study, tasks: list[Task], workers: int, batch_size: 
 _builder: _Builder | None = None
 
 
-def _start_worker(study: Study, batch_size: int, device: str) -> None:
+def _start_builder(study: Study, batch_size: int, device: str) -> None:
     global _builder
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    import torch
-
-    torch.set_num_threads(1)
     _builder = _Builder(study, batch_size, device)
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        multiprocessing.connection.wait([parent.sentinel])
-        os._exit(1)
 
 
 def _build_in_worker(task: Task) -> Task:
@@ -202,12 +193,30 @@ def _build_in_worker(task: Task) -> Task:
 
 
 def _in_processes(study: Study, tasks: list[Task], workers: int, batch_size: int, device: str) -> Iterator[Task]:
+    return in_processes(_build_in_worker, tasks, workers, _start_builder, (study, batch_size, device))
+
+
+def in_processes(
+    work: Callable[[T], R],
+    tasks: Sequence[T],
+    workers: int,
+    start: Callable[..., None] | None = None,
+    arguments: tuple[Any, ...] = (),
+) -> Iterator[R]:
+    """Results of ``work(task)`` as they come, from processes of one thread each; they end with this one.
+
+    Args:
+        start: called once in each process, with ``arguments``.
+
+    Raises:
+        DtrakError: a process was killed.
+    """
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(
-        min(workers, len(tasks)), context, initializer=_start_worker, initargs=(study, batch_size, device)
+        min(workers, len(tasks)), context, initializer=_start_worker, initargs=(start, arguments)
     )
     try:
-        pending = {pool.submit(_build_in_worker, task) for task in tasks}
+        pending = {pool.submit(work, task) for task in tasks}
         while pending:
             finished, pending = wait(pending, return_when=FIRST_COMPLETED)
             for future in finished:
@@ -215,7 +224,24 @@ def _in_processes(study: Study, tasks: list[Task], workers: int, batch_size: int
     except BrokenProcessPool as error:
         raise DtrakError(
             "A worker process ended without a word (killed, or out of memory?).",
-            hint="Run the same command again with fewer --workers or a smaller --batch-size; finished shards are kept.",
+            hint="Run the same command again with fewer --workers or a smaller --batch-size; what is finished is kept.",
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _start_worker(start: Callable[..., None] | None, arguments: tuple[Any, ...]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    import torch
+
+    torch.set_num_threads(1)
+    if start is not None:
+        start(*arguments)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)

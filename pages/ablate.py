@@ -1,5 +1,6 @@
 """Flip each design choice of the paper and see what it does to the ranking of one picture."""
 
+import math
 import time
 
 import streamlit as st
@@ -69,7 +70,9 @@ def chosen_setting() -> Setting:
     setting = toggle(setting, "projection_seed", "Projection seed", 0)
     (side,) = attributor.sides(setting)
     dims = offer(attributor, setting, "projection_dim").values
-    dim = st.select_slider("k, projected numbers", dims, dims[-1], key=f"ablate_dim_{dims[-1]}")
+    if st.session_state.get("ablate_projection_dim") not in dims:
+        st.session_state["ablate_projection_dim"] = dims[-1]
+    dim = st.select_slider("k, projected numbers", dims, key="ablate_projection_dim")
     setting = setting.with_(projection_dim=None if dim == dims[-1] else dim)
     if method.damping is not None:
         if st.toggle("λ auto", key="ablate_auto", help="The λ under which half of the kernel's directions count."):
@@ -92,6 +95,34 @@ def chosen_setting() -> Setting:
     if setting.output == method.output:
         setting = setting.with_(output=None)
     return setting
+
+
+def restore() -> None:
+    """Put the setting of a copied link into the toggles, once."""
+    text = st.query_params.get("setting")
+    if not text or st.session_state.get("ablate_restored") == text:
+        return
+    st.session_state["ablate_restored"] = text
+    try:
+        setting = Setting.parse(text)
+    except DtrakError as error:
+        st.warning(f"{error.message} {error.hint or ''}")
+        return
+    values = {
+        "method": setting.method,
+        "checkpoint": setting.checkpoint,
+        "output": setting.output or METHODS[setting.method].output,
+        "strategy": setting.strategy,
+        "timesteps": setting.timesteps,
+        "draws": setting.draws,
+        "projection_seed": setting.projection_seed,
+        "projection_dim": setting.projection_dim,
+        f"norm_{setting.method}": setting.normaliser or METHODS[setting.method].normaliser,
+        "auto": setting.damping == AUTO,
+    }
+    if isinstance(setting.damping, float):
+        values[f"power_{setting.method}"] = min(4.0, max(-4.0, round(math.log10(setting.damping) * 20) / 20))
+    st.session_state.update({f"ablate_{name}": value for name, value in values.items() if value is not None})
 
 
 def pins() -> list[str]:
@@ -141,6 +172,7 @@ def lab() -> None:
             if shown and shown[:2] != (run.id, setting.text):
                 st.session_state["ablate_before"] = shown
             st.session_state["ablate_now"] = (run.id, setting.text, scores)
+            st.query_params["setting"] = st.session_state["ablate_restored"] = setting.text
             before = st.session_state.get("ablate_before")
             badges = change_badges(before[2], scores, table, SHOWN) if before and before[0] == run.id else {}
             st.markdown(f"**{setting.title}**")
@@ -164,4 +196,5 @@ def lab() -> None:
         show_error(error)
 
 
+restore()
 lab()

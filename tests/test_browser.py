@@ -259,6 +259,8 @@ def test_a_toggle_changes_the_ranking_as_the_library_says(context, server, built
     after = ids(page, ".proponent button")
     assert after == order
     assert after != before
+    assert "output%3Dl1-norm" in page.url or "output=l1-norm" in page.url
+    assert ids(visit(context.new_page(), page.url), ".proponent button") == order
 
 
 def test_a_pinned_setting_is_compared(context, server):

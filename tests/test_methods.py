@@ -110,7 +110,7 @@ def test_random_is_keyed_by_the_query(attributor, query):
 def test_truth_methods_say_what_is_missing_and_equal_the_oracle(attributor, query):
     with pytest.raises(DtrakError, match="retrained") as error:
         attributor.scores(Setting("datamodel"), query, {})
-    assert "retrain" in error.value.hint
+    assert "retrain tiny --family fit" in error.value.hint
     random = np.random.default_rng(0)
     masks, effect = random.random((200, 8)) < 0.5, random.standard_normal(8)
     losses = -masks.astype(float) @ effect

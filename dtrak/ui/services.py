@@ -24,6 +24,7 @@ from dtrak.ui.jobs import Job, JobQueue
 from dtrak.ui.runs import Run, RunStore
 
 ANSWERS_KEPT = 64
+DUPLICATES_LIMIT = 10_000
 REVERSE_RUNS = 200
 T = TypeVar("T")
 
@@ -161,9 +162,11 @@ class StudyService:
             return self._answers[key]
 
     @functools.cached_property
-    def duplicates(self) -> np.ndarray:
-        """Near-duplicate groups of the training images."""
+    def duplicates(self) -> np.ndarray | None:
+        """Near-duplicate groups of the training images; None where there are too many to compare all pairs."""
         table = self.attributor.table
+        if table.train_size > DUPLICATES_LIMIT:
+            return None
         return near_duplicates(np.asarray(table.pixels[: table.train_size]))
 
     def reverse(self, sample_id: str, setting: Setting, count: int = 8) -> list[tuple[Run, float, int]]:

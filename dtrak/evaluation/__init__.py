@@ -1,0 +1,1 @@
+"""How well attributions predict what retraining does."""

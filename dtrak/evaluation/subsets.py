@@ -1,0 +1,153 @@
+"""Subset models: the study's training repeated on random halves, and what each loses on fixed queries.
+
+The ground truth of attribution (Park et al., 2023; Zheng et al., 2024): train M models on half of the
+training set each, and write down the loss that each leaves on each query. Models are thrown away;
+masks follow from (family, number), and what is kept is one small file a model:
+
+    truth/<family>/subset-007-seed-1.json    the losses, by query, and what made them
+    truth/queries.npz                        the queries: held-out images, then generated ones
+
+Training randomness is keyed by (seed, epoch, sample id), so subset models of one seed differ by
+their data alone. The family "lds" is for scoring methods, "fit" for methods that are fitted to
+truth (empirical influence, datamodel): they never meet.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+
+from dtrak.attribution import Attributor, Query
+from dtrak.files import atomic_write, write_json
+from dtrak.models import DiffusionModel
+from dtrak.noise import feature_noise
+from dtrak.queries import generate_query
+from dtrak.sampling import GenerationSettings
+from dtrak.studies import StudyFolder, initial_model
+from dtrak.threads import one_thread
+from dtrak.training import Run
+from dtrak.truth import Family, subset_mask, truth_folders
+
+GENERATED = 200
+FIRST_SEED = 100_000  # of the generated queries: far from seeds that people try
+TIMESTEPS = tuple(range(50, 1000, 100))
+NOISE_SEED = 1  # features use 0
+QUERIES_FILE = "queries.npz"
+
+
+@dataclass(frozen=True)
+class QuerySet:
+    """The images that subset models are evaluated on.
+
+    Attributes:
+        pixels: held-out images first, then generated ones.
+        labels: what each is conditioned on; "" for none.
+        heldout: how many are held-out images.
+    """
+
+    pixels: UInt8[np.ndarray, "q r r 3"]
+    labels: tuple[str, ...]
+    heldout: int
+
+    @cached_property
+    def queries(self) -> list[Query]:
+        """As queries; their ids follow from their pixels."""
+        return [Query(p, label or None) for p, label in zip(self.pixels, self.labels, strict=True)]
+
+    @property
+    def ids(self) -> list[str]:
+        """Ids of the queries."""
+        return [query.id for query in self.queries]
+
+
+@dataclass(frozen=True)
+class SubsetModel:
+    """One subset model, by what makes it."""
+
+    family: Family
+    number: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Of its file, without the ending."""
+        return f"subset-{self.number:03d}-seed-{self.seed}"
+
+
+def query_set(folder: StudyFolder, report: Callable[[int, int], None] = lambda done, total: None) -> QuerySet:
+    """The study's evaluation queries; drawn once, then kept, for pixels may differ between machines."""
+    for root in truth_folders(folder):
+        if (root / QUERIES_FILE).exists():
+            with np.load(root / QUERIES_FILE) as stored:
+                return QuerySet(stored["pixels"], tuple(stored["labels"].tolist()), int(stored["heldout"]))
+    attributor, table = Attributor(folder), folder.table
+    rows = range(table.train_size, len(table.records))
+    pixels = [np.asarray(table.pixels[row]) for row in rows]
+    labels = [table.records[row].label or "" for row in rows]
+    classes: list[str | None] = [*attributor.model.classes] or [None]
+    for number in range(GENERATED):
+        label = classes[number % len(classes)]
+        settings = GenerationSettings(FIRST_SEED + number, 50, label, folder.study.guidance)
+        pixels.append(generate_query(attributor, settings).pixels)
+        labels.append(label or "")
+        report(number + 1, GENERATED)
+    found = QuerySet(np.stack(pixels), tuple(labels), len(rows))
+    with atomic_write(truth_folders(folder)[0] / QUERIES_FILE) as file:
+        np.savez_compressed(file, pixels=found.pixels, labels=np.array(found.labels), heldout=found.heldout)
+    return found
+
+
+@torch.no_grad()
+def query_losses(model: DiffusionModel, queries: Sequence[Query]) -> Float[np.ndarray, " q"]:
+    """L_simple of each query: mean((ε_θ − ε)²) over fixed timesteps, one keyed noise each."""
+    steps = torch.tensor(TIMESTEPS)
+    found = []
+    for query in queries:
+        x = model.encode(query.pixels[None])
+        noise = torch.from_numpy(feature_noise(NOISE_SEED, query.id, [(t, 0) for t in TIMESTEPS], tuple(x.shape[1:])))
+        classes = model.class_tensor([query.label] * len(TIMESTEPS))
+        prediction = model.predict(model.add_noise(x, noise, steps), steps, classes)
+        found.append((prediction - noise).square().mean().item())
+    return np.array(found)
+
+
+def is_done(folder: StudyFolder, subset: SubsetModel) -> bool:
+    """Whether a subset model was trained and evaluated, here or before."""
+    return any((root / subset.family / f"{subset.name}.json").exists() for root in truth_folders(folder))
+
+
+def retrain(folder: StudyFolder, subset: SubsetModel, precision: Literal["fp32", "bf16"] | None = None) -> None:
+    """Train one subset model with the study's recipe, for as many epochs, and keep what it loses on the queries.
+
+    Args:
+        precision: of the arithmetic; default the recipe's. Processors without bfloat16 take many times as long.
+    """
+    if is_done(folder, subset):
+        return
+    config = folder.study.training
+    config = config.model_copy(update={"seed": subset.seed, "precision": precision or config.precision})
+    with one_thread():
+        changed = StudyFolder(folder.study.model_copy(update={"training": config}))
+        model, table = initial_model(changed), folder.table
+        latents = model.encode(table.pixels[: table.train_size])
+        classes = model.class_tensor([r.label for r in table.records[: table.train_size]])
+        mask = subset_mask(table.train_ids, subset.family, subset.number)
+        run = Run(model, config, latents, table.train_ids, classes, weights=torch.from_numpy(mask).float())
+        run.train()
+        queries = query_set(folder)
+        losses = query_losses(model, queries.queries)
+    content = {
+        "family": subset.family,
+        "number": subset.number,
+        "seed": subset.seed,
+        "steps": config.steps,
+        "precision": config.precision,
+        "data": table.fingerprint(),
+        "timesteps": list(TIMESTEPS),
+        "losses": dict(zip(queries.ids, np.round(losses, 8).tolist(), strict=True)),
+    }
+    write_json(truth_folders(folder)[0] / subset.family / f"{subset.name}.json", content)

@@ -1,0 +1,49 @@
+"""Retraining on subsets with worker processes, one model a task; finished models are never trained again."""
+
+from collections.abc import Callable
+from typing import Literal
+
+from dtrak.config import Study
+from dtrak.evaluation.subsets import SubsetModel, is_done, query_set, retrain
+from dtrak.files import exclusive
+from dtrak.studies import StudyFolder
+from dtrak.truth import Family
+from index_builder.engine import in_processes
+
+Precision = Literal["fp32", "bf16"]
+Task = tuple[Study, SubsetModel, Precision | None]
+
+
+def retrain_subsets(
+    folder: StudyFolder,
+    family: Family,
+    subsets: int,
+    seeds: int,
+    workers: int,
+    precision: Precision | None = None,
+    report: Callable[[int, int], None] = lambda done, total: None,
+) -> int:
+    """Train and evaluate what is missing of ``subsets × seeds`` models; gives how many were missing.
+
+    All subsets are trained with the first seed before any is with the second.
+
+    Args:
+        workers: processes of one thread each; 1 works in this one.
+        report: called with (models done, models in all).
+    """
+    with exclusive(folder.root / "truth", f"the ground truth of '{folder.study.name}'"):
+        query_set(folder)
+        wanted = [SubsetModel(family, number, seed) for seed in range(seeds) for number in range(subsets)]
+        missing = [subset for subset in wanted if not is_done(folder, subset)]
+        done = len(wanted) - len(missing)
+        report(done, len(wanted))
+        tasks: list[Task] = [(folder.study, subset, precision) for subset in missing]
+        for _ in map(_retrain, tasks) if workers == 1 else in_processes(_retrain, tasks, workers):
+            done += 1
+            report(done, len(wanted))
+        return len(missing)
+
+
+def _retrain(task: Task) -> None:
+    study, subset, precision = task
+    retrain(StudyFolder(study), subset, precision)
