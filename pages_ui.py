@@ -8,6 +8,7 @@ from streamlit.runtime.pages_manager import PagesManager
 
 from dtrak.config import load_study, study_names
 from dtrak.errors import DtrakError
+from dtrak.methods import METHODS
 from dtrak.settings import Setting
 from dtrak.studies import StudyFolder, study_status
 from dtrak.ui.components import component_file
@@ -93,12 +94,26 @@ def features_or_wait(service: StudyService, run: Run, settings: list[Setting], k
         return True
     job = queue().get(service.features_key(run, settings))
     if job and job.state == "failed" and job.error:
-        raise job.error
-    if not (job and job.state == "cancelled") or st.button("Compute again", key=f"{key}-again"):
-        wait_for(service.compute_features(run, settings), "Gradients of the query:", f"{key}-cancel")
-    else:
+        show_error(job.error)
+    elif job and job.state == "cancelled":
         st.info("Cancelled.")
+    if job is None or job.active or job.state == "done" or st.button("Compute again", key=f"{key}-again"):
+        wait_for(service.compute_features(run, settings), "Gradients of the query:", f"{key}-cancel")
     return False
+
+
+def settings_of(param: str, service: StudyService, default: str = "") -> list[Setting]:
+    """The settings that the URL lists; those that mean nothing, or that this study lacks, are named and left out."""
+    found: dict[str, Setting] = {}
+    for text in filter(None, st.query_params.get(param, default).split(";")):
+        try:
+            setting = Setting.parse(text)
+            if METHODS[setting.method].family == "gradient":
+                service.attributor.sides(setting)
+            found[setting.text] = setting
+        except DtrakError as error:
+            st.warning(f"{error.message} {error.hint or ''}")
+    return list(found.values())
 
 
 def choose_run(service: StudyService, param: str = "run") -> Run | None:

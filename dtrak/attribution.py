@@ -117,7 +117,7 @@ class Attributor:
         self._identities: dict[FeatureConfig, tuple[dict[str, Any], str]] = {}
         self._stores: dict[str, FeatureStore] = {}
         self._indexes: dict[str, AttributionIndex] = {}
-        self._extractors: dict[tuple[FeatureConfig, ...], FeatureExtractor] = {}
+        self._extractors: dict[tuple[tuple[FeatureConfig, ...], bool], FeatureExtractor] = {}
         self._readouts: OrderedDict[tuple[str, str], Readout] = OrderedDict()
 
     @property
@@ -130,9 +130,9 @@ class Attributor:
         return self.folder.table
 
     @cached_property
-    def variants(self) -> list[str]:
-        """Names of the study's models: "last", earlier checkpoints, members of the ensemble."""
-        return list(model_variants(self.folder))
+    def variants(self) -> dict[str, str]:
+        """The study's models by name, and whether each is the "last", a "checkpoint" or a "member"."""
+        return {name: variant.kind for name, variant in model_variants(self.folder).items()}
 
     @cached_property
     def embedder(self) -> Embedder:
@@ -208,7 +208,7 @@ class Attributor:
         kind = METHODS[setting.method].models
         if kind == "one":
             return [setting.checkpoint]
-        members = [name for name in self.variants if name.startswith("member")]
+        members = [name for name, of in self.variants.items() if of == "member"]
         if kind == "ensemble":
             if not members:
                 raise DtrakError(
@@ -217,7 +217,7 @@ class Attributor:
                     "then list its features under ablations.",
                 )
             return [LAST, *members]
-        checkpoints = [name for name in self.variants if name not in (LAST, *members)]
+        checkpoints = [name for name, of in self.variants.items() if of == "checkpoint"]
         if not checkpoints:
             raise DtrakError(
                 f"Study '{self.folder.study.name}' has no earlier checkpoints.",
@@ -236,7 +236,12 @@ class Attributor:
         if len(models) > 1 and setting.timesteps is None:  # all models are looked at alike
             alone = [select(self.folder.study, setting, output, model, split) for model in models]
             setting = setting.with_(timesteps=min(len(side.pairs) for side in alone) // setting.draws)
-        return [select(self.folder.study, setting, output, model, split) for model in models]
+        found = [select(self.folder.study, setting, output, model, split) for model in models]
+        if METHODS[setting.method].trajectory and any(source.derived for side in found for source in side.sources):
+            raise DtrakError(
+                f"'{output}' along the sampler's path is not stored.", hint="Choose another output function."
+            )
+        return found
 
     def needs(self, setting: Setting, query: Query) -> list[Need]:
         """The features that the query must have for a setting; none for methods without gradients.
@@ -372,7 +377,7 @@ class Attributor:
             vector = self.query_vector(setting, side, features, query)
             found.append(readout.scores(vector, damping, setting.normaliser or method.normaliser, method.residual))
             dampings.append(damping)
-        return np.mean(found, axis=0), dampings[-1]
+        return np.mean(found, axis=0), dampings[0]
 
     def attribute(
         self, query: Query, features: Features, setting: Setting | str = "dtrak", top: int = 10
@@ -438,7 +443,8 @@ class Attributor:
             return Readout(self.store(source.config).read(), residuals)
         squares = np.zeros(self.table.train_size)
         for s in side.sources:
-            squares += self.store(s.config).values()[..., 0] @ np.abs(s.weights)
+            values = self.store(s.config).values()[..., 0]
+            squares += values @ np.array(s.weights) if s.config.apart else values.mean(1)
         return Readout(self._sum(side), np.sqrt(squares))
 
     def _sum(self, side: Side) -> Float[np.ndarray, "n k"]:
@@ -453,7 +459,7 @@ class Attributor:
         size = int(np.prod(self.model.latent_shape))
 
         def elbo(timesteps: list[int]) -> np.ndarray:
-            return elbo_weights(self.model, torch.tensor(timesteps)).double().numpy()
+            return elbo_weights(self.model, torch.tensor(timesteps, device=self.model.device)).double().cpu().numpy()
 
         return part_weights(source, values, size, elbo)
 
@@ -472,11 +478,12 @@ class Attributor:
         return _of(extractor(images, query.id, query.label)[0], need.identity)
 
     def _extractor(self, model: DiffusionModel, configs: tuple[FeatureConfig, ...], by_block: bool) -> FeatureExtractor:
-        if configs not in self._extractors:
+        key = configs, by_block
+        if key not in self._extractors:
             if len(self._extractors) >= READOUTS_KEPT:
                 self._extractors.clear()
-            self._extractors[configs] = FeatureExtractor(model, configs, self._batch_size, by_block)
-        return self._extractors[configs]
+            self._extractors[key] = FeatureExtractor(model, configs, self._batch_size, by_block)
+        return self._extractors[key]
 
     def _refuse(self, config: FeatureConfig) -> None:
         name, wanted = self.folder.study.name, self.identity(config)

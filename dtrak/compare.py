@@ -89,8 +89,3 @@ def contrast(a: Scores, b: Scores) -> Scores:
     brought to the same length, as scores of two queries have no common unit.
     """
     return a / (np.linalg.norm(a) or 1.0) - b / (np.linalg.norm(b) or 1.0)
-
-
-def stability_curve(rankings: list[Scores], reference: Scores) -> list[float]:
-    """Rank-biased overlap of each ranking with the reference."""
-    return [rank_biased_overlap(scores, reference) for scores in rankings]

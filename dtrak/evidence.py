@@ -187,7 +187,7 @@ def stability(attributor: Attributor, setting: Setting, query: Query, features: 
     side, readout, _ = _linear(attributor, setting)
     parts = attributor.query_parts(side, features)
     if len(parts) < 2:
-        raise DtrakError("A single timestep cannot be resampled.", hint="Choose more timesteps.")
+        raise DtrakError("A single timestep cannot be resampled.", hint="Choose more timesteps, stored apart.")
     method = METHODS[setting.method]
     wanted = method.damping if setting.damping is None else setting.damping
     random = keyed_generator("stability", 0, query.id)
@@ -251,11 +251,14 @@ def near_duplicates(
     flat = pixels.reshape(len(pixels), -1).astype(np.float32)
     squares = (flat**2).sum(1)
     group = np.arange(len(flat))
-    for row in range(len(flat)):
-        apart = squares[row] + squares[row + 1 :] - 2 * flat[row + 1 :] @ flat[row]
-        for other in row + 1 + np.flatnonzero(apart <= distance**2 * flat.shape[1]):
-            low, high = sorted((group[row], group[other]))
-            group[group == high] = low
+    for start in range(0, len(flat), 256):
+        block = flat[start : start + 256]
+        apart = squares[start : start + 256, None] + squares - 2 * block @ flat.T
+        for place, other in np.argwhere(apart <= distance**2 * flat.shape[1]):
+            row = start + place
+            if row < other:
+                low, high = sorted((group[row], group[other]))
+                group[group == high] = low
     return group
 
 

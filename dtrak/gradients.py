@@ -101,28 +101,6 @@ def gradient_chunks(
         yield Chunk(numbers, gradients, torch.stack([s.flatten(1).mean(1) for s in squares], dim=1))
 
 
-def sample_gradients(
-    model: DiffusionModel,
-    x: Float[Tensor, "*pairs c h w"],
-    sample_id: str,
-    class_index: int | None,
-    schedule: NoiseSchedule,
-    outputs: Sequence[str],
-    batch_size: int = 16,
-) -> list[Float[Tensor, " d"]]:
-    """The mean gradient of each output function over all pairs, flat, over ``model.parameters()`` in order.
-
-    Arguments are those of :func:`gradient_chunks`.
-    """
-    chunks = gradient_chunks(model, x, sample_id, class_index, schedule, outputs, batch_size)
-    totals = None
-    for chunk in chunks:
-        found = [g[0] for g in chunk.gradients]
-        totals = found if totals is None else [total.add_(g) for total, g in zip(totals, found, strict=True)]
-    assert totals is not None
-    return [total / len(schedule.pairs) for total in totals]
-
-
 def _summed(
     model: DiffusionModel,
     x_t: Tensor,

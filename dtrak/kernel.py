@@ -32,10 +32,15 @@ class Kernel:
     dual: bool
 
     @classmethod
-    def decompose(cls, features: Float[np.ndarray, "n k"]) -> "Kernel":
-        """Decompose the smaller Gram matrix of ``features``, in float64."""
+    def decompose(cls, features: Float[np.ndarray, "n k"], known: Float64[np.ndarray, "m m"] | None = None) -> "Kernel":
+        """Decompose the smaller Gram matrix of ``features``, in float64.
+
+        Args:
+            known: that matrix, where it is worked out already.
+        """
         dual = features.shape[0] <= features.shape[1]
-        values, vectors = eigh(gram(features if dual else features.T), driver="evd", check_finite=False)
+        matrix = gram(features if dual else features.T) if known is None else known
+        values, vectors = eigh(matrix, driver="evd", check_finite=False)
         return cls(np.maximum(values, 0), vectors, dual)
 
     @property

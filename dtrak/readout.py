@@ -38,7 +38,7 @@ class Readout:
     def kernel(self) -> Kernel:
         """The eigendecomposition, which serves every λ."""
         if self._kernel is None:
-            self._kernel = Kernel.decompose(self.features)
+            self._kernel = Kernel.decompose(self.features, self._gram)
         return self._kernel
 
     @cached_property
@@ -58,7 +58,6 @@ class Readout:
         """The readout of some of the columns, with its kernel; kept."""
         if columns.start not in self._halves:
             self._halves[columns.start] = Readout(self.features[:, columns])
-            _ = self._halves[columns.start].kernel
         return self._halves[columns.start]
 
     def damping(self, wanted: float | str | None) -> float | None:
@@ -74,6 +73,8 @@ class Readout:
             return self._products(queries)
         if queries.ndim == 1 and self._kernel is not None:
             return self._kernel.scores(self.features, queries, damping)
+        if self._kernel is not None:
+            return self._solve(queries, np.array([damping]))[0]
         factor = self._factor(damping)
         if self._dual:  # Φ (ΦᵀΦ + λ)⁻¹ φ = (ΦΦᵀ + λ)⁻¹ Φ φ
             return cho_solve(factor, self._products(queries).T, check_finite=False).T
@@ -91,7 +92,16 @@ class Readout:
         Raises:
             DtrakError: the normaliser or the residual needs a damping and there is none.
         """
-        scores = self.inner(queries, damping)
+        return self._finish(self.inner(queries, damping), queries, damping, normaliser, residual)
+
+    def _finish(
+        self,
+        scores: Float64[np.ndarray, "*q n"],
+        queries: Float[np.ndarray, "*q k"],
+        damping: float | None,
+        normaliser: Normaliser,
+        residual: bool,
+    ) -> Float64[np.ndarray, "*q n"]:
         if residual:
             if damping is None or self.residuals is None:
                 raise DtrakError("This method needs a kernel and the stored residuals.", hint="Set a damping.")
@@ -124,6 +134,29 @@ class Readout:
         rows, queries = self.features, queries.astype(np.float64)
         blocks = [queries @ rows[i : i + BLOCK].astype(np.float64).T for i in range(0, len(rows), BLOCK)]
         return np.concatenate(blocks, axis=1)
+
+    def sweep(
+        self,
+        query: Float[np.ndarray, " k"],
+        dampings: Float64[np.ndarray, " l"],
+        normaliser: Normaliser,
+        residual: bool,
+    ) -> Float64[np.ndarray, "l n"]:
+        """The scores of one query for several λ, from one decomposition."""
+        inner = self._solve(query[None], dampings)[:, 0]
+        return np.stack(
+            [self._finish(row, query, d, normaliser, residual) for row, d in zip(inner, dampings, strict=True)]
+        )
+
+    def _solve(
+        self, queries: Float[np.ndarray, "q k"], dampings: Float64[np.ndarray, " l"]
+    ) -> Float64[np.ndarray, "l q n"]:
+        kernel = self.kernel
+        inverse = [1 / (kernel.eigenvalues + d * (kernel.mean_eigenvalue or 1.0)) for d in dampings.tolist()]
+        seen = self._products(queries) if kernel.dual else queries.astype(np.float64)
+        turned = seen @ kernel.eigenvectors
+        found = [(turned * row) @ kernel.eigenvectors.T for row in inverse]
+        return np.stack(found if kernel.dual else [self._products(q) for q in found])
 
     def _factor(self, damping: float) -> tuple[np.ndarray, bool]:
         if damping not in self._factors:

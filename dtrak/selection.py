@@ -72,7 +72,8 @@ def select(study: Study, setting: Setting, output: str, model: str, split: str =
         candidates = [c for c in candidates if c.projection_dim >= (setting.projection_dim or 1)]
         if not candidates:
             continue
-        count = setting.timesteps or candidates[0].timesteps
+        alike = [c for c in candidates if c.strategy == setting.strategy] or candidates
+        count = setting.timesteps or alike[0].timesteps
         timesteps = timestep_list(count, setting.strategy)
         pairs = tuple((t, draw) for draw in range(setting.draws) for t in timesteps)
         for first in candidates:
@@ -91,8 +92,8 @@ def select(study: Study, setting: Setting, output: str, model: str, split: str =
     )
 
 
-def _projection(config: FeatureConfig) -> tuple[str, int]:
-    return config.projection, config.projection_dim
+def _projection(config: FeatureConfig) -> tuple[str, int, int]:
+    return config.projection, config.projection_dim, config.noise_seed
 
 
 def _cover(sets: list[FeatureConfig], pairs: tuple[tuple[int, int], ...], derived: str | None) -> tuple[Source, ...]:

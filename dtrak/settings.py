@@ -10,6 +10,8 @@ from dtrak.outputs import OUTPUT_FUNCTIONS
 
 Strategy = Literal["uniform", "cumulative"]
 AUTO = "auto"
+MOST_DRAWS = 100
+LEAST_DAMPING = 1e-8  # below it float64 cannot tell duplicate rows apart
 
 
 @dataclass(frozen=True)
@@ -50,9 +52,10 @@ class Setting:
             value = getattr(self, name)
             _check(value is None or value >= 1, name, value, "a whole number from 1")
         _check((self.timesteps or 1) <= 1000, "timesteps", self.timesteps, "1 to 1000")
+        _check(self.draws <= MOST_DRAWS, "draws", self.draws, f"1 to {MOST_DRAWS}")
         damping = self.damping
-        valid = damping is None or damping == AUTO or (isinstance(damping, float) and 0 < damping < float("inf"))
-        _check(valid, "damping", damping, "a positive number, or auto")
+        valid = damping is None or damping == AUTO or (isinstance(damping, float) and LEAST_DAMPING <= damping < 1e12)
+        _check(valid, "damping", damping, f"{LEAST_DAMPING:g} to 1e12, or auto")
         if damping is not None and method.damping is None:
             raise DtrakError(f"{method.title} has no damping.", hint="Leave the damping out.")
         changed = [f.name for f in fields(self) if f.name != "method" and getattr(self, f.name) != f.default]

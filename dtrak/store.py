@@ -124,8 +124,10 @@ class FeatureStore:
         result = np.empty((self.rows, dim), dtype=np.float32)
         for shard in self.shards:
             rows = self.shard_rows(shard)
-            array = self._load(self._path(shard), (len(rows), self.parts, self.dim))[:, :, :dim].astype(np.float32)
-            chosen = weights if weights.ndim == 1 else weights[rows.start : rows.stop]
+            used = slice(None) if weights.ndim > 1 else np.flatnonzero(weights)
+            array = self._load(self._path(shard), (len(rows), self.parts, self.dim))[:, used, :dim]
+            array = array.astype(np.float32, copy=False)
+            chosen = weights[used] if weights.ndim == 1 else weights[rows.start : rows.stop]
             if self.parts == 1:
                 result[rows.start : rows.stop] = array[:, 0] * chosen.astype(np.float32).reshape(-1, 1)
             else:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -83,20 +84,40 @@ def base_path(study: Study) -> Path:
     raise DtrakError(f"Study '{study.name}' names no model to start from.", hint="Set model.base or model.path.")
 
 
-def model_variants(folder: StudyFolder) -> dict[str, Path | None]:
+@dataclass(frozen=True)
+class Variant:
+    """One of a study's models.
+
+    Attributes:
+        path: the directory of its adapter where the model is an adapter on a base, else of the model.
+    """
+
+    path: Path | None
+    kind: Literal["last", "checkpoint", "member"]
+
+
+def model_variants(folder: StudyFolder) -> dict[str, Variant]:
     """The study's models by name: "last", its earlier checkpoints, and the members of its ensemble.
 
-    Each is the directory of its adapter where the model is an adapter on a base, else of the model.
+    Raises:
+        DtrakError: two of them have one name.
     """
     study, config = folder.study, trained_model_config(folder)
-    found = {LAST: config.adapter or config.path}
     done = folder.model_dir / "training.json"
-    names = read_json(done)["checkpoints"][:-1] if done.exists() else []
-    paths = [folder.model_dir / name for name in names] or [study.resolve(p) for p in study.model.checkpoints]
-    members = [study.resolve(p) for p in study.model.ensemble]
+    checkpoints = [study.resolve(p) for p in study.model.checkpoints]
+    if done.exists():
+        checkpoints = [folder.model_dir / name for name in read_json(done)["checkpoints"][:-1]]
     own = [folder.model_dir / member_name(i) for i in range(1, study.training.members + 1)]
-    members = [p for p in own if (p / "member.json").exists()] or members
-    return found | {path.name: path for path in [*paths, *members]}
+    members = [p for p in own if (p / "member.json").exists()] or [study.resolve(p) for p in study.model.ensemble]
+    found = {LAST: Variant(config.adapter or config.path, "last")}
+    for paths, kind in ((checkpoints, "checkpoint"), (members, "member")):
+        for path in paths:
+            if path.name in found:
+                raise DtrakError(
+                    f"Two models of study '{study.name}' are called '{path.name}'.", hint="Rename one of the folders."
+                )
+            found[path.name] = Variant(path, kind)  # type: ignore[arg-type]
+    return found
 
 
 def member_name(number: int) -> str:
@@ -118,7 +139,7 @@ def load_study_model(folder: StudyFolder, device: torch.device | str = "cpu", va
                 f"Study '{folder.study.name}' has no model '{variant}'.",
                 hint=f"It has: {', '.join(variants)}. Name others under model.checkpoints or model.ensemble.",
             )
-        config = config.model_copy(update={"adapter" if config.adapter else "path": variants[variant]})
+        config = config.model_copy(update={"adapter" if config.adapter else "path": variants[variant].path})
     if config.path is None or not config.path.exists():
         raise DtrakError(
             f"Study '{folder.study.name}' has no model yet ({config.path}).",

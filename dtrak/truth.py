@@ -64,17 +64,19 @@ def load_subsets(folder: StudyFolder, family: Family) -> SubsetTruth:
             "This needs models retrained on subsets, and there are none yet.",
             hint=f"python -m index_builder retrain {folder.study.name}{option}",
         )
-    losses: dict[int, list[dict[str, float]]] = {}
+    data, losses, ids = table.fingerprint(), dict[int, list[list[float]]](), None
     for _, path in sorted(files.items()):
         content = read_json(path)
-        if content["data"] != table.fingerprint():
-            raise DtrakError(f"{path} was made for other training data.", hint="Move the folder away and retrain.")
+        if content["data"] != data or (ids is not None and ids != content["queries"]):
+            raise DtrakError(
+                f"{path} was made for other training data or other queries.", hint="Move the folder away and retrain."
+            )
+        ids = content["queries"]
         losses.setdefault(content["number"], []).append(content["losses"])
     numbers = sorted(losses)
-    ids = tuple(losses[numbers[0]][0])
-    rows = [np.mean([[one[i] for i in ids] for one in losses[n]], axis=0) for n in numbers]
+    rows = [np.mean(losses[number], axis=0) for number in numbers]
     masks = np.stack([subset_mask(table.train_ids, family, n) for n in numbers])
-    return SubsetTruth(masks, np.stack(rows), ids, tuple(len(losses[n]) for n in numbers))
+    return SubsetTruth(masks, np.stack(rows), tuple(ids or ()), tuple(len(losses[n]) for n in numbers))
 
 
 def subset_mask(ids: Sequence[str], family: Family, number: int) -> Bool[np.ndarray, " n"]:
@@ -104,5 +106,7 @@ def datamodel(masks: Bool[np.ndarray, "m n"], losses: Float[np.ndarray, " m"]) -
     """−w of a ridge regression of the loss on the masks, α from {0.1, 1, 10} by 5-fold cross-validation."""
     from sklearn.linear_model import RidgeCV
 
+    if len(masks) < 2:
+        raise DtrakError("A datamodel needs at least two subset models.", hint="Let the retraining go on.")
     folds = min(5, len(masks))
     return -RidgeCV(alphas=ALPHAS, cv=folds).fit(masks.astype(np.float64), losses).coef_

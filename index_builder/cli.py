@@ -194,8 +194,9 @@ def build(
     build_indexes(folder, compute({INDEX_PART: folder.study.features}))
     _write_example(folder)
     errors.print(f"Index of '{folder.study.name}' is ready in {folder.index}.")
-    if not index_only and folder.study.ablations:
-        compute(ablation_parts(folder))
+    if not index_only:
+        if folder.study.ablations:
+            compute(ablation_parts(folder))
         _embed(folder)
 
 
@@ -234,6 +235,30 @@ def retrain(
         chosen: Any = precision.value if precision else None
         new = retrain_subsets(folder, family.value, subsets, seeds, workers or _cores(), chosen, advance)  # type: ignore[arg-type]
     errors.print(f"{subsets * seeds} subset models of '{folder.study.name}' are there, {new} of them new.")
+
+
+@app.command()
+def evaluate(study: StudyArgument, as_json: JsonOption = False) -> None:
+    """Say how well each built method predicts the retrained models of STUDY: the LDS, with intervals."""
+    from dtrak.attribution import Attributor
+    from dtrak.evaluation.measure import evaluate as measure
+
+    attributor = Attributor(StudyFolder(load_study(study)))
+    with _progress("evaluate", None) as show:
+        rows = measure(attributor, report=lambda what, done, total: show(done, what, total))
+    if as_json:
+        print(json.dumps([row.as_dict() for row in rows], indent=2))
+        return
+    print(f"LDS × 100 over {rows[0].subset_models} subset models of {rows[0].seeds} training seed(s) each.")
+    print("λ is chosen on half of them and reported on the other half; oracle is the best λ on all, as papers report.")
+    print(f"{'method':22}{'queries':12}{'LDS':>7}{'95 % interval':>18}{'oracle':>9}  λ chosen")
+    for row in sorted(rows, key=lambda r: (r.queries, -r.lds_crossfit)):
+        low, high = row.interval
+        between = f"{100 * low:.1f} to {100 * high:.1f}"
+        dampings = ", ".join(f"{d:.3g}" for d in row.dampings)
+        title = METHODS[row.method].title
+        score, oracle = 100 * row.lds_crossfit, 100 * row.lds_oracle
+        print(f"{title:22}{row.queries:12}{score:7.1f}{between:>18}{oracle:9.1f}  {dampings}")
 
 
 @app.command()

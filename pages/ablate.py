@@ -13,11 +13,12 @@ from dtrak.methods import METHODS
 from dtrak.settings import AUTO, Setting
 from dtrak.ui.ablate import POWERS, changed, damping_curve, offer, setting_cost
 from dtrak.ui.figures import damping_figure
-from dtrak.ui.services import all_scores, used_damping
+from dtrak.ui.services import all_scores
 from dtrak.ui.views import change_badges, default_power, enlarged_png, tiles, top_scored
-from pages_ui import choose_run, current_service, features_or_wait, gallery, hand_over_to_app, show_error
+from pages_ui import choose_run, current_service, features_or_wait, gallery, hand_over_to_app, settings_of, show_error
 
 SHOWN = 12
+CURVE_AT_ONCE = 600  # images; above, the λ curve waits for a click
 
 missing: list[str] = []  # what the toggles cannot offer here
 
@@ -29,6 +30,7 @@ run = choose_run(service)
 if run is None:
     st.stop()
 methods = [m for m in attributor.methods() if m.family == "gradient" and m.models == "one" and not m.trajectory]
+whose = (service.folder.study.name, table.fingerprint(), run.id)
 if not methods:
     st.info("No gradient features are built.")
     st.code(f"python -m index_builder build {service.folder.study.name}", language=None)
@@ -72,7 +74,7 @@ def chosen_setting() -> Setting:
     dims = offer(attributor, setting, "projection_dim").values
     if st.session_state.get("ablate_projection_dim") not in dims:
         st.session_state["ablate_projection_dim"] = dims[-1]
-    dim = st.select_slider("k, projected numbers", dims, key="ablate_projection_dim")
+    dim = st.select_slider("k, projected numbers", dims, key="ablate_projection_dim") if len(dims) > 1 else dims[0]
     setting = setting.with_(projection_dim=None if dim == dims[-1] else dim)
     if method.damping is not None:
         if st.toggle("λ auto", key="ablate_auto", help="The λ under which half of the kernel's directions count."):
@@ -100,13 +102,16 @@ def chosen_setting() -> Setting:
 def restore() -> None:
     """Put the setting of a copied link into the toggles, once."""
     text = st.query_params.get("setting")
-    if not text or st.session_state.get("ablate_restored") == text:
+    if not text or ("ablate_method" in st.session_state and st.session_state.get("ablate_restored") == text):
         return
     st.session_state["ablate_restored"] = text
     try:
         setting = Setting.parse(text)
     except DtrakError as error:
         st.warning(f"{error.message} {error.hint or ''}")
+        return
+    if setting.method not in [m.name for m in methods]:
+        st.warning(f"{METHODS[setting.method].title} is not among the methods of this page.")
         return
     values = {
         "method": setting.method,
@@ -125,25 +130,24 @@ def restore() -> None:
     st.session_state.update({f"ablate_{name}": value for name, value in values.items() if value is not None})
 
 
-def pins() -> list[str]:
-    """Settings sent to Compare, kept in the URL."""
-    return [text for text in st.query_params.get("pins", "").split(";") if text]
+def comparable(before, scores) -> bool:  # type: ignore[no-untyped-def]
+    """Whether an earlier ranking is of this picture in this study as it is."""
+    return bool(before) and before[0] == whose and len(before[2]) == len(scores)
 
 
-def metrics(scores, setting: Setting) -> None:  # type: ignore[no-untyped-def]
+def metrics(scores, setting: Setting, pinned: list[Setting]) -> None:  # type: ignore[no-untyped-def]
     """How alike this ranking is to the previous setting's and to the pinned one's."""
     before = st.session_state.get("ablate_before")
     columns = st.columns(4)
-    if before and before[0] == run.id:
+    if comparable(before, scores):
         found = agreement(before[2], scores)
         columns[0].metric("Overlap, previous", f"{found.overlap:.0%}", help=Setting.parse(before[1]).title)
         columns[1].metric("RBO, previous", f"{found.rank_biased_overlap:.2f}", help="Of whole rankings; 1 is equal.")
-    if pins():
-        pinned = Setting.parse(pins()[-1])
-        other = service.ask(run, pinned, all_scores)
+    if pinned:
+        other = service.ask(run, pinned[-1], all_scores)
         if other is not None:
-            found = agreement(other, scores)
-            columns[2].metric("Overlap, pinned", f"{found.overlap:.0%}", help=pinned.title)
+            found = agreement(other[0], scores)
+            columns[2].metric("Overlap, pinned", f"{found.overlap:.0%}", help=pinned[-1].title)
     cost = setting_cost(attributor, setting, read_costs(service.folder))
     took = "" if cost.seconds is None else f", built in {cost.seconds:.0f} s"
     help_text = f"Features on disk{took}. A query takes {cost.passes} passes of the network."
@@ -166,32 +170,37 @@ def lab() -> None:
             if not features_or_wait(service, run, [setting], "ablate"):
                 return
             start = time.perf_counter()
-            scores = service.ask(run, setting, all_scores)
+            scores, damping = service.ask(run, setting, all_scores)
             elapsed = time.perf_counter() - start
             shown = st.session_state.get("ablate_now")
-            if shown and shown[:2] != (run.id, setting.text):
+            if shown and shown[:2] != (whose, setting.text):
                 st.session_state["ablate_before"] = shown
-            st.session_state["ablate_now"] = (run.id, setting.text, scores)
+            st.session_state["ablate_now"] = (whose, setting.text, scores)
             st.query_params["setting"] = st.session_state["ablate_restored"] = setting.text
             before = st.session_state.get("ablate_before")
-            badges = change_badges(before[2], scores, table, SHOWN) if before and before[0] == run.id else {}
+            badges = change_badges(before[2], scores, table, SHOWN) if comparable(before, scores) else {}
             st.markdown(f"**{setting.title}**")
-            metrics(scores, setting)
+            pinned = settings_of("pins", service)
+            metrics(scores, setting, pinned)
             gallery(tiles(top_scored(scores, table, SHOWN), table, badges), "proponent", "ablate_gallery")
             if st.button("Pin to Compare", key="pin"):
-                st.query_params["pins"] = ";".join(dict.fromkeys([*pins(), setting.text]))
-            if pins():
-                st.caption("Pinned: " + " | ".join(Setting.parse(text).title for text in pins()))
-                wanted = {"run": run.id, "lanes": ";".join(pins()[-4:] if len(pins()) > 1 else [*pins(), "trak"])}
+                pinned = [s for s in pinned if s != setting] + [setting]
+                st.query_params["pins"] = ";".join(s.text for s in pinned)
+            if pinned:
+                st.caption("Pinned: " + " | ".join(s.title for s in pinned))
+                texts = [s.text for s in pinned]
+                shown_lanes = texts[-4:] if len(texts) > 1 else [*texts, "trak"]
+                wanted = {"run": run.id, "lanes": ";".join(shown_lanes), "pins": ";".join(texts)}
                 st.page_link("pages/compare.py", label="Compare the pinned settings", query_params=wanted)
             st.caption(f"Ranked {len(scores)} images in {elapsed * 1e3:.0f} ms. "
-                       "LDS: no ground truth is built for this study yet.")  # fmt: skip
+                       "LDS of settings: python -m index_builder evaluate, once models are retrained.")  # fmt: skip
             if METHODS[setting.method].damping is not None:
                 st.markdown("**Does λ matter here?** Likeness of the ranking at each λ to the one above.")
-                curve = service.ask(run, setting, damping_curve)
-                current = service.ask(run, setting, used_damping)
-                st.plotly_chart(damping_figure(list(POWERS), curve, current), key="damping_curve",
-                                alt="Rank stability over the damping")  # fmt: skip
+                large = len(scores) > CURVE_AT_ONCE
+                if not large or st.button("Draw the curve", help="Takes an eigendecomposition: some seconds."):
+                    curve = service.ask(run, setting, damping_curve)
+                    figure = damping_figure(list(POWERS), curve, damping)
+                    st.plotly_chart(figure, key="damping_curve", alt="Rank stability over the damping")
     except DtrakError as error:
         show_error(error)
 

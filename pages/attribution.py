@@ -142,13 +142,19 @@ def verdict(answer: Attribution, null: Null | None) -> None:
         held = f" and above what 95 % of {null.heldout} held-out images give them" if null.heldout else ""
         st.success(f"{what}{held}. {chance}")
     else:
-        st.warning(f"**No clear source.** {chance} Read the ranking as weak evidence at most.")
+        usual = ""
+        if z > null.threshold:
+            usual = "But the held-out images give the same training images scores as high. "
+        st.warning(f"**No clear source.** {chance} {usual}Read the ranking as weak evidence at most.")
 
 
 @st.fragment
 def timesteps(split: Split) -> None:
     """The scrubber: a band of timesteps, its ranking and its part of the scores."""
     marks = sorted(set(split.timesteps))
+    if len(marks) < 2:
+        st.info("There is a single timestep.")
+        return
     first, last = st.select_slider("Timesteps", marks, (marks[0], marks[-1]), key="scrub",
                                    help="From nearly clean (0) to nearly pure noise (999).")  # fmt: skip
     chosen = [i for i, t in enumerate(split.timesteps) if first <= t <= last]
@@ -156,8 +162,8 @@ def timesteps(split: Split) -> None:
     st.caption(f"Ranked by timesteps {first} to {last} alone: {len(chosen)} of {len(split.names)} parts.")
     shown = top_scored(part, table, 6)
     gallery(tiles(shown, table), "proponent", "scrubbed")
-    rows = [table.rows[s.record.id] for s in answer.proponents[:6]]
-    names = [s.record.caption or s.record.id for s in answer.proponents[:6]]
+    rows = [table.rows[s.record.id] for s in proponents[:6]]
+    names = [s.record.caption or s.record.id for s in proponents[:6]]
     st.plotly_chart(split_bars(split, rows, names, [split.names[i] for i in chosen]), key="timestep_bars",
                     alt="The scores of the proponents, split by timestep")  # fmt: skip
     st.caption("The parts of a bar sum to the score of that image, exactly.")
@@ -174,8 +180,8 @@ def evidence() -> None:
     with by_block:
         try:
             split = service.ask(run, setting, split_by_block)
-            rows = [table.rows[s.record.id] for s in answer.proponents[:6]]
-            names = [s.record.caption or s.record.id for s in answer.proponents[:6]]
+            rows = [table.rows[s.record.id] for s in proponents[:6]]
+            names = [s.record.caption or s.record.id for s in proponents[:6]]
             st.plotly_chart(split_bars(split, rows, names), key="block_bars",
                             alt="The scores of the proponents, split by block of the network")  # fmt: skip
             st.caption("The parts of a bar sum to the score of that image, exactly.")
@@ -185,9 +191,9 @@ def evidence() -> None:
         if stable is None:
             st.info("Stability needs a method of one model whose timesteps are stored apart.")
         else:
-            steady = sum(stable.share[table.rows[s.record.id]] >= STABLE for s in answer.proponents)
+            steady = sum(stable.share[table.rows[s.record.id]] >= STABLE for s in proponents)
             st.markdown(
-                f"{steady} of the {len(answer.proponents)} proponents shown stay in the top {stable.top} in at least "
+                f"{steady} of the {len(proponents)} proponents shown stay in the top {stable.top} in at least "
                 f"half of {stable.resamples} resamples: the query's timesteps drawn again, either half of the "
                 "projection. The percentage on a tile is that share; the others are faded."
             )
@@ -225,7 +231,7 @@ with right:
         answer = service.attribute(run, setting, top)
         null = service.null(setting)
         try:
-            stable = service.ask(run, setting, stability)
+            stable = service.ask(run, setting, stability, top)
         except DtrakError:
             stable = None
     except DtrakError as error:
@@ -243,7 +249,11 @@ with right:
     badges = evidence_badges(table, stable, hub, groups)
     st.subheader("Proponents")
     proponents = top_scored(scores, table, top, 1, groups)
-    gallery(tiles(proponents, table, badges, unstable(table, stable) if stable else ()), "proponent", "proponents")
+    gallery(
+        tiles(proponents, table, badges, unstable(table, stable) if stable and not damp else ()),
+        "proponent",
+        "proponents",
+    )
     if stable is not None:
         st.caption(
             f"The percentage on a tile: in how many of {stable.resamples} resamples the image stays in the top "

@@ -8,7 +8,7 @@ from dtrak.settings import Setting
 from dtrak.ui.ablate import lane_agreements
 from dtrak.ui.figures import score_scatter
 from dtrak.ui.services import Lane, StudyService
-from dtrak.ui.views import describe, enlarged_png, tiles, top_scored
+from dtrak.ui.views import describe, enlarged_png, plain, tiles, top_scored
 from pages_ui import (
     choose_run,
     current_service,
@@ -17,6 +17,7 @@ from pages_ui import (
     hand_over_to_app,
     lanes,
     open_sample,
+    settings_of,
     show_error,
 )
 
@@ -36,32 +37,20 @@ if run is None:
     st.stop()
 
 
-def settings_of_url() -> list[str]:
-    """The lanes of a link; what it cannot mean is left out."""
-    found = []
-    for text in st.query_params.get("lanes", ";".join(DEFAULT)).split(";"):
-        try:
-            found.append(Setting.parse(text).text)
-        except DtrakError as error:
-            st.warning(f"{error.message} {error.hint or ''}")
-    return (found + [t for t in DEFAULT if t not in found])[:4] if len(found) < 2 else found[:4]
-
-
-def pick_settings(service: StudyService, count: int) -> list[Setting]:
-    """A choice of method or pinned setting for each lane, kept in the URL."""
-    wanted = settings_of_url()
-    wanted = (wanted + [m.name for m in service.attributor.methods() if m.name not in wanted])[:count]
-    pinned = [t for t in st.query_params.get("pins", "").split(";") if t]
-    options = list(dict.fromkeys([*(m.name for m in service.attributor.methods()), *pinned, *wanted]))
+def pick_settings(service: StudyService, wanted: list[Setting], count: int) -> list[Setting]:
+    """A choice of method or pinned setting for each lane."""
+    names = [Setting(m.name) for m in service.attributor.methods()]
+    wanted = list(dict.fromkeys([*wanted, *names]))[:count]
+    options = list(dict.fromkeys([*names, *settings_of("pins", service), *wanted]))
+    texts = [s.text for s in options]
     chosen = []
-    for number, (column, text) in enumerate(zip(st.columns(count), wanted, strict=False)):
+    for number, (column, setting) in enumerate(zip(st.columns(count), wanted, strict=False)):
         found = column.selectbox(
-            f"Lane {number + 1}", options, options.index(text), key=f"lane_{number}",
-            format_func=lambda t: Setting.parse(t).title,
+            f"Lane {number + 1}" if count > 1 else "Method", texts, texts.index(setting.text), key=f"lane_{number}",
+            format_func=lambda text: Setting.parse(text).title,
         )  # fmt: skip
-        chosen.append(found)
-    st.query_params["lanes"] = ";".join(chosen)
-    return [Setting.parse(text) for text in chosen]
+        chosen.append(Setting.parse(found))
+    return chosen
 
 
 def second_run(service: StudyService):  # type: ignore[no-untyped-def]
@@ -112,7 +101,7 @@ def show(found: list[Lane], top: int) -> None:
     for column, gap in zip(st.columns(max(len(gaps), 1)), gaps, strict=False):
         record = table.records[gap.row]
         column.image(enlarged_png(table.pixels[gap.row], 96), width="stretch", alt=describe(record))
-        column.markdown(f"**{gap.place_a} ↔ {gap.place_b}**  \n{record.caption or record.id}")
+        column.markdown(f"**{gap.place_a} ↔ {gap.place_b}**  \n{plain(record.caption or record.id)}")
     if gaps:
         st.caption(f"Place by {a.title} ↔ place by {b.title}.")
     st.subheader("All scores")
@@ -131,10 +120,12 @@ mode = st.segmented_control(
     bind="query-params",
 )  # fmt: skip
 top = st.slider("Shown", 5, 20, 8, key="shown", bind="query-params")
+wanted = settings_of("lanes", service, ";".join(DEFAULT))
 try:
     if mode == METHODS_MODE:
-        count = st.slider("Lanes", 2, 4, len(settings_of_url()), key="lane_count")
-        settings = pick_settings(service, count)
+        count = st.slider("Lanes", 2, 4, min(max(len(wanted), 2), 4), key="lane_count")
+        settings = pick_settings(service, wanted, count)
+        st.query_params["lanes"] = ";".join(s.text for s in settings)
         show_pictures([run])
         if not features_or_wait(service, run, settings, "compare"):
             st.stop()
@@ -143,7 +134,7 @@ try:
         other = second_run(service)
         if other is None:
             st.stop()
-        (setting,) = pick_settings(service, 1)
+        (setting,) = pick_settings(service, wanted[-1:], 1)
         show_pictures([run, other])
         for number, r in enumerate((run, other)):
             if not features_or_wait(service, r, [setting], f"compare-{number}"):

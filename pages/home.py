@@ -6,6 +6,7 @@ from dtrak.config import load_study
 from dtrak.errors import DtrakError
 from dtrak.studies import StudyFolder, study_status
 from dtrak.ui.example import home_example
+from dtrak.ui.views import plain
 from pages_ui import hand_over_to_app, open_sample, show_error
 
 hand_over_to_app()
@@ -43,7 +44,7 @@ if example:
         columns = st.columns(len(example.tiles))
         for column, tile in zip(columns, example.tiles, strict=True):
             column.image(tile["src"], width=96, alt=tile["alt"])
-            column.markdown(f"**{tile['score']}**  \n{tile['caption']}  \n{tile['creator']}")
+            column.markdown(f"**{tile['score']}**  \n{plain(tile['caption'])}  \n{plain(tile['creator'])}")
             if column.button("View", key=f"view-{tile['id']}", help=tile["alt"]):
                 open_sample(tile["id"])
 

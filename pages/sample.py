@@ -5,7 +5,7 @@ import streamlit as st
 from dtrak.data import BadImage, open_image
 from dtrak.methods import METHODS
 from dtrak.settings import Setting
-from dtrak.ui.views import describe, enlarged_png
+from dtrak.ui.views import describe, enlarged_png, plain
 from pages_ui import current_service, hand_over_to_app
 
 hand_over_to_app()
@@ -18,7 +18,7 @@ if sample_id not in table.rows:
     st.page_link("pages/attribution.py", label="Go to Attribution and click one")
     st.stop()
 record = table.records[table.rows[sample_id]]
-st.title(record.caption or record.id)
+st.title(plain(record.caption or record.id))
 left, right = st.columns(2, gap="large")
 with left:
     try:
@@ -43,7 +43,7 @@ with right:
         "Split": "training set" if record.split == "train" else "held out: the model never saw it",
     }
     for name, value in facts.items():
-        st.markdown(f"**{name}**: {value or 'not stated'}")
+        st.markdown(f"**{name}**: {plain(value or 'not stated')}")
     if service.folder.study.data.credit:
         st.caption(service.folder.study.data.credit)
     run = st.query_params.get("run")

@@ -12,7 +12,6 @@ from dtrak.compare import (
     rank_biased_overlap,
     ranking,
     ranks,
-    stability_curve,
 )
 
 
@@ -72,7 +71,3 @@ def test_a_contrast_is_one_more_query(pair):
     query = x / np.linalg.norm(a) - y / np.linalg.norm(b)
     np.testing.assert_allclose(contrast(a, b), train @ query)
     assert np.abs(contrast(a, 3 * a)).max() < 1e-12
-
-
-def test_stability_curve_is_one_at_the_reference(pair):
-    assert stability_curve([pair[0], pair[1]], pair[0])[0] == pytest.approx(1)

@@ -6,13 +6,20 @@ import torch
 
 from dtrak.config import FeatureConfig
 from dtrak.features import FeatureExtractor
-from dtrak.gradients import NoiseSchedule, sample_gradients
+from dtrak.gradients import NoiseSchedule, gradient_chunks
 from dtrak.noise import feature_noise
 from dtrak.outputs import OUTPUT_FUNCTIONS
 from dtrak.studies import load_study_model
 from tests import oracle
 
 SCHEDULE = NoiseSchedule((0, 100, 500, 900), draws=2, seed=3)
+
+
+def sample_gradients(*arguments, apart=False):
+    """The mean gradient of each output, from chunks."""
+    chunks = list(gradient_chunks(*arguments, apart=apart))
+    rows = [torch.cat([chunk.gradients[i] for chunk in chunks]) for i in range(len(chunks[0].gradients))]
+    return [row.sum(0) / len(SCHEDULE.pairs) for row in rows]
 
 
 @pytest.fixture
@@ -42,6 +49,24 @@ def test_batch_size_changes_nothing(model, x, batch_size):
         strict=True,
     ):
         assert torch.linalg.norm(a - b) <= 1e-5 * torch.linalg.norm(b)
+
+
+def test_pairs_kept_apart_add_up_to_the_sum(model, x):
+    outputs = list(OUTPUT_FUNCTIONS)
+    together = sample_gradients(model, x, "a", 1, SCHEDULE, outputs)
+    for a, b in zip(sample_gradients(model, x, "a", 1, SCHEDULE, outputs, 3, apart=True), together, strict=True):
+        assert torch.linalg.norm(a - b) <= 1e-4 * torch.linalg.norm(b)
+
+
+def test_values_are_the_squares_of_error_and_prediction(model, x):
+    (chunk,) = gradient_chunks(model, x, "a", 1, SCHEDULE, ["loss"])
+    for (t, draw), values in zip(SCHEDULE.pairs, chunk.values, strict=True):
+        noise = torch.from_numpy(feature_noise(3, "a", [(t, draw)], tuple(x.shape)))
+        step = torch.tensor([t])
+        with torch.no_grad():
+            prediction = model.predict(model.add_noise(x[None], noise, step), step, torch.tensor([1]))
+        expected = torch.stack([(prediction - noise).square().mean(), prediction.square().mean()])
+        torch.testing.assert_close(values.float(), expected, rtol=1e-4, atol=1e-6)
 
 
 def test_noise_depends_on_its_key_alone():

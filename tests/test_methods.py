@@ -175,6 +175,41 @@ def test_damping_auto_keeps_half_of_the_directions(attributor, query, name, k):
     np.testing.assert_allclose(scores, explicit)
 
 
+@pytest.mark.parametrize("text", ["gas,projection_dim=16", "trak,projection_seed=1,projection_dim=16"])
+def test_fewer_columns_of_sets_that_are_not_kept_apart(attributor, query, text):
+    setting = Setting.parse(text)
+    scores, _ = attributor.scores(setting, query, attributor.features(query, [setting]))
+    assert np.isfinite(scores).all()
+
+
+def test_a_derived_output_along_the_path_is_refused(attributor):
+    with pytest.raises(DtrakError, match="not stored"):
+        attributor.sides(Setting("journey-trak", output="weighted-mse"))
+
+
+def test_the_strategy_alone_takes_what_is_stored_of_it(attributor):
+    (side,) = attributor.sides(Setting("dtrak", strategy="cumulative"))
+    assert [t for t, _ in side.pairs] == [0, 1, 2, 3, 4]
+
+
+def test_a_sweep_over_damping_equals_each_alone(attributor, query):
+    features = attributor.features(query, [Setting("relative-if")])
+    (side,) = attributor.sides(Setting("relative-if"))
+    readout = attributor.readout(side)
+    vector = attributor.query_vector(Setting("relative-if"), side, features, query)
+    swept = readout.sweep(vector, np.array([0.1, 10.0]), "influence", False)
+    for row, damping in zip(swept, (0.1, 10.0), strict=True):
+        np.testing.assert_allclose(row, readout.scores(vector, damping, "influence"), rtol=1e-6)
+
+
+def test_models_of_one_name_are_refused(tiny):
+    from dtrak.studies import model_variants
+
+    model = tiny.study.model.model_copy(update={"ensemble": tiny.study.model.checkpoints})
+    with pytest.raises(DtrakError, match="Two models"):
+        model_variants(type(tiny)(tiny.study.model_copy(update={"model": model})))
+
+
 def test_what_is_not_stored_says_what_to_add(attributor):
     with pytest.raises(DtrakError, match="does not list") as error:
         attributor.sides(Setting("dtrak", timesteps=20))
@@ -191,7 +226,8 @@ def test_settings_survive_the_url(text):
 @pytest.mark.parametrize(
     "text",
     ["nothing", "dtrak,k=3", "dtrak,timesteps=0", "dtrak,damping=-1", "dtrak,damping=x", "dtrak,output=abs",
-     "pixel-dot,timesteps=2", "gas,checkpoint=checkpoint-0.50", "grad-dot,damping=1", "dtrak,damping=nan"],
+     "pixel-dot,timesteps=2", "gas,checkpoint=checkpoint-0.50", "grad-dot,damping=1", "dtrak,damping=nan", 
+     "dtrak,damping=1e-17", "dtrak,draws=1000000000"],
 )  # fmt: skip
 def test_settings_refuse_nonsense(text):
     with pytest.raises(DtrakError):

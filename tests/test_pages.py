@@ -91,6 +91,17 @@ def test_ablate(app, run):
     assert "Overlap, previous" in {m.label for m in app.metric}
 
 
+def test_ablate_survives_a_nonsense_link(app, run):
+    app.run()
+    app.query_params["run"] = run.id
+    app.query_params["pins"] = "foo;dtrak,timesteps=500"
+    app.query_params["setting"] = "dtrak,timesteps=1"
+    app.switch_page("pages/ablate.py").run()
+    assert not app.exception
+    assert "There is no method 'foo'" in text(app)
+    assert app.selectbox(key="ablate_timesteps").value == 1
+
+
 def test_ablate_without_a_run(app):
     app.run()
     app.switch_page("pages/ablate.py").run()

@@ -8,9 +8,11 @@ from dtrak.attribution import Attributor
 from dtrak.errors import DtrakError
 from dtrak.evaluation import subsets
 from dtrak.evaluation.lds import lds, lds_with_interval
+from dtrak.evaluation.measure import evaluate, score_matrices
 from dtrak.evaluation.subsets import SubsetModel, query_losses, query_set
 from dtrak.settings import Setting
 from dtrak.truth import load_subsets, subset_mask
+from index_builder.engine import build_features, build_indexes
 from index_builder.retraining import retrain_subsets
 
 
@@ -59,6 +61,25 @@ def test_workers_change_no_number(short):
         path.unlink()
     retrain_subsets(short, "lds", 2, 1, workers=2)
     np.testing.assert_array_equal(load_subsets(short, "lds").losses, one)
+
+
+def test_evaluate_scores_each_method_by_crossfitting(short):
+    retrain_subsets(short, "lds", 6, 1, workers=1)
+    build_indexes(short, build_features(short, workers=1))
+    rows = evaluate(Attributor(short), [Setting("dtrak"), Setting("grad-cos"), Setting("random"), Setting("pixel-dot")])
+    assert [(r.method, r.queries) for r in rows[:2]] == [("dtrak", "held-out"), ("dtrak", "generated")]
+    for row in rows:
+        assert row.subset_models == 6
+        assert row.interval[0] <= row.lds_crossfit <= row.interval[1]
+        assert row.lds_oracle >= row.curve[0]
+        assert bool(row.dampings) == (row.method == "dtrak")
+    truth, attributor, asked = load_subsets(short, "lds"), Attributor(short), query_set(short)
+    scores = np.stack([attributor.scores(Setting("pixel-dot"), q, {})[0] for q in asked.queries[:2]])
+    assert rows[-2].curve[0] == pytest.approx(lds(scores, truth.masks, truth.losses[:, :2]).mean())
+    setting = Setting("dtrak", damping=1.0)
+    matrix = score_matrices(attributor, setting, asked.queries)[0]
+    alone, _ = attributor.scores(setting, asked.queries[3], attributor.features(asked.queries[3], [setting]))
+    np.testing.assert_allclose(matrix[3], alone, rtol=1e-4, atol=1e-6 * np.abs(alone).max())
 
 
 def test_losses_belong_to_the_query_alone(tiny):

@@ -148,6 +148,7 @@ def retrain(folder: StudyFolder, subset: SubsetModel, precision: Literal["fp32",
         "precision": config.precision,
         "data": table.fingerprint(),
         "timesteps": list(TIMESTEPS),
-        "losses": dict(zip(queries.ids, np.round(losses, 8).tolist(), strict=True)),
+        "queries": queries.ids,
+        "losses": np.round(losses, 8).tolist(),
     }
     write_json(truth_folders(folder)[0] / subset.family / f"{subset.name}.json", content)

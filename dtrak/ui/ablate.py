@@ -46,7 +46,7 @@ def offer(attributor: Attributor, setting: Setting, choice: str) -> Offer:
         "draws": lambda: DRAWS,
         "projection_seed": lambda: sorted({c.projection_seed for c in study.feature_sets}),
         "projection_dim": lambda: _powers(attributor.sides(setting)[0].sources[0].config.projection_dim),
-        "checkpoint": lambda: attributor.variants,
+        "checkpoint": lambda: list(attributor.variants),
     }
     values = possible[choice]()
     works = [changed(attributor, setting, choice, value) is not None for value in values]
@@ -107,7 +107,7 @@ def setting_cost(attributor: Attributor, setting: Setting, costs: list[Cost]) ->
     stores = {}
     passes = 0
     for side in attributor.sides(setting):
-        passes += len(side.pairs)
+        passes += len({pair for source in side.sources for pair in source.config.pairs()})
         for source in side.sources:
             store = attributor.store(source.config)
             stores[store.fingerprint] = store
@@ -120,16 +120,17 @@ def setting_cost(attributor: Attributor, setting: Setting, costs: list[Cost]) ->
 def damping_curve(
     attributor: Attributor, setting: Setting, query: Query, features: Features, powers: Sequence[float] = tuple(POWERS)
 ) -> list[float]:
-    """Rank-biased overlap with the setting's own ranking, for each λ = 10^power."""
-    if METHODS[setting.method].damping is None:
+    """Rank-biased overlap with the setting's own ranking, for each λ = 10^power; of methods of one model."""
+    method = METHODS[setting.method]
+    if method.damping is None:
         return []
-    for side in attributor.sides(setting):
-        _ = attributor.readout(side).kernel  # one decomposition serves every λ
+    (side,) = attributor.sides(setting)
     reference, _ = attributor.scores(setting, query, features)
-    return [
-        rank_biased_overlap(attributor.scores(setting.with_(damping=10.0**p), query, features)[0], reference)
-        for p in powers
-    ]
+    vector = attributor.query_vector(setting, side, features, query)
+    normaliser = setting.normaliser or method.normaliser
+    dampings = 10.0 ** np.array(powers)
+    every = attributor.readout(side).sweep(vector, dampings, normaliser, method.residual)
+    return [rank_biased_overlap(scores, reference) for scores in every]
 
 
 @dataclass(frozen=True)

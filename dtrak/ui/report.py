@@ -26,7 +26,7 @@ def to_csv(answer: Attribution, table: Table, stability: Stability | None = None
         record = table.records[row]
         share = "" if stability is None else f"{stability.share[row]:.3f}"
         words = [_no_formula(v or "") for v in (record.label, record.caption, record.creator, record.licence)]
-        writer.writerow([rank, record.id, f"{answer.scores[row]:.6g}", f"{z[row]:.3f}", *words, share])
+        writer.writerow([rank, _no_formula(record.id), f"{answer.scores[row]:.6g}", f"{z[row]:.3f}", *words, share])
     return buffer.getvalue().encode("utf-8-sig")  # so that spreadsheets read names rightly
 
 
@@ -135,4 +135,4 @@ def _facts(query: dict[str, Any]) -> str:
 
 def _no_formula(text: str) -> str:
     """Spreadsheets run cells that begin with =, +, - or @; a quote keeps them text."""
-    return f"'{text}" if text[:1] in ("=", "+", "-", "@") else text
+    return f"'{text}" if text[:1] in tuple("=+-@\t\r") else text

@@ -34,6 +34,7 @@ class Run:
 
     Attributes:
         settings: what it was generated from, or None for an upload.
+        model: fingerprint of the model that drew it, or None.
     """
 
     id: str
@@ -41,10 +42,7 @@ class Run:
     label: str | None
     settings: GenerationSettings | None
     created: float
-
-    @property
-    def query(self) -> Query:
-        return Query(self.pixels, self.label, self.settings)
+    model: str | None = None
 
     @property
     def title(self) -> str:
@@ -83,7 +81,7 @@ class RunStore:
         settings = GenerationSettings(**content["settings"]) if content["settings"] else None
         with Image.open(folder / "image.png") as image:
             pixels = np.asarray(image.convert("RGB"))
-        return Run(run_id, pixels, content["label"], settings, content["created"])
+        return Run(run_id, pixels, content["label"], settings, content["created"], content.get("model"))
 
     def image_bytes(self, run: Run) -> bytes:
         """The PNG as kept, its parameters inside."""

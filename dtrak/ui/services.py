@@ -24,8 +24,8 @@ from dtrak.ui.jobs import Job, JobQueue
 from dtrak.ui.runs import Run, RunStore
 
 ANSWERS_KEPT = 64
-DUPLICATES_LIMIT = 10_000
-REVERSE_RUNS = 200
+DUPLICATES_LIMIT = 5_000
+REVERSE_RUNS = 50
 T = TypeVar("T")
 
 
@@ -51,7 +51,7 @@ class StudyService:
         self.attributor = Attributor(self.folder)
         self.runs = RunStore(self.folder.runs)
         self.lock = threading.RLock()
-        self._answers: dict[tuple[str, str, Any], Any] = {}
+        self._answers: dict[tuple[Any, ...], Any] = {}
 
     @functools.cached_property
     def model_fingerprint(self) -> str:
@@ -111,14 +111,20 @@ class StudyService:
                 groups.setdefault((need.config.model, need.trajectory is not None), []).append(need)
             for done, group in enumerate(groups.values()):
                 job.progress(done, len(groups))
-                for key, feature in self.attributor.compute(run.query, group).items():
+                for key, feature in self.attributor.compute(self.query(run), group).items():
                     self.runs.save_feature(run, key, feature)
 
         return queue().submit(self.features_key(run, settings), work)
 
     def features_key(self, run: Run, settings: Sequence[Setting]) -> str:
         """The key of the job that computes them."""
-        return f"features:{self.folder.study.name}:{run.id}:{digest(sorted(s.text for s in settings))}"
+        needed = sorted(need.key for need in self._needs(run, settings))
+        return f"features:{self.folder.study.name}:{run.id}:{digest(needed)}"
+
+    def query(self, run: Run) -> Query:
+        """The run as a query; one drawn by other weights counts as an image from elsewhere."""
+        settings = run.settings if run.model == self.model_fingerprint else None
+        return Query(run.pixels, run.label, settings)
 
     def attribute(self, run: Run, setting: Setting, top: int) -> Attribution | None:
         """The answer, or None while the run's features are not computed."""
@@ -126,29 +132,29 @@ class StudyService:
             features = self.features(run, [setting])
             if features is None:
                 return None
-            return self.attributor.attribute(run.query, features, setting, top)
+            return self.attributor.attribute(self.query(run), features, setting, top)
 
-    def ask(self, run: Run, setting: Setting, question: Callable[..., T]) -> T | None:
-        """``question(attributor, setting, query, features)``, or None while the run's features are not computed.
+    def ask(self, run: Run, setting: Setting, question: Callable[..., T], *more: Any) -> T | None:
+        """``question(attributor, setting, query, features, *more)``, or None while the run's features are not computed.
 
         The latest answers are kept.
         """
-        key = (run.id, setting.text, question)
+        key = (run.id, setting.text, question, *more)
         with self.lock:
             if key in self._answers:
                 return self._answers[key]
             features = self.features(run, [setting])
             if features is None:
                 return None
-            answer = question(self.attributor, setting, run.query, features)
+            answer = question(self.attributor, setting, self.query(run), features, *more)
             self._remember(key, answer)
             return answer
 
     def lane(self, run: Run, setting: Setting, title: str) -> Lane:
         """All scores of a run whose features are computed, under a title."""
-        scores = self.ask(run, setting, all_scores)
-        assert scores is not None
-        return Lane(title, scores)
+        answer = self.ask(run, setting, all_scores)
+        assert answer is not None
+        return Lane(title, answer[0])
 
     def null(self, setting: Setting) -> Null | None:
         """The null band of a setting, or None for methods that have none."""
@@ -156,9 +162,12 @@ class StudyService:
         with self.lock:
             if key not in self._answers:
                 try:
-                    self._remember(key, null_band(self.attributor, setting))
+                    found = null_band(self.attributor, setting)
                 except DtrakError:
-                    self._remember(key, None)
+                    return None
+                if not found.heldout and any(c.split == "heldout" for c in self.folder.study.feature_sets):
+                    return found  # the held-out images may still be at work
+                self._remember(key, found)
             return self._answers[key]
 
     @functools.cached_property
@@ -186,24 +195,21 @@ class StudyService:
                 found.append((run, z, int(ranks(answer.scores)[row]) + 1))
         return sorted(found, key=lambda item: -item[1])[:count]
 
-    def _remember(self, key: tuple[str, str, Any], answer: Any) -> None:
+    def _remember(self, key: tuple[Any, ...], answer: Any) -> None:
         if len(self._answers) >= ANSWERS_KEPT:
             self._answers.pop(next(iter(self._answers)))
         self._answers[key] = answer
 
     def _needs(self, run: Run, settings: Sequence[Setting]) -> list[Need]:
-        needs = [need for setting in settings for need in self.attributor.needs(setting, run.query)]
+        needs = [need for setting in settings for need in self.attributor.needs(setting, self.query(run))]
         return list({need.key: need for need in needs}.values())
 
 
-def all_scores(attributor: Attributor, setting: Setting, query: Query, features: Features) -> np.ndarray:
-    """The scores of all training images, to :meth:`StudyService.ask` for."""
-    return attributor.scores(setting, query, features)[0]
-
-
-def used_damping(attributor: Attributor, setting: Setting, query: Query, features: Features) -> float | None:
-    """The λ behind them."""
-    return attributor.scores(setting, query, features)[1]
+def all_scores(
+    attributor: Attributor, setting: Setting, query: Query, features: Features
+) -> tuple[np.ndarray, float | None]:
+    """The scores of all training images and the λ behind them, to :meth:`StudyService.ask` for."""
+    return attributor.scores(setting, query, features)
 
 
 @functools.lru_cache(maxsize=2)

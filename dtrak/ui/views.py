@@ -2,6 +2,7 @@
 
 import base64
 import io
+import re
 from collections import defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -133,6 +134,11 @@ def evidence_badges(
 def unstable(table: Table, stability: Stability) -> set[str]:
     """Images in the top in fewer than half of the resamples."""
     return {table.records[row].id for row in np.flatnonzero(stability.share < STABLE).tolist()}
+
+
+def plain(text: str) -> str:
+    """Text as it stands, for where Markdown is read: a caption must not load a picture or make a link."""
+    return re.sub(r"([\\`*_{}\[\]()<>#+!|~$:])", r"\\\1", text)
 
 
 def format_score(score: float) -> str:
