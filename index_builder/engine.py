@@ -27,6 +27,7 @@ from dtrak.store import FeatureStore
 from dtrak.studies import StudyFolder, load_study_model
 
 SHARD_SIZE = 16
+MOST_DEATHS = 2  # of worker processes in a row, with nothing finished between
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -205,27 +206,48 @@ def in_processes(
 ) -> Iterator[R]:
     """Results of ``work(task)`` as they come, from processes of one thread each; they end with this one.
 
+    A task may run twice: when a process dies, what is unfinished goes to new processes.
+
     Args:
         start: called once in each process, with ``arguments``.
 
     Raises:
-        DtrakError: a process was killed.
+        DtrakError: processes die without finishing anything.
     """
+    left = dict(enumerate(tasks))
+    deaths = 0
+    while left:
+        before = len(left)
+        try:
+            yield from _one_pool(work, left, workers, start, arguments)
+        except BrokenProcessPool as error:
+            deaths = 1 if len(left) < before else deaths + 1
+            if deaths > MOST_DEATHS:
+                raise DtrakError(
+                    "Worker processes end without a word (killed, or out of memory?).",
+                    hint="Run the same command again with fewer --workers or a smaller --batch-size; "
+                    "what is finished is kept.",
+                ) from error
+
+
+def _one_pool(
+    work: Callable[[T], R],
+    left: dict[int, T],
+    workers: int,
+    start: Callable[..., None] | None,
+    arguments: tuple[Any, ...],
+) -> Iterator[R]:
+    """One pool's results; finished tasks leave ``left``."""
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(
-        min(workers, len(tasks)), context, initializer=_start_worker, initargs=(start, arguments)
-    )
+    pool = ProcessPoolExecutor(min(workers, len(left)), context, initializer=_start_worker, initargs=(start, arguments))
     try:
-        pending = {pool.submit(work, task) for task in tasks}
+        pending = {pool.submit(work, task): number for number, task in left.items()}
         while pending:
-            finished, pending = wait(pending, return_when=FIRST_COMPLETED)
+            finished, _ = wait(pending, return_when=FIRST_COMPLETED)
             for future in finished:
-                yield future.result()
-    except BrokenProcessPool as error:
-        raise DtrakError(
-            "A worker process ended without a word (killed, or out of memory?).",
-            hint="Run the same command again with fewer --workers or a smaller --batch-size; what is finished is kept.",
-        ) from error
+                result = future.result()
+                del left[pending.pop(future)]
+                yield result
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

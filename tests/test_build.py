@@ -79,6 +79,25 @@ def test_resume_computes_only_what_is_missing(fresh, small_shards, monkeypatch):
     assert hashes(fresh.root) == before
 
 
+def _die_once(path):
+    """The first call kills its process, the others answer."""
+    if not os.path.exists(path):
+        open(path, "w").close()
+        os._exit(9)
+    return os.path.basename(path)
+
+
+def _die(path):
+    os._exit(9)
+
+
+def test_the_work_of_a_dead_process_is_done_by_another(tmp_path):
+    paths = [str(tmp_path / name) for name in "abc"]
+    assert sorted(engine.in_processes(_die_once, paths[:1], 1)) == ["a"]
+    with pytest.raises(DtrakError, match="without a word"):
+        list(engine.in_processes(_die, paths, 2))
+
+
 def test_a_second_builder_is_told(fresh):
     with exclusive(fresh.root, "x"), pytest.raises(DtrakError, match="Another process"):
         build_features(fresh, workers=1)
