@@ -4,12 +4,15 @@ Each worker loads the model once and runs on one thread, so that a shard's bytes
 how many workers there are. Shards are complete or absent; a build that is killed resumes.
 """
 
+import contextlib
 import multiprocessing
 import multiprocessing.connection
 import os
 import signal
+import sys
 import threading
 import time
+import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -241,7 +244,8 @@ def _one_pool(
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(min(workers, len(left)), context, initializer=_start_worker, initargs=(start, arguments))
     try:
-        pending = {pool.submit(work, task): number for number, task in left.items()}
+        with _without_main():
+            pending = {pool.submit(work, task): number for number, task in left.items()}
         while pending:
             finished, _ = wait(pending, return_when=FIRST_COMPLETED)
             for future in finished:
@@ -250,6 +254,17 @@ def _one_pool(
                 yield result
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _without_main() -> Iterator[None]:
+    """Keep new processes from running the main module again, which in the app is a page's script."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _start_worker(start: Callable[..., None] | None, arguments: tuple[Any, ...]) -> None:

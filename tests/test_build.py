@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import numpy as np
 import pytest
@@ -85,6 +86,14 @@ def _die_once(path):
         open(path, "w").close()
         os._exit(9)
     return os.path.basename(path)
+
+
+def test_processes_do_not_run_the_main_module_again(tmp_path, monkeypatch):
+    (tmp_path / "script.py").write_text("raise SystemExit(3)")
+    script = types.ModuleType("__main__")
+    script.__file__ = str(tmp_path / "script.py")
+    monkeypatch.setitem(sys.modules, "__main__", script)
+    assert list(engine.in_processes(os.path.basename, ["x/a"], 2)) == ["a"]
 
 
 def _die(path):
