@@ -124,14 +124,14 @@ class FeatureStore:
         result = np.empty((self.rows, dim), dtype=np.float32)
         for shard in self.shards:
             rows = self.shard_rows(shard)
-            used = slice(None) if weights.ndim > 1 else np.flatnonzero(weights)
-            array = self._load(self._path(shard), (len(rows), self.parts, self.dim))[:, used, :dim]
-            array = array.astype(np.float32, copy=False)
-            chosen = weights[used] if weights.ndim == 1 else weights[rows.start : rows.stop]
-            if self.parts == 1:
-                result[rows.start : rows.stop] = array[:, 0] * chosen.astype(np.float32).reshape(-1, 1)
-            else:
-                result[rows.start : rows.stop] = (chosen.astype(np.float32)[..., None, :] @ array)[:, 0]
+            array = self._load(self._path(shard), (len(rows), self.parts, self.dim))
+            part = result[rows.start : rows.stop]
+            part[:] = 0
+            chosen = weights.astype(np.float32) if weights.ndim == 1 else weights[rows.start : rows.stop, :, None]
+            for number in range(self.parts):
+                weight = chosen[number] if weights.ndim == 1 else chosen[:, number].astype(np.float32)
+                if np.any(weight):  # what does not count is not read
+                    part += weight * array[:, number, :dim].astype(np.float32, copy=False)
         return result
 
     def values(self) -> Float[np.ndarray, "n pairs 2"]:

@@ -192,7 +192,7 @@ def lab() -> None:
                 shown_lanes = texts[-4:] if len(texts) > 1 else [*texts, "trak"]
                 wanted = {"run": run.id, "lanes": ";".join(shown_lanes), "pins": ";".join(texts)}
                 st.page_link("pages/compare.py", label="Compare the pinned settings", query_params=wanted)
-            st.caption(f"Ranked {len(scores)} images in {elapsed * 1e3:.0f} ms. "
+            st.caption(f"Ranked {len(scores)} images in {elapsed * 1e3:.1f} ms. "
                        "LDS of settings: python -m index_builder evaluate, once models are retrained.")  # fmt: skip
             if METHODS[setting.method].damping is not None:
                 st.markdown("**Does λ matter here?** Likeness of the ranking at each λ to the one above.")
