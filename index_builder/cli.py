@@ -4,27 +4,32 @@ Results go to standard output, progress and messages to standard error; a failur
 a wrong call with 2.
 """
 
-import contextlib
 import json
 import os
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from enum import StrEnum
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from dtrak.config import LAST, FeatureConfig, load_study, study_names
+from dtrak.config import FeatureConfig, load_study, study_names
 from dtrak.costs import INDEX_PART, record_cost
 from dtrak.errors import DtrakError
 from dtrak.methods import METHODS
-from dtrak.settings import Setting, parse_damping
+from dtrak.settings import Setting
 from dtrak.store import FeatureStore
 from dtrak.studies import StudyFolder, remember_source, study_status
+from index_builder.options import (
+    BatchOption,
+    DeviceOption,
+    JsonOption,
+    PrecisionName,
+    StudyArgument,
+    TruthFamily,
+    takes_setting,
+)
+from index_builder.terminal import errors, progress
 
 app = typer.Typer(
     name="index_builder",
@@ -34,61 +39,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-errors = Console(stderr=True, highlight=False, soft_wrap=True)
-
-StudyArgument = Annotated[str, typer.Argument(metavar="STUDY", help="A name in configs/, or the path of a YAML file.")]
-DeviceOption = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps.")]
-BatchOption = Annotated[int, typer.Option(min=1, help="Timesteps per forward pass; bounds memory, changes no result.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
-
-
-MethodName = StrEnum("MethodName", {name: name for name in METHODS})  # type: ignore[misc]  # choices of --method
-DTRAK = MethodName("dtrak")
-PrecisionName = StrEnum("PrecisionName", {"fp32": "fp32", "bf16": "bf16"})  # type: ignore[misc]
-TruthFamily = StrEnum("TruthFamily", {"lds": "lds", "fit": "fit"})  # type: ignore[misc]
-
-
-MethodOption = Annotated[MethodName, typer.Option(help="How to score.")]
-DampingOption = Annotated[
-    str | None, typer.Option(help="λ relative to the mean eigenvalue, or auto. [default: the method's]")
-]
-OutputOption = Annotated[str | None, typer.Option(help="Output function. [default: the method's]")]
-TimestepsOption = Annotated[int | None, typer.Option(min=1, max=1000, help="K. [default: as stored]")]
-StrategyOption = Annotated[
-    str, typer.Option(help="K timesteps spread over all (uniform), or the first K (cumulative).")
-]
-DrawsOption = Annotated[int, typer.Option(min=1, help="Noises for each timestep.")]
-DimOption = Annotated[
-    int | None, typer.Option("--dim", min=1, help="Only the first so many projected columns. [default: all]")
-]
-ProjectionOption = Annotated[int, typer.Option("--projection-seed", min=0, help="Which of the stored projections.")]
-CheckpointOption = Annotated[str, typer.Option(help="Which of the study's models, e.g. checkpoint-0.50.")]
-NormaliserOption = Annotated[
-    str | None, typer.Option(help="Divide scores: none, norm, influence, cosine. [default: the method's]")
-]
-
-
-def _setting(
-    method: MethodName,
-    damping: str | None,
-    output: str | None,
-    timesteps: int | None,
-    strategy: str,
-    draws: int,
-    dim: int | None,
-    projection_seed: int,
-    checkpoint: str,
-    normaliser: str | None,
-) -> Setting:
-    try:
-        number = None if damping is None else parse_damping(damping)
-    except ValueError:
-        raise typer.BadParameter(f"'{damping}' is neither a number nor auto", param_hint="--damping") from None
-    choices: dict[str, Any] = {"strategy": strategy, "normaliser": normaliser}
-    return Setting(
-        method.value, output, timesteps, draws=draws, projection_dim=dim, projection_seed=projection_seed,
-        damping=number, checkpoint=checkpoint, **choices,
-    )  # fmt: skip
 
 
 def main() -> None:
@@ -142,7 +92,7 @@ def train(
     folder = StudyFolder(load_study(study))
     if member is not None:
         _prepare(folder)
-        with _progress(f"train member {member}", folder.study.training.steps) as advance:
+        with progress(f"train member {member}", folder.study.training.steps) as advance:
             path = train_member(folder, member, lambda step: advance(step.step, f"loss {step.loss:.4f}"))
         errors.print(f"Member {member} of '{folder.study.name}': {path}")
         return
@@ -150,7 +100,7 @@ def train(
     chain = [StudyFolder(load_study(base))] if base and needs_training(StudyFolder(load_study(base))) else []
     for part in [*chain, folder]:
         _prepare(part)
-        with _progress(f"train {part.study.name}", part.study.training.steps) as advance:
+        with progress(f"train {part.study.name}", part.study.training.steps) as advance:
 
             def report(step: Step, advance: Callable[[int, str], None] = advance) -> None:
                 advance(step.step, f"loss {step.loss:.4f}")
@@ -180,7 +130,7 @@ def build(
         workers = 1  # one process drives the accelerator
 
     def compute(parts: Mapping[str, Sequence[FeatureConfig]]) -> list[FeatureStore]:
-        with _progress("features", None) as advance:
+        with progress("features", None) as advance:
             built = build_parts(
                 folder, parts, workers or _cores(), batch_size, device,
                 lambda part, done, total: advance(done, part, total),
@@ -227,7 +177,7 @@ def retrain(
 
     folder = StudyFolder(load_study(study))
     _prepare(folder)
-    with _progress(f"retrain {folder.study.name}", subsets * seeds) as show:
+    with progress(f"retrain {folder.study.name}", subsets * seeds) as show:
 
         def advance(done: int, total: int) -> None:
             show(done, "", total)
@@ -244,7 +194,7 @@ def evaluate(study: StudyArgument, as_json: JsonOption = False) -> None:
     from dtrak.evaluation.measure import evaluate as measure
 
     attributor = Attributor(StudyFolder(load_study(study)))
-    with _progress("evaluate", None) as show:
+    with progress("evaluate", None) as show:
         rows = measure(attributor, report=lambda what, done, total: show(done, what, total))
     if as_json:
         print(json.dumps([row.as_dict() for row in rows], indent=2))
@@ -288,24 +238,16 @@ def verify(
 
 
 @app.command()
+@takes_setting
 def attribute(
     study: StudyArgument,
+    setting: Setting,
     image: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="An image file to attribute.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Generate an image from this seed and attribute it.")] = None,
     label: Annotated[
         str | None, typer.Option(help="The class to draw, or to read the image as. [default: any]")
     ] = None,
     steps: Annotated[int, typer.Option(min=1, max=1000, help="Denoising steps, with --seed.")] = 50,
-    method: MethodOption = DTRAK,
-    damping: DampingOption = None,
-    output: OutputOption = None,
-    timesteps: TimestepsOption = None,
-    strategy: StrategyOption = "uniform",
-    draws: DrawsOption = 1,
-    dim: DimOption = None,
-    projection_seed: ProjectionOption = 0,
-    checkpoint: CheckpointOption = LAST,
-    normaliser: NormaliserOption = None,
     top: Annotated[int, typer.Option(min=1, help="Proponents and opponents to print.")] = 10,
     device: DeviceOption = "cpu",
     as_json: JsonOption = False,
@@ -318,9 +260,6 @@ def attribute(
     from dtrak.queries import generate_query, query_from_file
     from dtrak.sampling import GenerationSettings
 
-    setting = _setting(
-        method, damping, output, timesteps, strategy, draws, dim, projection_seed, checkpoint, normaliser
-    )
     attributor = Attributor(StudyFolder(load_study(study)), device)
     if image is not None:
         query, described = query_from_file(attributor, image, label)
@@ -341,31 +280,20 @@ def attribute(
 
 
 @app.command()
+@takes_setting
 def scores(
     study: StudyArgument,
+    setting: Setting,
     queries: Annotated[Path, typer.Option(exists=True, file_okay=False, help="A folder of images.")],
     out: Annotated[Path, typer.Option(help="The .npz file to write: scores [Q, N], train_ids, query_files.")],
-    method: MethodOption = DTRAK,
-    damping: DampingOption = None,
-    output: OutputOption = None,
-    timesteps: TimestepsOption = None,
-    strategy: StrategyOption = "uniform",
-    draws: DrawsOption = 1,
-    dim: DimOption = None,
-    projection_seed: ProjectionOption = 0,
-    checkpoint: CheckpointOption = LAST,
-    normaliser: NormaliserOption = None,
     device: DeviceOption = "cpu",
 ) -> None:
     """Score every training image for every image of a folder."""
     from dtrak.attribution import Attributor
     from dtrak.queries import write_scores
 
-    setting = _setting(
-        method, damping, output, timesteps, strategy, draws, dim, projection_seed, checkpoint, normaliser
-    )
     attributor = Attributor(StudyFolder(load_study(study)), device)
-    with _progress("scores", None) as advance:
+    with progress("scores", None) as advance:
         refused = write_scores(attributor, queries, out, setting, lambda done, total: advance(done, "", total))
     for name, reason in refused:
         errors.print(f"Left out {name}: {reason}")
@@ -388,7 +316,7 @@ def _prepare(folder: StudyFolder, force: bool = False) -> None:
         remember_source(folder)
         if is_prepared(folder.study, folder.data) and not force:
             return
-        with _progress(f"prepare {folder.study.name}", None) as advance:
+        with progress(f"prepare {folder.study.name}", None) as advance:
             report = prepare_data(folder.study, folder.data, lambda number: advance(number, ""))
     errors.print(
         f"'{folder.study.name}': {report.train} training images, {report.heldout} held out, "
@@ -398,26 +326,6 @@ def _prepare(folder: StudyFolder, force: bool = False) -> None:
         errors.print(f"  {refused['id']}: {refused['reason']}")
     if report.refused or report.duplicates:
         errors.print(f"  All of them are named in {folder.data / 'report.json'}.")
-
-
-@contextlib.contextmanager
-def _progress(title: str, total: int | None) -> Iterator[Callable[..., None]]:
-    columns: list[Any] = [
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-    ]
-    with Progress(*columns, console=errors, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task(title, total=total, note="")
-
-        def advance(done: int, note: str = "", total: int | None = total) -> None:
-            bar.update(task, completed=done, note=note, total=total)
-
-        yield advance
 
 
 def _cores() -> int:
