@@ -95,26 +95,29 @@ def gradient_chunks(
         timesteps = torch.tensor([t for t, _ in chosen], device=model.device)
         classes = None if class_index is None else torch.full((len(chosen),), class_index, device=model.device)
         x_t = model.add_noise(images[start : numbers.stop], noise, timesteps)
-        compute = _apart if apart else _summed
-        gradients, prediction = compute(model, x_t, noise, timesteps, classes, outputs)
+        batch = _Batch(x_t, noise, timesteps, classes, elbo_weights(model, timesteps))
+        gradients, prediction = (_apart if apart else _summed)(model, batch, outputs)
         squares = [(prediction - noise).double().square(), prediction.double().square()]
         yield Chunk(numbers, gradients, torch.stack([s.flatten(1).mean(1) for s in squares], dim=1))
 
 
-def _summed(
-    model: DiffusionModel,
-    x_t: Tensor,
-    noise: Tensor,
-    timesteps: Tensor,
-    classes: Tensor | None,
-    outputs: Sequence[str],
-) -> tuple[list[Tensor], Tensor]:
+@dataclass(frozen=True)
+class _Batch:
+    """One sample at several pairs."""
+
+    x_t: Tensor
+    noise: Tensor
+    timesteps: Tensor
+    classes: Tensor | None
+    elbo_weights: Tensor
+
+
+def _summed(model: DiffusionModel, batch: _Batch, outputs: Sequence[str]) -> tuple[list[Tensor], Tensor]:
     parameters = list(model.parameters().values())
-    prediction = model.predict(x_t, timesteps, classes)
-    weights = elbo_weights(model, timesteps)
+    prediction = model.predict(batch.x_t, batch.timesteps, batch.classes)
     found = []
     for i, name in enumerate(outputs):
-        cotangent = OUTPUT_FUNCTIONS[name](prediction.detach(), noise, weights)
+        cotangent = OUTPUT_FUNCTIONS[name](prediction.detach(), batch.noise, batch.elbo_weights)
         gradients = torch.autograd.grad(
             prediction, parameters, cotangent, retain_graph=i + 1 < len(outputs), materialize_grads=True
         )
@@ -122,14 +125,7 @@ def _summed(
     return found, prediction.detach()
 
 
-def _apart(
-    model: DiffusionModel,
-    x_t: Tensor,
-    noise: Tensor,
-    timesteps: Tensor,
-    classes: Tensor | None,
-    outputs: Sequence[str],
-) -> tuple[list[Tensor], Tensor]:
+def _apart(model: DiffusionModel, batch: _Batch, outputs: Sequence[str]) -> tuple[list[Tensor], Tensor]:
     tuned = {name: p.detach() for name, p in model.parameters().items()}
 
     def one(x: Tensor, noise: Tensor, t: Tensor, index: Tensor | None, weight: Tensor) -> tuple[Tensor, ...]:
@@ -144,7 +140,9 @@ def _apart(
             found.append(torch.cat([g.reshape(-1) for g in gradients.values()]))
         return (prediction[0], *found)
 
-    places = (0, 0, 0, None if classes is None else 0, 0)
+    places = (0, 0, 0, None if batch.classes is None else 0, 0)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):  # fused attention has no rule for vmap
-        prediction, *found = vmap(one, in_dims=places)(x_t, noise, timesteps, classes, elbo_weights(model, timesteps))
+        prediction, *found = vmap(one, in_dims=places)(
+            batch.x_t, batch.noise, batch.timesteps, batch.classes, batch.elbo_weights
+        )
     return list(found), prediction

@@ -1,6 +1,14 @@
 """A tiny study that tests build for real: sixteen drawn images and a network of 30,000 weights."""
 
 import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -10,12 +18,16 @@ import torch
 import yaml
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from PIL import Image
+from playwright.sync_api import sync_playwright
 
+from dtrak.attribution import Attributor, Query
 from dtrak.config import load_study
 from dtrak.data import prepare
 from dtrak.studies import StudyFolder
 from index_builder.engine import build_features, build_indexes
 
+ROOT = Path(__file__).resolve().parent.parent
+KNOWN_404 = re.compile(r"/(_stcore/(health|host-config))$")
 SIZE = 16
 
 
@@ -130,9 +142,78 @@ def tiny(built, source, monkeypatch):
 
 
 @pytest.fixture
+def attributor(tiny):
+    """The built study, opened for queries."""
+    return Attributor(tiny)
+
+
+@pytest.fixture
+def query(tiny):
+    """A held-out image."""
+    return Query(np.asarray(tiny.table.pixels[-1]), "round")
+
+
+@pytest.fixture
 def fresh(source, tmp_path, monkeypatch):
     """The study prepared in an empty workspace, nothing built."""
     monkeypatch.setenv("DTRAK_WORKSPACE", str(tmp_path / "workspace"))
     folder = StudyFolder(load_study(str(source / "tiny.yaml")))
     prepare(folder.study, folder.data)
     return folder
+
+
+def chromium():
+    names = ("chromium", "chromium-browser", "google-chrome")
+    return os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+
+
+@pytest.fixture(scope="session")
+def server(built, source):
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    environment = {**os.environ, "DTRAK_WORKSPACE": str(built), "DTRAK_CONFIGS": str(source)}
+    command = [sys.executable, "-m", "streamlit", "run", "app.py", "--server.port", str(port)]
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{port}"
+    for _ in range(240):
+        try:
+            urllib.request.urlopen(f"{url}/_stcore/health", timeout=1)
+            break
+        except OSError:
+            time.sleep(0.5)
+    yield url
+    process.terminate()
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+
+
+@pytest.fixture(scope="session")
+def browser():
+    path = chromium()
+    assert path, "Chromium is needed: sh scripts/chromium.sh"
+    arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=arguments)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def context(browser):
+    """A user; at the end no request may have left this machine, and no script may have failed."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    context.set_default_timeout(60_000)
+    requests, failures = [], []
+    context.on("request", lambda request: requests.append(request.url))
+    context.on("weberror", lambda error: failures.append(str(error.error)))
+    context.on(
+        "response", lambda r: failures.append(r.url) if r.status >= 400 and not KNOWN_404.search(r.url) else None
+    )
+    yield context
+    context.close()
+    outside = [u for u in requests if not u.startswith(("http://127.0.0.1", "ws://127.0.0.1", "data:", "blob:"))]
+    assert outside == []
+    assert failures == []

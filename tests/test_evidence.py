@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pytest
 
-from dtrak.attribution import Attributor, Query
+from dtrak.attribution import Query
 from dtrak.errors import DtrakError
 from dtrak.evidence import (
     Null,
@@ -27,16 +27,6 @@ from dtrak.settings import Setting
 from dtrak.ui.ablate import POWERS, changed, damping_curve, lane_agreements, offer, setting_cost, stored
 from dtrak.ui.report import to_csv, to_html, to_json
 from dtrak.ui.views import change_badges, evidence_badges, tiles, top_scored, unstable
-
-
-@pytest.fixture
-def attributor(tiny):
-    return Attributor(tiny)
-
-
-@pytest.fixture
-def query(tiny):
-    return Query(np.asarray(tiny.table.pixels[-1]), "round")
 
 
 def ask(attributor, query, setting):

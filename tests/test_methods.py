@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dtrak.attribution import Attributor, Query
+from dtrak.attribution import Query
 from dtrak.config import LAST, FeatureConfig
 from dtrak.errors import DtrakError
 from dtrak.features import FeatureExtractor, extract_rows
@@ -18,16 +18,6 @@ from dtrak.truth import datamodel, empirical_influence
 from tests import oracle
 
 GRADIENT = [m for m in METHODS.values() if m.family == "gradient" and not m.trajectory]
-
-
-@pytest.fixture
-def attributor(tiny):
-    return Attributor(tiny)
-
-
-@pytest.fixture
-def query(tiny):
-    return Query(np.asarray(tiny.table.pixels[-1]), "round")
 
 
 def direct(attributor, config, rows=None, query=None):
