@@ -86,19 +86,17 @@ left, right = st.columns([1, 3], gap="large")
 with left:
     st.image(enlarged_png(run.pixels, 256), width="stretch", alt=f"The query: {run.title}")
     st.markdown(f"**{run.title}**")
-    methods = service.attributor.methods()
-    titles = {m.name: m.title for m in methods}
-    known = {m.name: m for m in METHODS.values()}
-    ready = [m.name for m in service.attributor.methods()]
+    lacking = {name: service.attributor.why_not(name) for name in METHODS}
+    ready = [name for name, reason in lacking.items() if reason is None]
     name = st.selectbox(
-        "Method", ready, format_func=lambda n: known[n].title, key="method", bind="query-params",
+        "Method", ready, format_func=lambda n: METHODS[n].title, key="method", bind="query-params",
     )  # fmt: skip
-    method = known[name]
-    if len(ready) < len(known):
-        with st.expander(f"{len(known) - len(ready)} more are not built"):
-            for other in known:
-                if other not in ready and (reason := service.attributor.why_not(other)):
-                    st.markdown(f"**{known[other].title}**: {reason.message}  \n`{reason.hint}`")
+    method = METHODS[name]
+    if len(ready) < len(lacking):
+        with st.expander(f"{len(lacking) - len(ready)} more are not built"):
+            for other, reason in lacking.items():
+                if reason is not None:
+                    st.markdown(f"**{METHODS[other].title}**: {reason.message}  \n`{reason.hint}`")
     damping = None
     if method.damping is not None:
         power = st.slider(
