@@ -85,7 +85,12 @@ def network_blocks(names: Sequence[str]) -> dict[str, list[int]]:
         words = name.removeprefix("base_model.model.").split(".")
         block = words[0] if words[0] not in ("down_blocks", "up_blocks") else f"{words[0][:-1]} {words[1]}"
         found.setdefault(block.replace("_", " "), []).append(number)
-    return found
+    order = ("conv in", "time", "class", "down", "mid", "up", "conv")
+
+    def place(block: str) -> int:
+        return next((i for i, start in enumerate(order) if block.startswith(start)), len(order))
+
+    return dict(sorted(found.items(), key=lambda item: place(item[0])))
 
 
 class FeatureExtractor:

@@ -179,13 +179,15 @@ class StudyService:
         return near_duplicates(np.asarray(table.pixels[: table.train_size]))
 
     def reverse(self, sample_id: str, setting: Setting, count: int = 8) -> list[tuple[Run, float, int]]:
-        """The kept runs that a training image affects most: the run, its z-score there, its place from 1.
+        """The generated pictures that a training image affects most: the run, its z-score there, its place from 1.
 
         Only runs whose features are computed take part; nothing is computed here.
         """
         row = self.attributor.table.rows[sample_id]
         found = []
         for run in self.runs.latest(REVERSE_RUNS):
+            if run.settings is None:
+                continue
             try:
                 answer = self.attribute(run, setting, 1)
             except DtrakError:
