@@ -1,13 +1,12 @@
 """From an image to the training images it leans on: the one road that command line and pages take."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 
 from dtrak.config import FeatureConfig
 from dtrak.data import Record
@@ -18,6 +17,7 @@ from dtrak.index import QueryFeature
 from dtrak.methods import METHODS, Method
 from dtrak.models import DiffusionModel
 from dtrak.noise import keyed_generator
+from dtrak.query import Query
 from dtrak.readout import Readout
 from dtrak.sampling import GenerationSettings, trajectory
 from dtrak.selection import Side, Source
@@ -28,26 +28,6 @@ from dtrak.training_side import TrainingSide
 from dtrak.truth import datamodel, empirical_influence, load_subsets
 
 EXTRACTORS_KEPT = 8
-
-
-@dataclass(frozen=True)
-class Query:
-    """An image to attribute.
-
-    Attributes:
-        pixels: as the model sees it.
-        label: the class to condition on, or None for any.
-        settings: what it was generated from, or None for an image from elsewhere.
-    """
-
-    pixels: UInt8[np.ndarray, "r r 3"]
-    label: str | None = None
-    settings: GenerationSettings | None = None
-
-    @cached_property
-    def id(self) -> str:
-        """Keys the noise of the query's feature: the same pixels always meet the same noise."""
-        return "query:" + hashlib.sha256(np.ascontiguousarray(self.pixels).tobytes()).hexdigest()[:32]
 
 
 @dataclass(frozen=True)

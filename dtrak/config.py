@@ -15,6 +15,9 @@ from dtrak.projection import ProjectionKind
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE_FILE = "study.json"
 LAST = "last"  # the name of the study's own model among its checkpoints
+RANDOMISED = "randomised"  # the same network with its weights shuffled: what attributes without having learnt
+
+Split = Literal["train", "heldout", "truth"]
 
 
 def _known_output(name: Any) -> Any:
@@ -110,7 +113,8 @@ class FeatureConfig(_Frozen):
 
     ``apart`` keeps the gradient of each (timestep, draw) pair by itself, so that any selection of
     them is a weighted sum of what is stored. ``model`` is "last" or the name of a checkpoint or an
-    ensemble member; ``split`` "heldout" looks at the held-out images instead.
+    ensemble member; ``split`` "heldout" looks at the held-out images instead, "truth" at the images that
+    retrained models are asked about (not to be listed: every set of the study has this counterpart).
     """
 
     output: Annotated[str, BeforeValidator(_known_output)]
@@ -121,7 +125,7 @@ class FeatureConfig(_Frozen):
     noise_seed: int = 0
     apart: bool = False
     model: str = LAST
-    split: Literal["train", "heldout"] = "train"
+    split: Split = "train"
     projection: ProjectionKind = "sparse"
     projection_dim: int = Field(4096, ge=1)
     projection_seed: int = 0
@@ -167,8 +171,22 @@ class Study(_Frozen):
 
     @property
     def feature_sets(self) -> tuple[FeatureConfig, ...]:
-        """All feature sets: those of the index, then those of the ablations."""
+        """All feature sets that are listed: those of the index, then those of the ablations."""
         return self.features + self.ablations
+
+    @property
+    def control_sets(self) -> tuple[FeatureConfig, ...]:
+        """What the sanity check of the evaluation adds: the index's first set of each output, of shuffled weights."""
+        first = {config.output: config for config in reversed(self.features)}
+        changes = {"model": RANDOMISED, "apart": False, "projection_dim": min(2048, self.features[0].projection_dim)}
+        return tuple(config.model_copy(update=changes) for config in first.values())
+
+    def sets_of(self, split: Split) -> tuple[FeatureConfig, ...]:
+        """All feature sets that may be built of a split's rows."""
+        if split != "truth":
+            controls = self.control_sets if split == "train" else ()
+            return tuple(c for c in self.feature_sets if c.split == split) + controls
+        return tuple(c.model_copy(update={"split": "truth"}) for c in self.sets_of("train"))
 
     def resolve(self, path: str | Path) -> Path:
         """A path of the YAML file, relative to the folder that holds the file."""

@@ -10,12 +10,13 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
-from dtrak.attribution import Attributor, Features, Query
+from dtrak.attribution import Attributor, Features
 from dtrak.compare import ranks
 from dtrak.errors import DtrakError
 from dtrak.features import network_blocks
 from dtrak.methods import METHODS
 from dtrak.noise import keyed_generator
+from dtrak.query import Query
 from dtrak.readout import Readout
 from dtrak.selection import Side
 from dtrak.settings import Setting
@@ -147,7 +148,7 @@ def null_band(attributor: Attributor, setting: Setting) -> Null:
     heldout = 0
     sides = attributor.sides(setting)
     try:
-        others = [attributor.heldout(side) for side in attributor.sides(setting, "heldout")]
+        others = [attributor.queries(side) for side in attributor.sides(setting, "heldout")]
         heldout = min(len(rows) for rows in others)
     except DtrakError:
         others = []

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from dtrak.errors import DtrakError
 from dtrak.files import digest, read_json, sha256_file, write_bytes
+from dtrak.noise import keyed_generator
 
 PREPROCESSING_VERSION = 1  # part of every fingerprint: raise it whenever ``encode`` changes
 CLASSES_FILE = "classes.json"
@@ -238,6 +239,15 @@ def add_lora(model: DiffusionModel, rank: int, alpha: float, modules: Sequence[s
     network = get_peft_model(model.unet, config)  # type: ignore[arg-type]
     network.config = model.unet.config  # type: ignore[assignment]
     return DiffusionModel(network, model.scheduler, model.resolution, model.classes, model.null_class)
+
+
+@torch.no_grad()
+def shuffle_weights(model: DiffusionModel) -> DiffusionModel:
+    """Shuffle the entries of every weight in place: the same scales, nothing learnt (Adebayo et al., 2018)."""
+    for name, parameter in model.unet.named_parameters():
+        order = keyed_generator("shuffle", 0, name).permutation(parameter.numel())
+        parameter.copy_(parameter.flatten()[torch.from_numpy(order)].reshape(parameter.shape))
+    return model
 
 
 def save_model(model: DiffusionModel, folder: Path, dtype: torch.dtype = torch.float32) -> None:

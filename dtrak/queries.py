@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from dtrak.attribution import Attributor, Query
+from dtrak.attribution import Attributor
 from dtrak.data import BadImage, open_image, to_model_pixels
 from dtrak.errors import DtrakError
 from dtrak.files import atomic_write, sha256_file
+from dtrak.query import Query
 from dtrak.sampling import GenerationSettings, sample
 from dtrak.settings import Setting
 

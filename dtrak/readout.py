@@ -1,5 +1,6 @@
 """One model's training features under a setting, and the scores that they give to a query's feature."""
 
+from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
@@ -93,6 +94,23 @@ class Readout:
             DtrakError: the normaliser or the residual needs a damping and there is none.
         """
         return self._finish(self.inner(queries, damping), queries, damping, normaliser, residual)
+
+    def each(
+        self,
+        queries: Float[np.ndarray, "q k"],
+        dampings: Sequence[float | None],
+        normaliser: Normaliser = "none",
+        residual: bool = False,
+    ) -> list[Float64[np.ndarray, "q n"]]:
+        """The scores of a batch of queries at each of several λ."""
+        if len(dampings) == 1 or dampings[0] is None:
+            inner = [self.inner(queries, damping) for damping in dampings]
+        else:
+            inner = list(self._solve(queries, np.array(dampings)))
+        return [
+            self._finish(row, queries, damping, normaliser, residual)
+            for row, damping in zip(inner, dampings, strict=True)
+        ]
 
     def _finish(
         self,

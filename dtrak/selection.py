@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from dtrak.config import FeatureConfig, Study, timestep_list
+from dtrak.config import FeatureConfig, Split, Study, timestep_list
 from dtrak.errors import DtrakError
 from dtrak.methods import LOSS, SQUARE
 from dtrak.settings import Setting
@@ -58,14 +58,14 @@ class Side:
         return all(source.config.apart for source in self.sources)
 
 
-def select(study: Study, setting: Setting, output: str, model: str, split: str = "train") -> Side:
+def select(study: Study, setting: Setting, output: str, model: str, split: Split = "train") -> Side:
     """The stored sets that give the setting's features of one model.
 
     Raises:
         DtrakError: they are not among the study's feature sets; it says what to add.
     """
     base = DERIVED.get(output, output)
-    sets = [c for c in study.feature_sets if c.model == model and c.split == split]
+    sets = [c for c in study.sets_of(split) if c.model == model]
     sets = [c for c in sets if c.projection_seed == setting.projection_seed]
     for name, derived in ((output, None), (base, output)) if base != output else ((output, None),):
         candidates = [c for c in sets if c.output == name and (derived is None or c.apart)]

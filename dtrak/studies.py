@@ -11,11 +11,20 @@ import torch
 from jaxtyping import Bool
 
 from dtrak import training
-from dtrak.config import LAST, SOURCE_FILE, ModelConfig, Study, configs, load_study, study_source, workspace
+from dtrak.config import LAST, RANDOMISED, SOURCE_FILE, ModelConfig, Study, configs, load_study, study_source, workspace
 from dtrak.data import Table, load_table
 from dtrak.errors import DtrakError
-from dtrak.files import exclusive, read_json, write_json
-from dtrak.models import DiffusionModel, add_lora, load_model, new_scheduler, new_unet, save_model, weights_digest
+from dtrak.files import digest, exclusive, read_json, write_json
+from dtrak.models import (
+    DiffusionModel,
+    add_lora,
+    load_model,
+    new_scheduler,
+    new_unet,
+    save_model,
+    shuffle_weights,
+    weights_digest,
+)
 from dtrak.noise import keyed_generator
 from dtrak.store import FeatureStore
 
@@ -131,6 +140,8 @@ def load_study_model(folder: StudyFolder, device: torch.device | str = "cpu", va
     Raises:
         DtrakError: there is none yet.
     """
+    if variant == RANDOMISED:
+        return shuffle_weights(load_study_model(folder, device))
     config = trained_model_config(folder)
     if variant != LAST:
         variants = model_variants(folder)
@@ -267,6 +278,12 @@ def remember_source(folder: StudyFolder) -> None:
         )
     if study.source.parent != configs().resolve() and known != study.source:
         write_json(folder.root / SOURCE_FILE, {"source": str(study.source)})
+
+
+def model_digest(folder: StudyFolder) -> str:
+    """A digest of the weight files of the study's model; reads them, builds no network."""
+    config = trained_model_config(folder)
+    return digest([weights_digest(path) for path in (config.path, config.adapter) if path])
 
 
 def needs_training(folder: StudyFolder) -> bool:

@@ -233,6 +233,13 @@ class Run:
                     p.copy_(kept[name])
             self.model.unet.train()
 
+    @torch.no_grad()
+    def use_average(self) -> None:
+        """Give the model the moving average of its parameters for good: the training is over."""
+        for name, p in self.parameters.items():
+            p.copy_(self.average[name])
+        self.model.unet.eval()
+
     def _save(self) -> None:
         assert self.folder is not None
         state = {"step": torch.tensor(self.step)}

@@ -1,14 +1,15 @@
 """The training side of a study: its models, its stores, and Φ with its kernel under any setting."""
 
 from collections import OrderedDict
+from collections.abc import Callable
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from jaxtyping import Float
 
-from dtrak.config import LAST, FeatureConfig
+from dtrak.config import LAST, FeatureConfig, Split
 from dtrak.data import Table
 from dtrak.errors import DtrakError
 from dtrak.features import identity
@@ -17,6 +18,7 @@ from dtrak.gradients import elbo_weights
 from dtrak.index import AttributionIndex
 from dtrak.methods import METHODS, Method, get_method
 from dtrak.models import DiffusionModel
+from dtrak.query import data_fingerprint
 from dtrak.readout import Readout
 from dtrak.selection import Side, Source, part_weights, select
 from dtrak.settings import Setting
@@ -24,7 +26,8 @@ from dtrak.store import FeatureStore
 from dtrak.studies import StudyFolder, load_study_model, model_variants
 from dtrak.truth import load_subsets
 
-READOUTS_KEPT = 8
+KEPT = 8
+T = TypeVar("T")
 
 
 class TrainingSide:
@@ -37,7 +40,8 @@ class TrainingSide:
         self._identities: dict[FeatureConfig, tuple[dict[str, Any], str]] = {}
         self._stores: dict[str, FeatureStore] = {}
         self._indexes: dict[str, AttributionIndex] = {}
-        self._readouts: OrderedDict[tuple[str, str], Readout] = OrderedDict()
+        self._readouts: OrderedDict[str, Readout] = OrderedDict()
+        self._queries: OrderedDict[str, np.ndarray] = OrderedDict()
 
     @property
     def model(self) -> DiffusionModel:
@@ -64,7 +68,7 @@ class TrainingSide:
         if config not in self._identities:
             if config.model not in self._fingerprints:
                 self._fingerprints[config.model] = self.variant(config.model).fingerprint()
-            content = identity(self._fingerprints[config.model], self.table.fingerprint(), config)
+            content = identity(self._fingerprints[config.model], data_fingerprint(self.folder, config.split), config)
             self._identities[config] = content, digest(content)
         return self._identities[config][0]
 
@@ -139,7 +143,7 @@ class TrainingSide:
             )
         return [*checkpoints, LAST]
 
-    def sides(self, setting: Setting, split: str = "train") -> list[Side]:
+    def sides(self, setting: Setting, split: Split = "train") -> list[Side]:
         """The stored features behind a setting, one a model.
 
         Raises:
@@ -159,21 +163,15 @@ class TrainingSide:
 
     def readout(self, side: Side) -> Readout:
         """The training features of one model under a setting; the latest few are kept."""
-        key = digest([[self.fingerprint_of(s.config), s.weights, s.derived] for s in side.sources]), str(side.dim)
-        if key not in self._readouts:
-            self._readouts[key] = self._read(side)
-            while len(self._readouts) > READOUTS_KEPT:
-                self._readouts.popitem(last=False)
-        self._readouts.move_to_end(key)
-        return self._readouts[key]
+        return _latest(self._readouts, self._key(side), lambda: self._read(side))
 
-    def heldout(self, side: Side) -> Float[np.ndarray, "q k"]:
-        """The features of the held-out images under the same selection.
+    def queries(self, side: Side) -> Float[np.ndarray, "q k"]:
+        """The features of held-out images, or of the truth's queries, under a selection; the latest few are kept.
 
         Args:
-            side: of the split "heldout".
+            side: of the split "heldout" or "truth".
         """
-        return self._sum(side)
+        return _latest(self._queries, self._key(side), lambda: self._sum(side))
 
     def index(self, method: str | Method) -> AttributionIndex:
         """The index that the method searches under its defaults.
@@ -201,6 +199,9 @@ class TrainingSide:
                 self._refuse(config)
             self._indexes[fingerprint] = AttributionIndex(folder, self.store(config))
         return self._indexes[fingerprint]
+
+    def _key(self, side: Side) -> str:
+        return digest([side.dim, *([self.fingerprint_of(s.config), s.weights, s.derived] for s in side.sources)])
 
     def _read(self, side: Side) -> Readout:
         source = side.sources[0]
@@ -254,3 +255,12 @@ class TrainingSide:
                         hint=hint,
                     )
         raise DtrakError(f"The index of study '{name}' is not built.", hint=hint)
+
+
+def _latest(kept: OrderedDict[str, T], key: str, make: Callable[[], T]) -> T:
+    if key not in kept:
+        kept[key] = make()
+        while len(kept) > KEPT:
+            kept.popitem(last=False)
+    kept.move_to_end(key)
+    return kept[key]

@@ -5,9 +5,9 @@ is for scoring methods, "fit" for methods that are fitted to truth: they never m
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -29,12 +29,14 @@ class SubsetTruth:
         masks: which images each was trained with.
         losses: of each subset on each query.
         seeds: how many models stand behind each row.
+        recipe: how they were trained and asked: "steps", "precision", "timesteps".
     """
 
     masks: Bool[np.ndarray, "m n"]
     losses: Float[np.ndarray, "m q"]
     query_ids: tuple[str, ...]
     seeds: tuple[int, ...]
+    recipe: dict[str, Any] = field(default_factory=dict)
 
     def of(self, query_id: str) -> Float[np.ndarray, " m"]:
         """The losses of one query.
@@ -65,6 +67,7 @@ def load_subsets(folder: StudyFolder, family: Family) -> SubsetTruth:
             hint=f"python -m index_builder retrain {folder.study.name}{option}",
         )
     data, losses, ids = table.fingerprint(), dict[int, list[list[float]]](), None
+    recipe: dict[str, Any] = {}
     for _, path in sorted(files.items()):
         content = read_json(path)
         if content["data"] != data or (ids is not None and ids != content["queries"]):
@@ -72,11 +75,12 @@ def load_subsets(folder: StudyFolder, family: Family) -> SubsetTruth:
                 f"{path} was made for other training data or other queries.", hint="Move the folder away and retrain."
             )
         ids = content["queries"]
+        recipe = {key: content[key] for key in ("steps", "precision", "timesteps")}
         losses.setdefault(content["number"], []).append(content["losses"])
     numbers = sorted(losses)
     rows = [np.mean(losses[number], axis=0) for number in numbers]
     masks = np.stack([subset_mask(table.train_ids, family, n) for n in numbers])
-    return SubsetTruth(masks, np.stack(rows), tuple(ids or ()), tuple(len(losses[n]) for n in numbers))
+    return SubsetTruth(masks, np.stack(rows), tuple(ids or ()), tuple(len(losses[n]) for n in numbers), recipe)
 
 
 def subset_mask(ids: Sequence[str], family: Family, number: int) -> Bool[np.ndarray, " n"]:

@@ -1,12 +1,17 @@
 """Checking what is on disk: every hash, shard and mark of a study."""
 
-from dtrak.config import LAST
+import contextlib
+
+from dtrak.config import LAST, Split
 from dtrak.errors import DtrakError
 from dtrak.features import identity
 from dtrak.files import digest, exclusive, read_json, sha256_file
 from dtrak.index import INDEX_FILES
+from dtrak.query import data_fingerprint
 from dtrak.store import FeatureStore
 from dtrak.studies import StudyFolder, load_study_model
+
+LISTED: tuple[Split, ...] = ("train", "heldout")
 
 
 def verify_study(folder: StudyFolder, repair: bool = False) -> list[str]:
@@ -17,14 +22,20 @@ def verify_study(folder: StudyFolder, repair: bool = False) -> list[str]:
     """
     with exclusive(folder.root, f"study '{folder.study.name}'"):
         try:
-            data, models = folder.table.fingerprint(), {LAST: load_study_model(folder).fingerprint()}
+            models = {LAST: load_study_model(folder).fingerprint()}
+            data: dict[Split, str] = {split: data_fingerprint(folder, split) for split in LISTED}
         except DtrakError as error:
             return [str(error)]
         problems = []
-        for config in folder.study.feature_sets:
+        with contextlib.suppress(DtrakError):
+            data["truth"] = data_fingerprint(folder, "truth")
+        for config in (c for split in data for c in folder.study.sets_of(split)):
             if config.model not in models:
                 models[config.model] = load_study_model(folder, variant=config.model).fingerprint()
-            wanted, indexed = identity(models[config.model], data, config), config in folder.study.features
+            wanted, indexed = (
+                identity(models[config.model], data[config.split], config),
+                config in folder.study.features,
+            )
             if not (folder.features / digest(wanted) / "manifest.json").exists():
                 if indexed:
                     problems.append(f"features '{config.output}': not built for the present model and data")

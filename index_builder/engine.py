@@ -4,35 +4,23 @@ Each worker loads the model once and runs on one thread, so that a shard's bytes
 how many workers there are. Shards are complete or absent; a build that is killed resumes.
 """
 
-import contextlib
-import multiprocessing
-import multiprocessing.connection
-import os
-import signal
-import sys
-import threading
 import time
-import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from typing import Any, TypeVar
 
-from dtrak.config import FeatureConfig, Study
+from dtrak.config import LAST, FeatureConfig, Split, Study
 from dtrak.costs import INDEX_PART
-from dtrak.errors import DtrakError
+from dtrak.data import Table
 from dtrak.features import FeatureExtractor, extract_rows, identity
 from dtrak.files import digest, exclusive
 from dtrak.index import build_index
 from dtrak.models import DiffusionModel
+from dtrak.processes import in_processes
+from dtrak.query import data_fingerprint, split_rows
 from dtrak.store import FeatureStore
 from dtrak.studies import StudyFolder, load_study_model
 
 SHARD_SIZE = 16
-MOST_DEATHS = 2  # of worker processes in a row, with nothing finished between
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -115,28 +103,40 @@ def build_indexes(folder: StudyFolder, stores: list[FeatureStore]) -> None:
 
 def open_stores(folder: StudyFolder, sets: Sequence[FeatureConfig], device: str = "cpu") -> list[FeatureStore]:
     """The stores of feature sets under the study's present models and data, made if new."""
-    table = folder.table
-    rows = {"train": table.train_size, "heldout": len(table.records) - table.train_size}
-    fingerprints = {c.model: load_study_model(folder, device, c.model).fingerprint() for c in sets}
+    models = {name: load_study_model(folder, device, name).fingerprint() for name in {c.model for c in sets}}
+    data = {split: data_fingerprint(folder, split) for split in {c.split for c in sets}}
+    rows = {split: len(split_rows(folder, split)[1]) for split in data}
     return [
-        FeatureStore.create(
-            folder.features, identity(fingerprints[c.model], table.fingerprint(), c), rows[c.split], SHARD_SIZE
-        )
+        FeatureStore.create(folder.features, identity(models[c.model], data[c.split], c), rows[c.split], SHARD_SIZE)
         for c in sets
     ]
 
 
-def ablation_parts(folder: StudyFolder) -> dict[str, list[FeatureConfig]]:
-    """The ablations' feature sets, by what is computed in one pass over the images; with a title each."""
+def ablation_parts(sets: Sequence[FeatureConfig]) -> dict[str, list[FeatureConfig]]:
+    """Feature sets by what is computed in one pass over the images; with a title each."""
     parts: dict[str, list[FeatureConfig]] = {}
-    for config in folder.study.ablations:
+    for config in sets:
         draws = f", draw {config.first_draw + 1}" if config.first_draw else ""
         if config.noise_draws > 1:
             draws = f", draws {config.first_draw + 1} to {config.first_draw + config.noise_draws}"
         spread = "first " if config.strategy == "cumulative" else ""
-        where = "held-out images" if config.split == "heldout" else config.model
+        names = {"train": "", "heldout": "held-out images, ", "truth": "the truth's queries, "}
+        where = names[config.split] + ("" if config.split == "heldout" and config.model == LAST else config.model)
+        where = where.removesuffix(", ")
         parts.setdefault(f"{where}, {spread}{config.timesteps} timesteps{draws}", []).append(config)
     return parts
+
+
+def evaluation_sets(folder: StudyFolder) -> list[FeatureConfig]:
+    """What the evaluation needs beside what is built: the controls, and every built set's look at the queries."""
+    study = folder.study
+    built = {
+        config
+        for config in study.feature_sets
+        if config.split == "train" and all(store.complete for store in open_stores(folder, [config]))
+    } | set(study.control_sets)
+    of_queries = [c for c in study.sets_of("truth") if c.model_copy(update={"split": "train"}) in built]
+    return [*study.control_sets, *of_queries]
 
 
 def _missing(part: str, sets: Sequence[FeatureConfig], stores: list[FeatureStore]) -> list[Task]:
@@ -153,22 +153,28 @@ class _Builder:
     def __init__(self, study: Study, batch_size: int, device: str):
         self._folder, self._batch_size, self._device = StudyFolder(study), batch_size, device
         self._models: dict[str, tuple[DiffusionModel, str]] = {}
+        self._splits: dict[Split, tuple[Table, range]] = {}
         self._opened: dict[tuple[FeatureConfig, ...], tuple[FeatureExtractor, list[FeatureStore]]] = {}
 
     def build(self, task: Task) -> Task:
         if task.sets not in self._opened:
             model, fingerprint = self._model(task.sets[0].model)
-            data = self._folder.table.fingerprint()
+            data = data_fingerprint(self._folder, task.sets[0].split)
             folders = [self._folder.features / digest(identity(fingerprint, data, c)) for c in task.sets]
             extractor = FeatureExtractor(model, task.sets, self._batch_size)
             self._opened[task.sets] = extractor, [FeatureStore.open(path) for path in folders]
         extractor, stores = self._opened[task.sets]
-        first = self._folder.table.train_size if task.sets[0].split == "heldout" else 0
+        table, of_split = self._rows(task.sets[0].split)
         rows = stores[0].shard_rows(task.shard)
-        features = extract_rows(extractor, self._folder.table, range(first + rows.start, first + rows.stop))
+        features = extract_rows(extractor, table, of_split[rows.start : rows.stop])
         for store, feature in zip(stores, features, strict=True):
             store.write(task.shard, feature.parts, feature.values)
         return task
+
+    def _rows(self, split: Split) -> tuple[Table, range]:
+        if split not in self._splits:
+            self._splits[split] = split_rows(self._folder, split)
+        return self._splits[split]
 
     def _model(self, name: str) -> tuple[DiffusionModel, str]:
         if name not in self._models:
@@ -198,87 +204,3 @@ def _build_in_worker(task: Task) -> Task:
 
 def _in_processes(study: Study, tasks: list[Task], workers: int, batch_size: int, device: str) -> Iterator[Task]:
     return in_processes(_build_in_worker, tasks, workers, _start_builder, (study, batch_size, device))
-
-
-def in_processes(
-    work: Callable[[T], R],
-    tasks: Sequence[T],
-    workers: int,
-    start: Callable[..., None] | None = None,
-    arguments: tuple[Any, ...] = (),
-) -> Iterator[R]:
-    """Results of ``work(task)`` as they come, from processes of one thread each; they end with this one.
-
-    A task may run twice: when a process dies, what is unfinished goes to new processes.
-
-    Args:
-        start: called once in each process, with ``arguments``.
-
-    Raises:
-        DtrakError: processes die without finishing anything.
-    """
-    left = dict(enumerate(tasks))
-    deaths = 0
-    while left:
-        before = len(left)
-        try:
-            yield from _one_pool(work, left, workers, start, arguments)
-        except BrokenProcessPool as error:
-            deaths = 1 if len(left) < before else deaths + 1
-            if deaths > MOST_DEATHS:
-                raise DtrakError(
-                    "Worker processes end without a word (killed, or out of memory?).",
-                    hint="Run the same command again with fewer --workers or a smaller --batch-size; "
-                    "what is finished is kept.",
-                ) from error
-
-
-def _one_pool(
-    work: Callable[[T], R],
-    left: dict[int, T],
-    workers: int,
-    start: Callable[..., None] | None,
-    arguments: tuple[Any, ...],
-) -> Iterator[R]:
-    """One pool's results; finished tasks leave ``left``."""
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(workers, len(left)), context, initializer=_start_worker, initargs=(start, arguments))
-    try:
-        with _without_main():
-            pending = {pool.submit(work, task): number for number, task in left.items()}
-        while pending:
-            finished, _ = wait(pending, return_when=FIRST_COMPLETED)
-            for future in finished:
-                result = future.result()
-                del left[pending.pop(future)]
-                yield result
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-@contextlib.contextmanager
-def _without_main() -> Iterator[None]:
-    """Keep new processes from running the main module again, which in the app is a page's script."""
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = types.ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
-
-
-def _start_worker(start: Callable[..., None] | None, arguments: tuple[Any, ...]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    import torch
-
-    torch.set_num_threads(1)
-    if start is not None:
-        start(*arguments)
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        multiprocessing.connection.wait([parent.sentinel])
-        os._exit(1)

@@ -14,6 +14,9 @@ from dtrak.settings import Setting, parse_damping
 
 StudyArgument = Annotated[str, typer.Argument(metavar="STUDY", help="A name in configs/, or the path of a YAML file.")]
 DeviceOption = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps.")]
+WorkersOption = Annotated[
+    int | None, typer.Option(min=1, help="Processes, one thread each. [default: the cores]", show_default=False)
+]
 BatchOption = Annotated[int, typer.Option(min=1, help="Timesteps per forward pass; bounds memory, changes no result.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 

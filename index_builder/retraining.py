@@ -6,9 +6,9 @@ from typing import Literal
 from dtrak.config import Study
 from dtrak.evaluation.subsets import SubsetModel, is_done, query_set, retrain
 from dtrak.files import exclusive
+from dtrak.processes import in_processes
 from dtrak.studies import StudyFolder
 from dtrak.truth import Family
-from index_builder.engine import in_processes
 
 Precision = Literal["fp32", "bf16"]
 Task = tuple[Study, SubsetModel, Precision | None]

@@ -5,13 +5,14 @@ import time
 
 import streamlit as st
 
+from dtrak.choices import changed, offer
 from dtrak.compare import agreement
 from dtrak.config import LAST
 from dtrak.costs import read_costs
 from dtrak.errors import DtrakError
 from dtrak.methods import METHODS
 from dtrak.settings import AUTO, Setting
-from dtrak.ui.ablate import POWERS, changed, damping_curve, offer, setting_cost
+from dtrak.ui.ablate import POWERS, damping_curve, setting_cost
 from dtrak.ui.figures import damping_figure
 from dtrak.ui.services import all_scores
 from dtrak.ui.views import change_badges, default_power, enlarged_png, tiles, top_scored

@@ -20,11 +20,17 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-from dtrak.attribution import Attributor, Query
+from dtrak.attribution import Attributor
 from dtrak.config import load_study
 from dtrak.data import prepare
+from dtrak.evaluation import subsets
+from dtrak.evaluation.measure import evaluate
+from dtrak.evaluation.results import save_evaluation
+from dtrak.query import Query
 from dtrak.studies import StudyFolder
-from index_builder.engine import build_features, build_indexes
+from dtrak.truth import load_subsets
+from index_builder.engine import build_features, build_indexes, evaluation_sets
+from index_builder.retraining import retrain_subsets
 
 ROOT = Path(__file__).resolve().parent.parent
 KNOWN_404 = re.compile(r"/(_stcore/(health|host-config))$")
@@ -95,6 +101,7 @@ def write_study(folder, **changes):
             "null_class": 0,
         },
         "resolution": SIZE,
+        "training": {"steps": 3, "batch_size": 4, "warmup": 1},
         "features": [
             {"output": "mean-squared-l2-norm", "timesteps": 5, "projection_dim": 64, "apart": True},
             {"output": "loss", "timesteps": 5, "projection_dim": 64, "apart": True},
@@ -104,6 +111,14 @@ def write_study(folder, **changes):
     } | changes
     (folder / "tiny.yaml").write_text(yaml.safe_dump(content))
     return folder / "tiny.yaml"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def few_queries():
+    """Subset models are asked about four generated queries."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subsets, "GENERATED", 4)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -119,8 +134,8 @@ def source(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def built(source, tmp_path_factory):
-    """The tiny study, prepared and built in a workspace of its own; not to be changed."""
+def built(source, few_queries, tmp_path_factory):
+    """The tiny study, prepared, built and judged by six subset models in a workspace of its own; not to be changed."""
     workspace = tmp_path_factory.mktemp("workspace")
     before = os.environ.get("DTRAK_WORKSPACE")
     os.environ["DTRAK_WORKSPACE"] = str(workspace)
@@ -128,6 +143,10 @@ def built(source, tmp_path_factory):
     prepare(folder.study, folder.data)
     build_indexes(folder, build_features(folder, workers=1))
     build_features(folder, workers=1, sets=folder.study.ablations)
+    retrain_subsets(folder, "lds", 6, 1, workers=1)
+    retrain_subsets(folder, "fit", 2, 1, workers=1)
+    build_features(folder, workers=1, sets=evaluation_sets(folder))
+    save_evaluation(folder, evaluate(Attributor(folder)), load_subsets(folder, "lds"))
     yield workspace
     os.environ.pop("DTRAK_WORKSPACE")
     if before:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from scipy.stats import spearmanr
 
 from dtrak.noise import feature_noise
 
@@ -91,3 +92,16 @@ def scores(train, query, relative_damping):
     kernel = train.T @ train
     damping = relative_damping * np.trace(kernel) / min(train.shape)
     return train @ np.linalg.solve(kernel + damping * np.eye(len(kernel)), query)
+
+
+def bootstrapped_lds(scores, masks, losses, draws):
+    """The mean LDS over queries in each resample: each resample ranked and correlated by itself."""
+    means = []
+    for draw in draws:
+        values = []
+        for q in range(len(scores)):
+            foretold = [-sum(scores[q][n] for n in range(masks.shape[1]) if masks[m, n]) for m in draw]
+            truth = losses[draw, q]
+            values.append(spearmanr(foretold, truth).statistic)
+        means.append(np.mean(values))
+    return np.array(means)

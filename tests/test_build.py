@@ -14,6 +14,7 @@ import pytest
 from dtrak.errors import DtrakError
 from dtrak.files import exclusive
 from dtrak.index import AttributionIndex
+from dtrak.processes import in_processes
 from dtrak.store import FeatureStore
 from dtrak.verify import verify_study
 from index_builder import engine
@@ -93,7 +94,7 @@ def test_processes_do_not_run_the_main_module_again(tmp_path, monkeypatch):
     script = types.ModuleType("__main__")
     script.__file__ = str(tmp_path / "script.py")
     monkeypatch.setitem(sys.modules, "__main__", script)
-    assert list(engine.in_processes(os.path.basename, ["x/a"], 2)) == ["a"]
+    assert list(in_processes(os.path.basename, ["x/a"], 2)) == ["a"]
 
 
 def _die(path):
@@ -102,9 +103,9 @@ def _die(path):
 
 def test_the_work_of_a_dead_process_is_done_by_another(tmp_path):
     paths = [str(tmp_path / name) for name in "abc"]
-    assert sorted(engine.in_processes(_die_once, paths[:1], 1)) == ["a"]
+    assert sorted(in_processes(_die_once, paths[:1], 1)) == ["a"]
     with pytest.raises(DtrakError, match="without a word"):
-        list(engine.in_processes(_die, paths, 2))
+        list(in_processes(_die, paths, 2))
 
 
 def test_a_second_builder_is_told(fresh):

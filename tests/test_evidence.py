@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pytest
 
-from dtrak.attribution import Query
+from dtrak.choices import changed, offer, stored
 from dtrak.errors import DtrakError
 from dtrak.evidence import (
     Null,
@@ -23,8 +23,9 @@ from dtrak.evidence import (
     standardise,
 )
 from dtrak.outputs import OUTPUT_FUNCTIONS
+from dtrak.query import Query
 from dtrak.settings import Setting
-from dtrak.ui.ablate import POWERS, changed, damping_curve, lane_agreements, offer, setting_cost, stored
+from dtrak.ui.ablate import POWERS, damping_curve, lane_agreements, setting_cost
 from dtrak.ui.report import to_csv, to_html, to_json
 from dtrak.ui.views import change_badges, evidence_badges, tiles, top_scored, unstable
 

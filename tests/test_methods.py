@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from dtrak.attribution import Query
 from dtrak.config import LAST, FeatureConfig
 from dtrak.errors import DtrakError
 from dtrak.features import FeatureExtractor, extract_rows
 from dtrak.kernel import Kernel
 from dtrak.methods import LOSS, METHODS, SQUARE
 from dtrak.queries import generate_query
+from dtrak.query import Query
 from dtrak.readout import Readout
 from dtrak.sampling import GenerationSettings, trajectory
 from dtrak.selection import select

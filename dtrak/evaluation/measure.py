@@ -1,53 +1,29 @@
-"""The LDS of every built method on a study's subset models, with λ chosen on some and reported on others."""
+"""The LDS of methods and settings on a study's subset models, with λ chosen on some and reported on others."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
-from dtrak.attribution import Attributor, Query
+from dtrak.attribution import Attributor
+from dtrak.choices import changed, offer
+from dtrak.config import LAST, RANDOMISED
 from dtrak.errors import DtrakError
-from dtrak.evaluation.lds import Score, lds, lds_with_interval
-from dtrak.evaluation.subsets import query_set
+from dtrak.evaluation.lds import Score, bootstrap, lds, lds_with_interval
+from dtrak.evaluation.results import Row
 from dtrak.files import digest, write_npy
 from dtrak.methods import METHODS
+from dtrak.query import QuerySet, load_query_set
 from dtrak.settings import Setting
 from dtrak.truth import SubsetTruth, load_subsets
 
-POWERS = np.arange(-4.0, 4.01, 0.5)
+POWERS = tuple(float(p) for p in np.arange(-4.0, 4.01, 0.5))
+LEAST_MODELS = 4
+HALF_RESAMPLES = 500
+ABLATED = ("dtrak", "trak")
+CHOICES = ("timesteps", "strategy", "draws", "projection_dim", "projection_seed", "output")
 Scores = Float[np.ndarray, "q n"]
-
-
-@dataclass(frozen=True)
-class Row:
-    """How well one method predicts retraining, on one kind of query.
-
-    Attributes:
-        queries: "held-out" or "generated".
-        lds_crossfit: λ chosen on half of the subset models, reported on the other half, both ways, averaged.
-        lds_oracle: the best over λ on all subset models, as the paper reports; it flatters.
-        interval: of lds_crossfit: 95 % of bootstrap resamples of the subset models, both ways, averaged.
-        dampings: the λ chosen on either half, relative; empty without a kernel.
-        curve: the LDS on all subset models at each λ of the grid, or alone.
-    """
-
-    method: str
-    setting: str
-    queries: str
-    lds_crossfit: float
-    lds_oracle: float
-    interval: tuple[float, float]
-    subset_models: int
-    seeds: int
-    dampings: tuple[float, ...]
-    curve: tuple[float, ...]
-
-    def as_dict(self) -> dict[str, Any]:
-        """As JSON carries it."""
-        return asdict(self)
 
 
 def evaluate(
@@ -55,97 +31,157 @@ def evaluate(
     settings: Sequence[Setting] | None = None,
     report: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> list[Row]:
-    """Rows for some settings, by default each built method's own.
+    """Rows for some settings, by default of :func:`all_settings`.
 
-    Query features are computed once and kept beside the truth.
+    The features of the truth's queries must be built; what a setting lacks leaves it out.
 
     Raises:
-        DtrakError: there are fewer than four subset models.
+        DtrakError: there are fewer than four subset models, or ``settings`` were given and one lacks something.
     """
-    truth = load_subsets(attributor.folder, "lds")
-    if len(truth.masks) < 4:
-        raise DtrakError(
-            f"There are {len(truth.masks)} subset models; an LDS needs four at least, and says little below 64.",
-            hint=f"python -m index_builder retrain {attributor.folder.study.name}",
-        )
-    asked = query_set(attributor.folder)
-    settings = settings or [Setting(method.name) for method in attributor.methods()]
-    groups = {"held-out": slice(0, asked.heldout), "generated": slice(asked.heldout, None)}
+    truth, asked = judges(attributor)
+    chosen = all_settings(attributor) if settings is None else settings
     rows = []
-    for setting in settings:
-        if METHODS[setting.method].trajectory or METHODS[setting.method].family == "truth":
-            continue  # trajectories exist for generated images only; truth is known for its own queries only
-        every = score_matrices(attributor, setting, asked.queries, partial(report, setting.title))
-        for name, part in groups.items():
-            rows.append(_row(setting, name, [scores[part] for scores in every], truth, part))
+    for done, setting in enumerate(chosen):
+        report(setting.title, done, len(chosen))
+        generated_only = METHODS[setting.method].trajectory
+        try:
+            every = score_matrices(attributor, setting, asked)
+        except DtrakError:
+            if settings is not None:
+                raise
+            continue
+        for name, part in asked.groups.items():
+            if part.stop != 0 and not (generated_only and name == "held-out"):
+                rows.append(_row(setting, name, [scores[part] for scores in every], truth, part))
+    report("", len(chosen), len(chosen))
     return rows
 
 
-def score_matrices(
-    attributor: Attributor,
-    setting: Setting,
-    queries: Sequence[Query],
-    report: Callable[[int, int], None] = lambda done, total: None,
-) -> list[Scores]:
-    """The scores of all queries: one matrix for each λ of the grid, or one alone without a kernel."""
+def judges(attributor: Attributor) -> tuple[SubsetTruth, QuerySet]:
+    """The subset models that methods are scored on, and the queries they were asked about.
+
+    Raises:
+        DtrakError: there are too few.
+    """
+    truth = load_subsets(attributor.folder, "lds")
+    if len(truth.masks) < LEAST_MODELS:
+        raise DtrakError(
+            f"There are {len(truth.masks)} subset models; an LDS needs {LEAST_MODELS} at least, and says little "
+            "below 64.",
+            hint=f"python -m index_builder retrain {attributor.folder.study.name}",
+        )
+    return truth, load_query_set(attributor.folder)
+
+
+def all_settings(attributor: Attributor) -> list[Setting]:
+    """Each built method's own setting, each choice of the ablations of D-TRAK and TRAK, and the randomised model."""
+    found = [Setting(method.name) for method in attributor.methods()]
+    for name in ABLATED:
+        if Setting(name) not in found:
+            continue
+        for choice in CHOICES:
+            values = offer(attributor, Setting(name), choice).values
+            found += [s for v in values if (s := changed(attributor, Setting(name), choice, v)) and s not in found]
+        found += [s for s in checkpoint_settings(attributor, name) if s not in found]
+        found.append(Setting(name, checkpoint=RANDOMISED))
+    own = {Setting(name, output=METHODS[name].output): Setting(name) for name in ABLATED}
+    return list(dict.fromkeys(own.get(setting, setting) for setting in found))
+
+
+def checkpoint_settings(attributor: Attributor, method: str) -> list[Setting]:
+    """One method at each checkpoint, all with the timesteps and the projection that the least of them has."""
+    names = [name for name, kind in attributor.variants.items() if kind != "member"]
+    stored = [s for name in names if (s := changed(attributor, Setting(method), "checkpoint", name))]
+    sides = [attributor.sides(setting)[0] for setting in stored]
+    if len(sides) < 2:
+        return []
+    alike = {"timesteps": min(len(s.pairs) for s in sides), "projection_dim": min(s.dim for s in sides)}
+    found = [setting.with_(**alike) for setting in stored]
+    return [s for s in found if s.checkpoint == LAST or changed(attributor, s, "checkpoint", s.checkpoint) == s]
+
+
+def score_matrices(attributor: Attributor, setting: Setting, asked: QuerySet) -> list[Scores]:
+    """The scores of all queries: one matrix for each λ of :data:`POWERS`, or one alone where λ does not enter.
+
+    Methods along the sampler's path have scores of generated queries only; the others' rows are zero.
+
+    Raises:
+        DtrakError: something is not built.
+    """
     method = METHODS[setting.method]
     if method.family != "gradient":
-        return [np.stack([attributor.scores(setting, query, {})[0] for query in queries])]
+        return [np.stack([attributor.scores(setting, query, {})[0] for query in asked.queries])]
     free = method.damping is not None and setting.damping is None
-    dampings = [10.0**p for p in POWERS] if free else [None]
-    vectors = query_vectors(attributor, setting, queries, report)
+    dampings: list[Any] = [10.0**p for p in POWERS] if free else [setting.damping]
+    sides, vectors = attributor.sides(setting), _vectors(attributor, setting, asked)
     totals: list[Any] = [0.0] * len(dampings)
-    sides = attributor.sides(setting)
     for side, matrix in zip(sides, vectors, strict=True):
         readout = attributor.readout(side)
-        for i, damping in enumerate(dampings):
-            used = readout.damping(setting.damping) if damping is None else damping
-            normaliser = setting.normaliser or method.normaliser
-            totals[i] = totals[i] + readout.scores(matrix, used, normaliser, method.residual) / len(sides)
+        used = [readout.damping(damping) for damping in dampings]
+        normaliser = setting.normaliser or method.normaliser
+        for i, scores in enumerate(readout.each(matrix, used, normaliser, method.residual)):
+            totals[i] = totals[i] + scores / len(sides)
     return totals
 
 
-def query_vectors(
-    attributor: Attributor,
-    setting: Setting,
-    queries: Sequence[Query],
-    report: Callable[[int, int], None] = lambda done, total: None,
-) -> list[Float[np.ndarray, "q k"]]:
-    """φ of every query under a setting, one matrix a model; kept on disk, as λ and normalisers do not enter."""
-    sides = attributor.sides(setting)
-    sources = [[(attributor.fingerprint_of(s.config), s.weights, s.derived) for s in side.sources] for side in sides]
-    root = attributor.folder.root / "truth" / "vectors"
-    ids = digest([query.id for query in queries])
-    paths = [root / f"{digest([ids, used, side.dim])}.npy" for used, side in zip(sources, sides, strict=True)]
-    if not all(path.exists() for path in paths):
-        found: list[list[np.ndarray]] = [[] for _ in sides]
-        for done, query in enumerate(queries):
-            report(done, len(queries))
+def score_now(attributor: Attributor, setting: Setting, queries: str, resamples: int = 300) -> Score:
+    """The LDS of one setting at its own λ, fast enough to follow a toggle.
+
+    Args:
+        queries: "held-out" or "generated".
+
+    Raises:
+        DtrakError: the truth, or what the setting needs of it, is not built.
+    """
+    truth, asked = judges(attributor)
+    method = METHODS[setting.method]
+    fixed = setting if method.damping is None or setting.damping else setting.with_(damping=method.damping)
+    part = asked.groups[queries]
+    (scores,) = score_matrices(attributor, fixed, asked)
+    return lds_with_interval(scores[part], truth.masks, truth.losses[:, part], resamples)
+
+
+def _vectors(attributor: Attributor, setting: Setting, asked: QuerySet) -> list[Float[np.ndarray, "q k"]]:
+    if METHODS[setting.method].trajectory:
+        return [_along_paths(attributor, setting, asked)]
+    return [attributor.queries(side) for side in attributor.sides(setting, "truth")]
+
+
+def _along_paths(attributor: Attributor, setting: Setting, asked: QuerySet) -> Float[np.ndarray, "q k"]:
+    """φ of each generated query along its sampling path; a pass a sampler's step, so it is kept on disk."""
+    (side,) = attributor.sides(setting)
+    path = attributor.folder.root / "truth" / "paths"
+    rows = np.zeros((len(asked.queries), side.dim), np.float32)
+    for place, query in enumerate(asked.queries):
+        if query.settings is None:
+            continue
+        kept = path / f"{digest([need.key for need in attributor.needs(setting, query)])}.npy"
+        if not kept.exists():
             features = attributor.features(query, [setting], by_block=False)
-            for rows, side in zip(found, sides, strict=True):
-                rows.append(attributor.query_vector(setting, side, features, query))
-        for path, rows in zip(paths, found, strict=True):
-            write_npy(path, np.stack(rows))
-    return [np.load(path) for path in paths]
+            write_npy(kept, attributor.query_vector(setting, side, features, query))
+        rows[place] = np.load(kept)
+    return rows
 
 
 def _row(setting: Setting, name: str, every: list[Scores], truth: SubsetTruth, part: slice) -> Row:
     masks, losses = truth.masks, truth.losses[:, part]
     curve = [float(lds(scores, masks, losses).mean()) for scores in every]
     even = np.arange(len(masks)) % 2 == 0
-    reported: list[Score] = []
-    chosen = []
+    chosen, means, resampled = [], [], []
     for half in (even, ~even):
-        on_half = [lds(scores, masks[half], losses[half]).mean() for scores in every]
-        chosen.append(int(np.argmax(on_half)))
-        reported.append(lds_with_interval(every[chosen[-1]], masks[~half], losses[~half], 400))
+        best = int(np.argmax([lds(scores, masks[half], losses[half]).mean() for scores in every]))
+        other = masks[~half], losses[~half]
+        chosen.append(best)
+        means.append(lds(every[best], *other).mean())
+        resampled.append(bootstrap(every[best], *other, HALF_RESAMPLES, key=f"half {len(chosen)}"))
+    low, high = np.quantile(np.mean(resampled, axis=0), [0.025, 0.975])
     return Row(
         method=setting.method,
         setting=setting.text,
         queries=name,
-        lds_crossfit=float(np.mean([s.mean for s in reported])),
+        lds_crossfit=float(np.mean(means)),
         lds_oracle=max(curve),
-        interval=(float(np.mean([s.low for s in reported])), float(np.mean([s.high for s in reported]))),
+        interval=(float(low), float(high)),
         subset_models=len(masks),
         seeds=min(truth.seeds),
         dampings=tuple(10.0 ** POWERS[i] for i in chosen) if len(every) > 1 else (),

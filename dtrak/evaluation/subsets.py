@@ -12,56 +12,30 @@ their data alone. The family "lds" is for scoring methods, "fit" for methods tha
 truth (empirical influence, datamodel): they never meet.
 """
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 
-from dtrak.attribution import Attributor, Query
-from dtrak.files import atomic_write, write_json
+from dtrak.attribution import Attributor
+from dtrak.errors import DtrakError
+from dtrak.files import write_json
 from dtrak.models import DiffusionModel
 from dtrak.noise import feature_noise
 from dtrak.queries import generate_query
-from dtrak.sampling import GenerationSettings
+from dtrak.query import Query, QuerySet, generated_settings, load_query_set, save_query_set
 from dtrak.studies import StudyFolder, initial_model
 from dtrak.threads import one_thread
 from dtrak.training import Run
 from dtrak.truth import Family, subset_mask, truth_folders
 
 GENERATED = 200
-FIRST_SEED = 100_000  # of the generated queries: far from seeds that people try
 TIMESTEPS = tuple(range(50, 1000, 100))
 NOISE_SEED = 1  # features use 0
-QUERIES_FILE = "queries.npz"
-
-
-@dataclass(frozen=True)
-class QuerySet:
-    """The images that subset models are evaluated on.
-
-    Attributes:
-        pixels: held-out images first, then generated ones.
-        labels: what each is conditioned on; "" for none.
-        heldout: how many are held-out images.
-    """
-
-    pixels: UInt8[np.ndarray, "q r r 3"]
-    labels: tuple[str, ...]
-    heldout: int
-
-    @cached_property
-    def queries(self) -> list[Query]:
-        """As queries; their ids follow from their pixels."""
-        return [Query(p, label or None) for p, label in zip(self.pixels, self.labels, strict=True)]
-
-    @property
-    def ids(self) -> list[str]:
-        """Ids of the queries."""
-        return [query.id for query in self.queries]
 
 
 @dataclass(frozen=True)
@@ -80,25 +54,21 @@ class SubsetModel:
 
 def query_set(folder: StudyFolder, report: Callable[[int, int], None] = lambda done, total: None) -> QuerySet:
     """The study's evaluation queries; drawn once, then kept, for pixels may differ between machines."""
-    for root in truth_folders(folder):
-        if (root / QUERIES_FILE).exists():
-            with np.load(root / QUERIES_FILE) as stored:
-                return QuerySet(stored["pixels"], tuple(stored["labels"].tolist()), int(stored["heldout"]))
+    with contextlib.suppress(DtrakError):
+        return load_query_set(folder)
     attributor, table = Attributor(folder), folder.table
     rows = range(table.train_size, len(table.records))
     pixels = [np.asarray(table.pixels[row]) for row in rows]
-    labels = [table.records[row].label or "" for row in rows]
+    labels = [table.records[row].label for row in rows]
     classes: list[str | None] = [*attributor.model.classes] or [None]
     for number in range(GENERATED):
-        label = classes[number % len(classes)]
-        settings = GenerationSettings(FIRST_SEED + number, 50, label, folder.study.guidance)
+        labels.append(classes[number % len(classes)])
+        settings = generated_settings(number, labels[-1], folder.study.guidance)
         pixels.append(generate_query(attributor, settings).pixels)
-        labels.append(label or "")
         report(number + 1, GENERATED)
-    found = QuerySet(np.stack(pixels), tuple(labels), len(rows))
-    with atomic_write(truth_folders(folder)[0] / QUERIES_FILE) as file:
-        np.savez_compressed(file, pixels=found.pixels, labels=np.array(found.labels), heldout=found.heldout)
-    return found
+    asked = QuerySet(np.stack(pixels), tuple(label or "" for label in labels), len(rows), folder.study.guidance)
+    save_query_set(folder, asked)
+    return asked
 
 
 @torch.no_grad()
@@ -138,6 +108,7 @@ def retrain(folder: StudyFolder, subset: SubsetModel, precision: Literal["fp32",
         mask = subset_mask(table.train_ids, subset.family, subset.number)
         run = Run(model, config, latents, table.train_ids, classes, weights=torch.from_numpy(mask).float())
         run.train()
+        run.use_average()
         queries = query_set(folder)
         losses = query_losses(model, queries.queries)
     content = {

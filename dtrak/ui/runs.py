@@ -17,11 +17,11 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, PngImagePlugin
 
-from dtrak.attribution import Query
 from dtrak.data import BadImage
 from dtrak.errors import DtrakError
 from dtrak.files import atomic_write, digest, read_json, write_bytes, write_json
 from dtrak.index import QueryFeature
+from dtrak.query import Query
 from dtrak.sampling import GenerationSettings
 
 METADATA_KEY = "dtrak"

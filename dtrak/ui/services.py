@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from dtrak.attribution import Attribution, Attributor, Features, Need, Query
+from dtrak.attribution import Attribution, Attributor, Features, Need
 from dtrak.compare import ranks
 from dtrak.config import load_study
 from dtrak.costs import COSTS_FILE
@@ -17,6 +17,7 @@ from dtrak.errors import DtrakError
 from dtrak.evidence import Null, near_duplicates, null_band, standardise
 from dtrak.files import digest
 from dtrak.queries import check_label
+from dtrak.query import Query
 from dtrak.sampling import GenerationSettings, sample
 from dtrak.settings import Setting
 from dtrak.studies import StudyFolder

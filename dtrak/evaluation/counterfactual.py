@@ -1,0 +1,205 @@
+"""Counterfactuals: leave out the images a method names, train again, draw the same seed, and see how far it moved.
+
+As in Zheng et al. (2024), section 5.3: for each query the top R of a method are removed, the model is
+trained again from the same seed, and the picture is drawn again from the same noise. A method that
+names the images that matter moves the picture further than R random images do. The picture compared
+with is drawn by the same recipe trained on all images. Random removals are a few sets for all queries,
+each query's distances averaged over them.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image
+
+from dtrak.attribution import Attributor
+from dtrak.evaluation.removal import Removal, Task, draw_all, drawn
+from dtrak.evaluation.results import model_and_data, what_changed
+from dtrak.files import atomic_write, read_json, write_json
+from dtrak.methods import METHODS
+from dtrak.noise import keyed_generator
+from dtrak.query import QuerySet, load_query_set
+from dtrak.settings import Setting
+from dtrak.similarity import pixel_vectors
+from dtrak.studies import StudyFolder
+from dtrak.truth import truth_folders
+
+COMPARED = ("random", "embedding-cos", "trak", "dtrak")
+RANDOM_SETS = 4
+RESAMPLES = 2000
+RESULTS = "counterfactual.json"
+PICTURES = "counterfactual"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One query before and after its removal by one method.
+
+    Attributes:
+        query: its number among the generated queries.
+        removed: how many images were left out.
+        distance: ℓ2 between the pictures' pixels in [−1, 1].
+        cosine: of the pictures' embeddings.
+        after: file names of the pictures without them; several for random removals, whose numbers are means.
+    """
+
+    method: str
+    query: int
+    removed: int
+    distance: float
+    cosine: float
+    after: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Counterfactuals:
+    """What was measured.
+
+    Attributes:
+        behind: counts and choices, by the names of :func:`counterfactual`.
+        folder: that holds the pictures.
+        stale: what has changed since, in plain words; empty if nothing.
+    """
+
+    pairs: tuple[Pair, ...]
+    behind: dict[str, Any]
+    folder: Path
+    stale: str = ""
+
+    def picture(self, name: str) -> UInt8[np.ndarray, "r r 3"]:
+        """A kept picture by its file's name."""
+        with Image.open(self.folder / PICTURES / name) as image:
+            return np.asarray(image.convert("RGB"))
+
+    @property
+    def queries(self) -> list[int]:
+        """Numbers of the queries."""
+        return sorted({pair.query for pair in self.pairs})
+
+    def of(self, method: str) -> list[Pair]:
+        """One method's pairs, by query."""
+        return sorted((p for p in self.pairs if p.method == method), key=lambda p: p.query)
+
+
+def before_name(query: int) -> str:
+    """The file of a query's picture with all images."""
+    return f"{query:03d}-all.png"
+
+
+def chosen_queries(asked: QuerySet, count: int) -> list[int]:
+    """Numbers of generated queries; the first few of any larger choice."""
+    generated = len(asked.labels) - asked.heldout
+    return keyed_generator("counterfactual", 0, "").permutation(generated)[:count].tolist()
+
+
+def counterfactual(
+    attributor: Attributor,
+    queries: int,
+    remove: int,
+    workers: int,
+    steps: int | None = None,
+    precision: str | None = None,
+    report: Callable[[int, int], None] = lambda done, total: None,
+) -> Counterfactuals:
+    """Retrain without the top ``remove`` of each method for some queries, draw again and measure; resumes.
+
+    Args:
+        steps: of each training; default the study's.
+        report: called with (steps trained, steps in all).
+    """
+    folder = attributor.folder
+    asked = load_query_set(folder)
+    numbers = chosen_queries(asked, queries)
+    settings = {number: asked.settings(number) for number in numbers}
+
+    def without(removed: Sequence[str]) -> Removal:
+        return Removal.of(folder, removed, steps, precision)
+
+    plans = {(m, n): [without(ids) for ids in removals(attributor, m, asked, n, remove)]
+             for m in COMPARED for n in numbers}  # fmt: skip
+    everything = without(())
+    wanted: dict[Removal, set[int]] = {everything: set(numbers)}
+    for (_, number), found in plans.items():
+        for removal in found:
+            wanted.setdefault(removal, set()).add(number)
+    tasks = [Task(removal, tuple(settings[n] for n in sorted(of))) for removal, of in wanted.items()]
+    draw_all(folder, tasks, workers, report)
+    before = dict(zip(numbers, drawn(folder, everything, [settings[n] for n in numbers]), strict=True))
+    root = truth_folders(folder)[0]
+    pairs = []
+    for number in numbers:
+        _write_png(root / PICTURES / before_name(number), before[number])
+    for (method, number), found in plans.items():
+        names, pictures = [], []
+        for place, removal in enumerate(found):
+            (after,) = drawn(folder, removal, [settings[number]])
+            names.append(f"{number:03d}-{method}{f'-{place}' if len(found) > 1 else ''}.png")
+            pictures.append(after)
+            _write_png(root / PICTURES / names[-1], after)
+        distance, cosine = compare(attributor, before[number], np.stack(pictures))
+        pairs.append(Pair(method, number, remove, distance, cosine, tuple(names)))
+    behind = {
+        "queries": len(numbers),
+        "removed": remove,
+        "trainings": len(tasks),
+        "random_sets": RANDOM_SETS,
+        "steps": everything.steps,
+        "recipe_steps": folder.study.training.steps,
+        "epochs": round(everything.epochs(folder), 1),
+        "precision": everything.precision,
+        "seed": everything.seed,
+        "embedding": folder.study.embedding,
+        **model_and_data(folder),
+    }
+    write_json(root / RESULTS, {"pairs": [asdict(pair) for pair in pairs], "behind": behind})
+    return Counterfactuals(tuple(pairs), behind, root)
+
+
+def removals(attributor: Attributor, method: str, asked: QuerySet, number: int, count: int) -> list[list[str]]:
+    """The ids that a method would leave out for a query: one list, or one for each random set."""
+    ids = attributor.table.train_ids
+    if METHODS[method].family == "random":
+        return [
+            [ids[row] for row in keyed_generator("random removal", n, "").permutation(len(ids))[:count]]
+            for n in range(RANDOM_SETS)
+        ]
+    query, setting = asked.queries[asked.heldout + number], Setting(method)
+    scores, _ = attributor.scores(setting, query, attributor.features(query, [setting], by_block=False))
+    return [[ids[row] for row in np.argsort(-scores, kind="stable")[:count]]]
+
+
+def compare(
+    attributor: Attributor, before: UInt8[np.ndarray, "r r 3"], after: UInt8[np.ndarray, "n r r 3"]
+) -> tuple[float, float]:
+    """Mean ℓ2 of pixels in [−1, 1] and mean cosine of embeddings, between one picture and several."""
+    pixels = pixel_vectors(np.concatenate([before[None], after]))
+    embedded = attributor.embedder(np.concatenate([before[None], after])).astype(np.float64)
+    embedded /= np.linalg.norm(embedded, axis=1, keepdims=True)
+    distances = np.linalg.norm(pixels[1:] - pixels[0], axis=1)
+    return float(distances.mean()), float((embedded[1:] @ embedded[0]).mean())
+
+
+def mean_with_interval(values: Float[np.ndarray, " q"]) -> tuple[float, float, float]:
+    """The mean over queries, and between what 95 % of bootstrap resamples of the queries lie."""
+    draws = keyed_generator("bootstrap", 0, "queries").integers(0, len(values), (RESAMPLES, len(values)))
+    low, high = np.quantile(values[draws].mean(1), [0.025, 0.975])
+    return float(values.mean()), float(low), float(high)
+
+
+def load_counterfactuals(folder: StudyFolder) -> Counterfactuals | None:
+    """What was measured here or came with the study, or None."""
+    for root in truth_folders(folder):
+        if (root / RESULTS).exists():
+            content = read_json(root / RESULTS)
+            pairs = tuple(Pair(**{**pair, "after": tuple(pair["after"])}) for pair in content["pairs"])
+            return Counterfactuals(pairs, content["behind"], root, what_changed(folder, content["behind"]))
+    return None
+
+
+def _write_png(path: Path, pixels: UInt8[np.ndarray, "r r 3"]) -> None:
+    with atomic_write(path) as file:
+        Image.fromarray(pixels).save(file, "PNG", optimize=True)
