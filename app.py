@@ -11,6 +11,8 @@ pages = [
     st.Page("pages/attribution.py", title="Attribution"),
     st.Page("pages/ablate.py", title="Ablate"),
     st.Page("pages/compare.py", title="Compare"),
+    st.Page("pages/evaluate.py", title="Evaluate"),
+    st.Page("pages/creators.py", title="Creators"),
     st.Page("pages/about.py", title="About"),
     st.Page("pages/sample.py", title="Training image", visibility="hidden"),
 ]

@@ -77,7 +77,8 @@ class QuerySet:
     @property
     def groups(self) -> dict[str, slice]:
         """The kinds of queries: "held-out" and "generated"."""
-        return {"held-out": slice(0, self.heldout), "generated": slice(self.heldout, None)}
+        generated = {"generated": slice(self.heldout, None)}
+        return {"held-out": slice(0, self.heldout), **generated} if self.heldout else generated
 
     @cached_property
     def table(self) -> Table:

@@ -6,34 +6,28 @@ a wrong call with 2.
 
 import functools
 import json
-import os
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import numpy as np
 import typer
 
-from dtrak.config import FeatureConfig, load_study, study_names
-from dtrak.costs import INDEX_PART, record_cost
+from dtrak.config import load_study, study_names
+from dtrak.costs import INDEX_PART
 from dtrak.errors import DtrakError
-from dtrak.files import exclusive
-from dtrak.methods import METHODS
 from dtrak.settings import Setting
-from dtrak.store import FeatureStore
-from dtrak.studies import StudyFolder, remember_source, study_status
+from dtrak.studies import StudyFolder, study_status
+from index_builder.measuring import counterfactual, evaluate, retrain
 from index_builder.options import (
     BatchOption,
     DeviceOption,
     JsonOption,
-    PrecisionName,
     StudyArgument,
-    TruthFamily,
     WorkersOption,
     takes_setting,
 )
+from index_builder.steps import compute, cores, prepare_data
 from index_builder.terminal import errors, progress
 
 app = typer.Typer(
@@ -79,7 +73,7 @@ def prepare(
     force: Annotated[bool, typer.Option(help="Read the data again even if it is prepared.")] = False,
 ) -> None:
     """Read and check the images of STUDY; broken ones and duplicates are named and left out."""
-    _prepare(StudyFolder(load_study(study)), force)
+    prepare_data(StudyFolder(load_study(study)), force)
 
 
 @app.command()
@@ -96,7 +90,7 @@ def train(
 
     folder = StudyFolder(load_study(study))
     if member is not None:
-        _prepare(folder)
+        prepare_data(folder)
         with progress(f"train member {member}", folder.study.training.steps) as advance:
             path = train_member(folder, member, lambda step: advance(step.step, f"loss {step.loss:.4f}"))
         errors.print(f"Member {member} of '{folder.study.name}': {path}")
@@ -104,7 +98,7 @@ def train(
     base = folder.study.model.base
     chain = [StudyFolder(load_study(base))] if base and needs_training(StudyFolder(load_study(base))) else []
     for part in [*chain, folder]:
-        _prepare(part)
+        prepare_data(part)
         with progress(f"train {part.study.name}", part.study.training.steps) as advance:
 
             def report(step: Step, advance: Callable[[int, str], None] = advance) -> None:
@@ -128,37 +122,18 @@ def build(
     from index_builder.engine import ablation_parts, build_indexes
 
     folder = StudyFolder(load_study(study))
-    _prepare(folder)
+    prepare_data(folder)
     if device != "cpu":
         workers = 1  # one process drives the accelerator
-    compute = functools.partial(_compute, folder, workers=workers or _cores(), batch_size=batch_size, device=device)
+    built = functools.partial(compute, folder, workers=workers or cores(), batch_size=batch_size, device=device)
     errors.print(f"Features of '{folder.study.name}', each part with the time and space that it took:")
-    build_indexes(folder, compute({INDEX_PART: folder.study.features}))
+    build_indexes(folder, built({INDEX_PART: folder.study.features}))
     _write_example(folder)
     errors.print(f"Index of '{folder.study.name}' is ready in {folder.index}.")
     if not index_only:
         if folder.study.ablations:
-            compute(ablation_parts(folder.study.ablations))
+            built(ablation_parts(folder.study.ablations))
         _embed(folder)
-
-
-def _compute(
-    folder: StudyFolder,
-    parts: Mapping[str, Sequence[FeatureConfig]],
-    workers: int,
-    batch_size: int = 16,
-    device: str = "cpu",
-) -> list[FeatureStore]:
-    from index_builder.engine import build_parts
-
-    with progress("features", None) as advance:
-        built = build_parts(
-            folder, parts, workers, batch_size, device, lambda part, done, total: advance(done, part, total)
-        )
-    for title, part in built.items():
-        cost = record_cost(folder, title, part.stores, part.seconds)
-        errors.print(f"  {title}: {cost.seconds:.0f} s, {cost.bytes / 1e6:.0f} MB")
-    return [store for part in built.values() for store in part.stores]
 
 
 def _embed(folder: StudyFolder) -> None:
@@ -170,113 +145,8 @@ def _embed(folder: StudyFolder) -> None:
     errors.print(f"  embeddings by {folder.study.embedding}: {seconds:.0f} s, {size:.0f} MB")
 
 
-@app.command()
-def retrain(
-    study: StudyArgument,
-    subsets: Annotated[int, typer.Option(min=2, help="How many random halves.")] = 64,
-    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each half.")] = 2,
-    family: Annotated[
-        TruthFamily, typer.Option(help="lds: to score methods; fit: for empirical-influence and datamodel.")
-    ] = TruthFamily("lds"),
-    workers: WorkersOption = None,
-    precision: Annotated[PrecisionName | None, typer.Option(help="Of the arithmetic. [default: the recipe's]")] = None,
-) -> None:
-    """Train STUDY again on random halves and keep what each model loses on fixed queries; resumes."""
-    from index_builder.retraining import retrain_subsets
-
-    folder = StudyFolder(load_study(study))
-    _prepare(folder)
-    with progress(f"retrain {folder.study.name}", subsets * seeds) as show:
-
-        def advance(done: int, total: int) -> None:
-            show(done, "", total)
-
-        chosen: Any = precision.value if precision else None
-        new = retrain_subsets(folder, family.value, subsets, seeds, workers or _cores(), chosen, advance)  # type: ignore[arg-type]
-    errors.print(f"{subsets * seeds} subset models of '{folder.study.name}' are there, {new} of them new.")
-
-
-@app.command()
-def evaluate(
-    study: StudyArgument, workers: WorkersOption = None, batch_size: BatchOption = 16, as_json: JsonOption = False
-) -> None:
-    """Say how well each built method, and each choice of the ablations, predicts the retrained models of STUDY."""
-    from dtrak.attribution import Attributor
-    from dtrak.evaluation.measure import evaluate as measure
-    from dtrak.evaluation.measure import judges
-    from dtrak.evaluation.results import save_evaluation
-    from index_builder.engine import ablation_parts, evaluation_sets
-
-    folder = StudyFolder(load_study(study))
-    truth, _ = judges(Attributor(folder))
-    errors.print("Features of the queries that the models were asked about:")
-    _compute(folder, ablation_parts(evaluation_sets(folder)), workers or _cores(), batch_size)
-    with progress("evaluate", None) as show:
-        rows = measure(Attributor(folder), report=lambda what, done, total: show(done, what, total))
-    save_evaluation(folder, rows, truth)
-    if as_json:
-        print(json.dumps([row.as_dict() for row in rows], indent=2))
-        return
-    print(f"LDS × 100 over {rows[0].subset_models} subset models of {rows[0].seeds} training seed(s) each.")
-    print("λ is chosen on half of them and reported on the other half; oracle is the best λ on all, as papers report.")
-    print(f"{'setting':44}{'queries':12}{'LDS':>7}{'95 % interval':>18}{'oracle':>9}  λ chosen")
-    for row in sorted(rows, key=lambda r: (r.queries, -r.lds_crossfit)):
-        low, high = row.interval
-        between = f"{100 * low:.1f} to {100 * high:.1f}"
-        dampings = ", ".join(f"{d:.3g}" for d in row.dampings)
-        title = Setting.parse(row.setting).title
-        score, oracle = 100 * row.lds_crossfit, 100 * row.lds_oracle
-        print(f"{title:44}{row.queries:12}{score:7.1f}{between:>18}{oracle:9.1f}  {dampings}")
-
-
-@app.command()
-def counterfactual(
-    study: StudyArgument,
-    queries: Annotated[int, typer.Option(min=1, help="How many of the generated queries.")] = 16,
-    remove: Annotated[
-        int | None, typer.Option(min=1, help="Images to leave out. [default: a fifth of the set]", show_default=False)
-    ] = None,
-    steps: Annotated[
-        int | None, typer.Option(min=1, help="Of each training. [default: the recipe's]", show_default=False)
-    ] = None,
-    workers: WorkersOption = None,
-    precision: Annotated[PrecisionName | None, typer.Option(help="Of the arithmetic. [default: the recipe's]")] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Train STUDY again without the images each method names, draw again, and say how far pictures moved; resumes."""
-    from dtrak.attribution import Attributor
-    from dtrak.evaluation.counterfactual import COMPARED, mean_with_interval
-    from dtrak.evaluation.counterfactual import counterfactual as measure
-
-    attributor = Attributor(StudyFolder(load_study(study)))
-    count = remove or max(1, attributor.table.train_size // 5)
-    chosen: Any = precision.value if precision else None
-    name = attributor.folder.study.name
-    with (
-        exclusive(attributor.folder.root / "retrained", f"the retraining of '{name}'"),
-        progress(f"counterfactuals of {name}", None) as show,
-    ):
-        found = measure(
-            attributor, queries, count, workers or _cores(), steps, chosen,
-            lambda done, total: show(done, "steps", total),
-        )  # fmt: skip
-    if as_json:
-        print(json.dumps({"pairs": [asdict(pair) for pair in found.pairs], "behind": found.behind}, indent=2))
-        return
-    print(
-        f"{count} of {attributor.table.train_size} images left out, {len(found.queries)} queries; means over queries."
-    )
-    print(
-        f"{'left out by':22}{'pixels moved, ℓ2':>18}{'95 % interval':>18}{'embedding cosine':>18}{'95 % interval':>18}"
-    )
-    for name in COMPARED:
-        pairs = found.of(name)
-        cells = f"{METHODS[name].title:22}"
-        for values in ([p.distance for p in pairs], [p.cosine for p in pairs]):
-            mean, low, high = mean_with_interval(np.array(values))
-            between = f"{low:.3f} to {high:.3f}"
-            cells += f"{mean:18.3f}{between:>18}"
-        print(cells)
+for command in (retrain, evaluate, counterfactual):
+    app.command()(command)
 
 
 @app.command()
@@ -373,27 +243,3 @@ def _write_example(folder: StudyFolder) -> None:
     if not example_is_current(folder):
         with errors.status("drawing the example for the home page"):
             write_example(folder)
-
-
-def _prepare(folder: StudyFolder, force: bool = False) -> None:
-    from dtrak.data import prepare as prepare_data
-    from dtrak.data.table import is_prepared
-
-    with exclusive(folder.root, f"study '{folder.study.name}'"):
-        remember_source(folder)
-        if is_prepared(folder.study, folder.data) and not force:
-            return
-        with progress(f"prepare {folder.study.name}", None) as advance:
-            report = prepare_data(folder.study, folder.data, lambda number: advance(number, ""))
-    errors.print(
-        f"'{folder.study.name}': {report.train} training images, {report.heldout} held out, "
-        f"{len(report.duplicates)} duplicates and {len(report.refused)} unusable files left out."
-    )
-    for refused in report.refused[:20]:
-        errors.print(f"  {refused['id']}: {refused['reason']}")
-    if report.refused or report.duplicates:
-        errors.print(f"  All of them are named in {folder.data / 'report.json'}.")
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -17,6 +17,7 @@ from dtrak.ui.figures import damping_figure
 from dtrak.ui.services import all_scores
 from dtrak.ui.views import change_badges, default_power, enlarged_png, tiles, top_scored
 from pages_ui import choose_run, current_service, features_or_wait, gallery, hand_over_to_app, settings_of, show_error
+from pages_ui.trust import reliability_card
 
 SHOWN = 12
 CURVE_AT_ONCE = 600  # images; above, the λ curve waits for a click
@@ -159,6 +160,35 @@ def metrics(scores, setting: Setting, pinned: list[Setting]) -> None:  # type: i
     )
 
 
+def measured(setting: Setting) -> None:
+    """The LDS of exactly this setting, and how it moved."""
+    kind = "generated" if run.settings is not None else "held-out"
+    start = time.perf_counter()
+    score = service.lds_now(setting, kind)
+    took = time.perf_counter() - start
+    if score is None:
+        reliability_card(service, setting, run)
+        name = service.folder.study.name
+        st.caption(f"To see the LDS move with the toggles: python -m index_builder evaluate {name}")
+        return
+    before = st.session_state.get("ablate_lds")
+    if before and before[:2] != (whose, setting.text):
+        st.session_state["ablate_lds_before"] = before
+    st.session_state["ablate_lds"] = (whose, setting.text, score.mean)
+    old = st.session_state.get("ablate_lds_before")
+    delta = f"{100 * (score.mean - old[2]):+.1f}" if old and old[0] == whose else None
+    columns = st.columns([1, 3])
+    help_text = "Rank correlation × 100 of what the scores predict and what retrained models lose."
+    columns[0].metric("LDS of this setting", f"{100 * score.mean:.1f}", delta, help=help_text)
+    weak = " The interval reaches zero." if score.low <= 0 else ""
+    columns[1].caption(
+        f"95 %: {100 * score.low:.1f} to {100 * score.high:.1f}, on {kind} images, against {score.subsets} retrained "
+        f"models, at this λ.{weak} Choosing λ by this number flatters it; Evaluate shows cross-fitted ones. "
+        f"Worked out in {took * 1e3:.0f} ms."
+    )
+    columns[1].page_link("pages/evaluate.py", label="How this was measured")
+
+
 @st.fragment
 def lab() -> None:
     """Toggles and ranking; runs alone when a toggle moves."""
@@ -183,6 +213,7 @@ def lab() -> None:
             st.markdown(f"**{setting.title}**")
             pinned = settings_of("pins", service)
             metrics(scores, setting, pinned)
+            measured(setting)
             gallery(tiles(top_scored(scores, table, SHOWN), table, badges), "proponent", "ablate_gallery")
             if st.button("Pin to Compare", key="pin"):
                 pinned = [s for s in pinned if s != setting] + [setting]
@@ -193,8 +224,7 @@ def lab() -> None:
                 shown_lanes = texts[-4:] if len(texts) > 1 else [*texts, "trak"]
                 wanted = {"run": run.id, "lanes": ";".join(shown_lanes), "pins": ";".join(texts)}
                 st.page_link("pages/compare.py", label="Compare the pinned settings", query_params=wanted)
-            st.caption(f"Ranked {len(scores)} images in {elapsed * 1e3:.1f} ms. "
-                       "LDS of settings: python -m index_builder evaluate, once models are retrained.")  # fmt: skip
+            st.caption(f"Ranked {len(scores)} images in {elapsed * 1e3:.1f} ms.")
             if METHODS[setting.method].damping is not None:
                 st.markdown("**Does λ matter here?** Likeness of the ranking at each λ to the one above.")
                 large = len(scores) > CURVE_AT_ONCE

@@ -34,6 +34,8 @@ from dtrak.ui.views import (
     z_score,
 )
 from pages_ui import choose_run, current_service, features_or_wait, gallery, hand_over_to_app, show_error
+from pages_ui.trust import reliability_card
+from pages_ui.what_if import what_if
 
 ANY = "any"
 
@@ -241,6 +243,7 @@ with right:
         "**opponents** pull the other way."
     )
     verdict(answer, null)
+    reliability_card(service, setting, run)
     hub = None if null is None else hubs(null, top)
     groups = service.duplicates if collapse else None
     scores = damp_hubs(answer.scores, null) if damp and null is not None else answer.scores
@@ -264,6 +267,8 @@ with right:
     st.subheader("Evidence")
     evidence()
     exports()
+    st.subheader("What if")
+    st.fragment(what_if)(service, run, answer)
     st.subheader("All scores")
     st.plotly_chart(
         score_histogram(answer, null), key="histogram", alt="Histogram of the scores of all training images"

@@ -20,6 +20,7 @@ from pages_ui import (
     settings_of,
     show_error,
 )
+from pages_ui.trust import reliability_card, short
 
 DEFAULT = ("trak", "dtrak")
 METHODS_MODE, PICTURES_MODE, CONTRAST_MODE = (
@@ -80,7 +81,13 @@ def show_pictures(runs) -> None:  # type: ignore[no-untyped-def]
 
 def show(found: list[Lane], top: int) -> None:
     """Lanes, agreement, scatter and disagreements."""
-    shown = [{"title": one.title, "tiles": tiles(top_scored(one.scores, table, top), table)} for one in found]
+    shown = [
+        {
+            "title": f"{one.title} · {one.measured}" if one.measured else one.title,
+            "tiles": tiles(top_scored(one.scores, table, top), table),
+        }
+        for one in found
+    ]
     lanes(shown, "lanes_view")
     st.subheader("How alike")
     rows = [
@@ -129,7 +136,9 @@ try:
         show_pictures([run])
         if not features_or_wait(service, run, settings, "compare"):
             st.stop()
-        show([service.lane(run, setting, setting.title) for setting in settings], top)
+        show([service.lane(run, s, s.title, short(service.reliability(s, run))) for s in settings], top)
+        st.caption("LDS: how well a method predicts retraining, measured on this study, with its 95 % interval.")
+        st.page_link("pages/evaluate.py", label="How this was measured")
     else:
         other = second_run(service)
         if other is None:
@@ -141,8 +150,10 @@ try:
                 st.stop()
         pair = [service.lane(r, setting, f"{letter}: {r.title}") for letter, r in zip("AB", (run, other), strict=True)]
         if mode == PICTURES_MODE:
+            reliability_card(service, setting, run)
             show(pair, top)
         else:
+            reliability_card(service, setting, run)
             why = contrast(pair[0].scores, pair[1].scores)
             st.markdown(f"By {setting.title}, each side's scores brought to the same length, A less B.")
             for title, sign, side in (("A rather than B", 1, "proponent"), ("B rather than A", -1, "opponent")):

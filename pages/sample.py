@@ -7,6 +7,7 @@ from dtrak.methods import METHODS
 from dtrak.settings import Setting
 from dtrak.ui.views import describe, enlarged_png, plain
 from pages_ui import current_service, hand_over_to_app
+from pages_ui.trust import reliability_card
 
 hand_over_to_app()
 service = current_service()
@@ -65,3 +66,4 @@ if record.split == "train":
             f"Among the kept pictures, those whose {title} scores give this image the highest z-score, and its place "
             "in each. Scores of two pictures have no common unit; z-scores are within each picture."
         )
+        reliability_card(service, Setting(method))

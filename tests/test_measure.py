@@ -8,7 +8,7 @@ from dtrak.choices import stored
 from dtrak.config import RANDOMISED
 from dtrak.errors import DtrakError
 from dtrak.evaluation.lds import lds
-from dtrak.evaluation.measure import all_settings, evaluate, score_matrices, score_now
+from dtrak.evaluation.measure import all_settings, evaluate, judges, score_matrices, score_now
 from dtrak.evaluation.results import load_evaluation, save_evaluation
 from dtrak.methods import METHODS
 from dtrak.query import load_query_set
@@ -35,6 +35,7 @@ def test_each_setting_is_scored_by_crossfitting(attributor):
         assert row.subset_models == 6
         assert row.interval[0] <= row.lds_crossfit <= row.interval[1]
         assert row.lds_oracle == max(row.curve)
+        assert row.over_trak[1] <= row.over_trak[0] <= row.over_trak[2]
         assert len(row.dampings) == (2 if row.method in ("dtrak", "journey-trak") else 0)
     truth, asked = load_subsets(attributor.folder, "lds"), load_query_set(attributor.folder)
     scores = np.stack([attributor.scores(Setting("pixel-dot"), q, {})[0] for q in asked.queries[:2]])
@@ -59,9 +60,11 @@ def test_scores_from_stored_queries_equal_those_of_a_page(attributor):
 def test_one_setting_now_equals_the_whole_table(attributor):
     setting = Setting("dtrak", damping=1.0)
     (row, _) = evaluate(attributor, [setting])
-    assert score_now(attributor, setting, "held-out").mean == pytest.approx(row.curve[0])
+    assert score_now(attributor, setting, "held-out", judges(attributor)).mean == pytest.approx(row.curve[0])
     default = METHODS["dtrak"].damping
-    own, fixed = (score_now(attributor, s, "generated") for s in (Setting("dtrak"), Setting("dtrak", damping=default)))
+    judged = judges(attributor)
+    settings = Setting("dtrak"), Setting("dtrak", damping=default)
+    own, fixed = (score_now(attributor, setting, "generated", judged) for setting in settings)
     assert own == fixed
 
 
@@ -95,3 +98,8 @@ def test_results_are_kept_and_know_what_they_belong_to(attributor):
     path.write_text(text.replace(kept.behind["model"], "another"))
     assert "the model changed" in load_evaluation(attributor.folder).stale
     path.write_text(text)
+
+
+def test_a_method_is_not_better_than_itself(attributor):
+    for row in evaluate(attributor, [Setting("trak")]):
+        assert row.over_trak == (0, 0, 0)

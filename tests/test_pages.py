@@ -139,3 +139,38 @@ def test_about(app):
     app.switch_page("pages/about.py").run()
     assert not app.exception
     assert "What it is not" in text(app)
+
+
+def test_evaluate(app):
+    app.run()
+    app.switch_page("pages/evaluate.py").run()
+    assert not app.exception
+    assert "6 subset models" in text(app)
+    assert "TRAK" in text(app)
+    assert "Sanity" in text(app)
+    assert {"Methods", "What each choice is worth", "Counterfactuals", "Published elsewhere"} <= {
+        s.value for s in app.subheader
+    }
+    app.segmented_control(key="queries").set_value("held-out").run()
+    app.segmented_control(key="ablation").set_value("timesteps").run()
+    assert not app.exception
+
+
+def test_evaluate_before_anything_was_measured(app, tiny, monkeypatch):
+    monkeypatch.setattr("dtrak.ui.services.load_evaluation", lambda folder: None)
+    monkeypatch.setattr("dtrak.ui.services.load_counterfactuals", lambda folder: None)
+    study_service("tiny").__dict__.pop("evaluation", None)
+    app.run()
+    app.switch_page("pages/evaluate.py").run()
+    study_service("tiny").__dict__.pop("evaluation", None)
+    assert not app.exception
+    assert "not measured yet" in text(app)
+    assert "index_builder retrain tiny" in app.code[0].value
+
+
+def test_creators(app, run):
+    app.run()
+    app.switch_page("pages/creators.py").run()
+    assert not app.exception
+    assert "of the training images" in text(app)
+    assert "LDS" in text(app)

@@ -1,6 +1,7 @@
 """The LDS of methods and settings on a study's subset models, with λ chosen on some and reported on others."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -38,8 +39,9 @@ def evaluate(
     Raises:
         DtrakError: there are fewer than four subset models, or ``settings`` were given and one lacks something.
     """
-    truth, asked = judges(attributor)
+    truth, asked = judged = judges(attributor)
     chosen = all_settings(attributor) if settings is None else settings
+    trak = _trak(attributor, judged)
     rows = []
     for done, setting in enumerate(chosen):
         report(setting.title, done, len(chosen))
@@ -51,8 +53,9 @@ def evaluate(
                 raise
             continue
         for name, part in asked.groups.items():
-            if part.stop != 0 and not (generated_only and name == "held-out"):
-                rows.append(_row(setting, name, [scores[part] for scores in every], truth, part))
+            if not (generated_only and name == "held-out"):
+                found = _crossfit(every, truth, part)
+                rows.append(_row(setting, name, every, found, trak.get(name), truth, part))
     report("", len(chosen), len(chosen))
     return rows
 
@@ -124,21 +127,34 @@ def score_matrices(attributor: Attributor, setting: Setting, asked: QuerySet) ->
     return totals
 
 
-def score_now(attributor: Attributor, setting: Setting, queries: str, resamples: int = 300) -> Score:
+def score_now(
+    attributor: Attributor, setting: Setting, queries: str, judged: tuple[SubsetTruth, QuerySet], resamples: int = 300
+) -> Score:
     """The LDS of one setting at its own λ, fast enough to follow a toggle.
 
     Args:
         queries: "held-out" or "generated".
+        judged: from :func:`judges`.
 
     Raises:
-        DtrakError: the truth, or what the setting needs of it, is not built.
+        DtrakError: what the setting needs of the truth is not built.
     """
-    truth, asked = judges(attributor)
+    truth, asked = judged
     method = METHODS[setting.method]
     fixed = setting if method.damping is None or setting.damping else setting.with_(damping=method.damping)
     part = asked.groups[queries]
     (scores,) = score_matrices(attributor, fixed, asked)
     return lds_with_interval(scores[part], truth.masks, truth.losses[:, part], resamples)
+
+
+def _trak(attributor: Attributor, judged: tuple[SubsetTruth, QuerySet]) -> dict[str, "_Crossfit"]:
+    """What others are compared with, by kind of query; empty where TRAK is not built."""
+    truth, asked = judged
+    try:
+        every = score_matrices(attributor, Setting("trak"), asked)
+    except DtrakError:
+        return {}
+    return {name: _crossfit(every, truth, part) for name, part in asked.groups.items()}
 
 
 def _vectors(attributor: Attributor, setting: Setting, asked: QuerySet) -> list[Float[np.ndarray, "q k"]]:
@@ -163,27 +179,52 @@ def _along_paths(attributor: Attributor, setting: Setting, asked: QuerySet) -> F
     return rows
 
 
-def _row(setting: Setting, name: str, every: list[Scores], truth: SubsetTruth, part: slice) -> Row:
+@dataclass(frozen=True)
+class _Crossfit:
+    """λ chosen on either half of the subset models, the LDS on the other; resamples are paired between settings."""
+
+    chosen: list[int]
+    mean: float
+    resampled: Float[np.ndarray, " resamples"]
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        low, high = np.quantile(self.resampled, [0.025, 0.975])
+        return float(low), float(high)
+
+
+def _crossfit(every: list[Scores], truth: SubsetTruth, part: slice) -> _Crossfit:
     masks, losses = truth.masks, truth.losses[:, part]
-    curve = [float(lds(scores, masks, losses).mean()) for scores in every]
     even = np.arange(len(masks)) % 2 == 0
     chosen, means, resampled = [], [], []
     for half in (even, ~even):
-        best = int(np.argmax([lds(scores, masks[half], losses[half]).mean() for scores in every]))
+        best = int(np.argmax([lds(scores[part], masks[half], losses[half]).mean() for scores in every]))
         other = masks[~half], losses[~half]
         chosen.append(best)
-        means.append(lds(every[best], *other).mean())
-        resampled.append(bootstrap(every[best], *other, HALF_RESAMPLES, key=f"half {len(chosen)}"))
-    low, high = np.quantile(np.mean(resampled, axis=0), [0.025, 0.975])
+        means.append(lds(every[best][part], *other).mean())
+        resampled.append(bootstrap(every[best][part], *other, HALF_RESAMPLES, key=f"half {len(chosen)}"))
+    return _Crossfit(chosen, float(np.mean(means)), np.mean(resampled, axis=0))
+
+
+def _row(
+    setting: Setting, name: str, every: list[Scores], found: _Crossfit, trak: _Crossfit | None,
+    truth: SubsetTruth, part: slice,
+) -> Row:  # fmt: skip
+    curve = [float(lds(scores[part], truth.masks, truth.losses[:, part]).mean()) for scores in every]
+    over_trak: tuple[float, ...] = ()
+    if trak is not None:
+        low, high = np.quantile(found.resampled - trak.resampled, [0.025, 0.975])
+        over_trak = (found.mean - trak.mean, float(low), float(high))
     return Row(
         method=setting.method,
         setting=setting.text,
         queries=name,
-        lds_crossfit=float(np.mean(means)),
+        lds_crossfit=found.mean,
         lds_oracle=max(curve),
-        interval=(float(low), float(high)),
-        subset_models=len(masks),
+        interval=found.interval,
+        over_trak=over_trak,
+        subset_models=len(truth.masks),
         seeds=min(truth.seeds),
-        dampings=tuple(10.0 ** POWERS[i] for i in chosen) if len(every) > 1 else (),
+        dampings=tuple(10.0 ** POWERS[i] for i in found.chosen) if len(every) > 1 else (),
         curve=tuple(curve),
     )

@@ -24,6 +24,7 @@ class Row:
         lds_crossfit: λ chosen on half of the subset models, reported on the other half, both ways, averaged.
         lds_oracle: the best over λ on all subset models, as the paper reports; it flatters.
         interval: of lds_crossfit: 95 % of bootstrap resamples of the subset models of either half, averaged.
+        over_trak: how much higher than TRAK's own row, low and high, from the same resamples; empty without TRAK.
         seeds: trainings behind each subset model, at least.
         dampings: the λ chosen on either half, relative; empty where λ does not enter.
         curve: the LDS on all subset models at each λ of the grid, or alone.
@@ -35,6 +36,7 @@ class Row:
     lds_crossfit: float
     lds_oracle: float
     interval: tuple[float, float]
+    over_trak: tuple[float, ...]
     subset_models: int
     seeds: int
     dampings: tuple[float, ...]
@@ -61,6 +63,16 @@ class Evaluation:
     @cached_property
     def _by_setting(self) -> dict[tuple[str, str], Row]:
         return {(row.setting, row.queries): row for row in self.rows}
+
+    @property
+    def kinds(self) -> list[str]:
+        """The kinds of queries, those that people mostly ask about first."""
+        return sorted({row.queries for row in self.rows})
+
+    def own(self, queries: str) -> list[Row]:
+        """Each method under its own choices, the best first."""
+        own = [row for row in self.rows if row.setting == row.method and row.queries == queries]
+        return sorted(own, key=lambda row: -row.lds_crossfit)
 
     def of(self, setting: Setting, queries: str) -> Row | None:
         """The row of a setting; λ does not matter, for each row has chosen its own."""
@@ -109,5 +121,5 @@ def what_changed(folder: StudyFolder, behind: dict[str, Any]) -> str:
 
 
 def _row(content: dict[str, Any]) -> Row:
-    lists = {key: tuple(content[key]) for key in ("interval", "dampings", "curve")}
+    lists = {key: tuple(content[key]) for key in ("interval", "over_trak", "dampings", "curve")}
     return Row(**{**content, **lists})

@@ -1,6 +1,7 @@
 """Plotly figures, built by pure functions; a page only shows them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -9,9 +10,12 @@ from jaxtyping import Float
 from dtrak.attribution import Attribution
 from dtrak.data import Table
 from dtrak.evidence import Null, Split
+from dtrak.ui.creators import Standing
+from dtrak.ui.evaluate import Curve
 from dtrak.ui.views import Share, format_score
 
 Scores = Float[np.ndarray, " n"]
+LOG_TICKS = {"exponentformat": "power", "dtick": 1}
 POSITIVE, NEGATIVE, NEUTRAL = "#2f6fdb", "#c4532d", "#8a93a3"
 
 
@@ -164,4 +168,124 @@ def split_bars(split: Split, rows: Sequence[int], names: Sequence[str], chosen: 
         yaxis_title="part of the score",
         legend={"orientation": "h", "y": -0.35, "font": {"size": 11}},
     )
+    return figure
+
+
+def standing_bars(found: Sequence[Standing], limit: int = 12) -> go.Figure:
+    """Each creator's total with its interval, beside their share of the training images."""
+    shown = list(found)[:limit][::-1]
+    names = [f"{s.creator} ({s.images})" for s in shown]
+    totals = np.array([s.total for s in shown])
+    figure = go.Figure()
+    figure.add_bar(
+        y=names,
+        x=totals,
+        orientation="h",
+        marker_color=POSITIVE,
+        error_x={
+            "array": np.array([s.total_high for s in shown]) - totals,
+            "arrayminus": totals - np.array([s.total_low for s in shown]),
+            "thickness": 1.5,
+            "width": 4,
+        },
+        name="share of positive scores",
+        hovertemplate="%{x:.1%} of positive scores<extra></extra>",
+    )
+    figure.add_scatter(
+        y=names,
+        x=[s.share_of_data for s in shown],
+        mode="markers",
+        marker={"symbol": "line-ns-open", "size": 14, "color": NEUTRAL, "line": {"width": 3}},
+        name="share of the training images",
+        hovertemplate="%{x:.1%} of the training images<extra></extra>",
+    )
+    figure.update_layout(
+        height=110 + 26 * len(shown),
+        margin={"l": 8, "r": 8, "t": 8, "b": 8},
+        xaxis={"tickformat": ".0%", "rangemode": "tozero"},
+        legend={"orientation": "h", "y": -60 / (110 + 26 * len(shown)), "yanchor": "top"},
+    )
+    return figure
+
+
+def lds_bars(names: Sequence[str], lds: Sequence[float], low: Sequence[float], high: Sequence[float],
+             oracle: Sequence[float] = (), colour: str = POSITIVE) -> go.Figure:  # fmt: skip
+    """The LDS of each method × 100, the first at the top, with intervals; the oracle's λ as a mark apart."""
+    names, count = list(names)[::-1], len(names)
+    values, lower, upper = (np.array(v)[::-1] for v in (lds, low, high))
+    figure = go.Figure()
+    figure.add_bar(
+        y=names,
+        x=values,
+        orientation="h",
+        marker_color=[colour if bottom > 0 else NEUTRAL for bottom in lower],
+        error_x={"array": upper - values, "arrayminus": values - lower, "thickness": 1.5, "width": 4},
+        name="LDS × 100",
+        hovertemplate="%{y}<br>%{x:.1f}<extra></extra>",
+    )
+    if len(oracle):
+        figure.add_scatter(
+            y=names,
+            x=np.array(oracle)[::-1],
+            mode="markers",
+            marker={"symbol": "diamond-open", "size": 9, "color": NEGATIVE, "line": {"width": 2}},
+            name="with the oracle's λ",
+            hovertemplate="%{y}, oracle λ<br>%{x:.1f}<extra></extra>",
+        )
+    figure.add_vline(x=0, line_width=1, line_color=NEUTRAL)
+    figure.update_layout(
+        height=110 + 24 * count,
+        margin={"l": 8, "r": 8, "t": 8, "b": 8},
+        xaxis_title="LDS × 100",
+        yaxis={"automargin": True},
+        legend={"orientation": "h", "y": -60 / (110 + 24 * count), "yanchor": "top"},
+    )
+    return figure
+
+
+def lds_curves(found: Sequence[Curve], title: str, logarithmic: bool) -> go.Figure:
+    """The LDS × 100 of D-TRAK and TRAK along one choice, with intervals where they were worked out."""
+    figure = go.Figure()
+    for curve, colour in zip(found, (POSITIVE, NEGATIVE, NEUTRAL, "#3b9b6d"), strict=False):
+        values = 100 * np.array(curve.lds)
+        error: dict[str, Any] = {}
+        if curve.low:
+            upper, lower = 100 * np.array(curve.high) - values, values - 100 * np.array(curve.low)
+            error = {"error_y": {"array": upper, "arrayminus": lower, "thickness": 1.2, "width": 4}}
+        figure.add_scatter(
+            x=list(curve.values),
+            y=values,
+            mode="lines+markers" if logarithmic or len(values) > 2 else "markers",
+            name=curve.name,
+            line={"color": colour},
+            hovertemplate="%{x}<br>LDS %{y:.1f}<extra></extra>",
+            **error,
+        )
+    figure.add_hline(y=0, line_width=1, line_color=NEUTRAL)
+    figure.update_layout(
+        height=340,
+        margin={"l": 8, "r": 8, "t": 8, "b": 8},
+        xaxis={"title": title, "type": "log" if logarithmic else "category"} | (LOG_TICKS if logarithmic else {}),
+        yaxis_title="LDS × 100",
+        legend={"orientation": "h", "y": -0.25},
+    )
+    return figure
+
+
+def distance_boxes(values: Mapping[str, Sequence[float]], title: str) -> go.Figure:
+    """How far each query's picture moved, by method: boxes with every query as a point."""
+    figure = go.Figure()
+    for number, (name, found) in enumerate(values.items()):
+        figure.add_box(
+            y=list(found),
+            name=name,
+            boxpoints="all",
+            jitter=0.4,
+            pointpos=0,
+            marker={"size": 5, "opacity": 0.7},
+            line={"width": 1.5},
+            marker_color=NEUTRAL if number == 0 else POSITIVE,
+            hovertemplate="%{y:.3g}<extra></extra>",
+        )
+    figure.update_layout(height=300, margin={"l": 8, "r": 8, "t": 8, "b": 8}, yaxis_title=title, showlegend=False)
     return figure

@@ -1,6 +1,7 @@
 """The app's long-lived parts, one of each per server process: opened studies and the job queue."""
 
 import functools
+import os
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,19 +15,29 @@ from dtrak.compare import ranks
 from dtrak.config import load_study
 from dtrak.costs import COSTS_FILE
 from dtrak.errors import DtrakError
+from dtrak.evaluation.counterfactual import Counterfactuals, load_counterfactuals
+from dtrak.evaluation.lds import Score
+from dtrak.evaluation.measure import judges, score_now
+from dtrak.evaluation.removal import Removal, Task, draw_all, drawn, is_drawn
+from dtrak.evaluation.results import Evaluation, load_evaluation
 from dtrak.evidence import Null, near_duplicates, null_band, standardise
-from dtrak.files import digest
+from dtrak.files import digest, exclusive
 from dtrak.queries import check_label
-from dtrak.query import Query
+from dtrak.query import Query, QuerySet
 from dtrak.sampling import GenerationSettings, sample
 from dtrak.settings import Setting
 from dtrak.studies import StudyFolder
+from dtrak.truth import SubsetTruth, truth_folders
+from dtrak.ui.evaluate import Reliability, reliability
 from dtrak.ui.jobs import Job, JobQueue
 from dtrak.ui.runs import Run, RunStore
+from dtrak.whatif import random_rows
 
 ANSWERS_KEPT = 64
 DUPLICATES_LIMIT = 5_000
 REVERSE_RUNS = 50
+TRUTH_PARTS = ("lds", "fit", "evaluation.json", "counterfactual.json")
+WHAT_IF_SHARE = 4  # of the recipe's steps, a what-if takes one part in so many
 T = TypeVar("T")
 
 
@@ -36,12 +47,19 @@ def queue() -> JobQueue:
     return JobQueue()
 
 
+@functools.cache
+def retraining_queue() -> JobQueue:
+    """Trainings, which take minutes and touch none of this process's models."""
+    return JobQueue()
+
+
 @dataclass(frozen=True)
 class Lane:
     """One answer among several that are compared."""
 
     title: str
     scores: np.ndarray
+    measured: str = ""
 
 
 class StudyService:
@@ -53,6 +71,7 @@ class StudyService:
         self.runs = RunStore(self.folder.runs)
         self.lock = threading.RLock()
         self._answers: dict[tuple[Any, ...], Any] = {}
+        self._judges: tuple[SubsetTruth, QuerySet] | None = None
 
     @functools.cached_property
     def model_fingerprint(self) -> str:
@@ -151,11 +170,11 @@ class StudyService:
             self._remember(key, answer)
             return answer
 
-    def lane(self, run: Run, setting: Setting, title: str) -> Lane:
-        """All scores of a run whose features are computed, under a title."""
+    def lane(self, run: Run, setting: Setting, title: str, measured: str = "") -> Lane:
+        """All scores of a run whose features are computed, under a title and what was measured of the setting."""
         answer = self.ask(run, setting, all_scores)
         assert answer is not None
-        return Lane(title, answer[0])
+        return Lane(title, answer[0], measured)
 
     def null(self, setting: Setting) -> Null | None:
         """The null band of a setting, or None for methods that have none."""
@@ -178,6 +197,72 @@ class StudyService:
         if table.train_size > DUPLICATES_LIMIT:
             return None
         return near_duplicates(np.asarray(table.pixels[: table.train_size]))
+
+    @functools.cached_property
+    def evaluation(self) -> Evaluation | None:
+        """What was measured of the study's methods, or None."""
+        with self.lock:
+            return load_evaluation(self.folder)
+
+    @functools.cached_property
+    def counterfactuals(self) -> Counterfactuals | None:
+        """What removals did to pictures, or None."""
+        with self.lock:
+            return load_counterfactuals(self.folder)
+
+    def reliability(self, setting: Setting, run: Run) -> Reliability:
+        """How far an answer about a run can be trusted, as measured."""
+        return reliability(self.evaluation, setting, run.settings is not None)
+
+    def lds_now(self, setting: Setting, queries: str) -> Score | None:
+        """The LDS of any setting at its own λ, or None where the truth or its features are not built; kept."""
+        key = ("", setting.text, score_now, queries)
+        with self.lock:
+            if key not in self._answers:
+                try:
+                    if self._judges is None:
+                        self._judges = judges(self.attributor)
+                    self._remember(key, score_now(self.attributor, setting, queries, self._judges))
+                except DtrakError:
+                    return None
+            return self._answers[key]
+
+    def what_if(self, run: Run, removed: Sequence[str]) -> list[Task]:
+        """What :meth:`retrain_without` trains and draws: all images, without ``removed``, without as many others."""
+        assert run.settings is not None
+        table = self.attributor.table
+        rows = [table.rows[i] for i in removed]
+        others = [table.train_ids[row] for row in random_rows(table.train_size, rows, digest(sorted(removed)))]
+        steps = max(1, self.folder.study.training.steps // WHAT_IF_SHARE)
+        sets: list[Sequence[str]] = [[], removed, others]
+        return [Task(Removal.of(self.folder, ids, steps, "fp32"), (run.settings,)) for ids in sets]
+
+    def retrained(self, tasks: Sequence[Task]) -> list[np.ndarray] | None:
+        """The picture of each task, if all of them were drawn."""
+        if not all(is_drawn(self.folder, task.removal, task.settings[0]) for task in tasks):
+            return None
+        return [drawn(self.folder, task.removal, task.settings)[0] for task in tasks]
+
+    def what_if_key(self, tasks: Sequence[Task]) -> str:
+        """The key of the job that retrains."""
+        return f"what-if:{self.folder.study.name}:{digest([str(task) for task in tasks])}"
+
+    def retrain_without(self, tasks: Sequence[Task]) -> Job:
+        """Queue the retraining of :meth:`what_if`, in processes of their own."""
+
+        def work(job: Job) -> None:
+            with exclusive(self.folder.root / "retrained", f"the retraining of '{self.folder.study.name}'"):
+                draw_all(self.folder, tasks, max(2, min(len(tasks), os.cpu_count() or 2)), job.progress)
+
+        return retraining_queue().submit(self.what_if_key(tasks), work)
+
+    def kept_scores(self, setting: Setting) -> list[tuple[Run, np.ndarray]]:
+        """The latest generated pictures whose features are computed, each with its scores; nothing is computed here."""
+        found = []
+        for run in self.runs.latest(REVERSE_RUNS):
+            if run.settings is not None and (answer := self.ask(run, setting, all_scores)) is not None:
+                found.append((run, answer[0]))
+        return found
 
     def reverse(self, sample_id: str, setting: Setting, count: int = 8) -> list[tuple[Run, float, int]]:
         """The generated pictures that a training image affects most: the run, its z-score there, its place from 1.
@@ -232,6 +317,7 @@ def study_service(study: str) -> StudyService:
         folder.root / COSTS_FILE,
         folder.data / "report.json",
         folder.model_dir / "training.json",
+        *(root / name for root in truth_folders(folder) for name in TRUTH_PARTS),
     ]
     stamp = tuple(f"{path}:{path.stat().st_mtime_ns}" for path in sorted(built) if path.exists())
     if not any(Path(s.rsplit(":", 1)[0]).name == "manifest.json" for s in stamp):

@@ -12,7 +12,7 @@ from dtrak.methods import METHODS
 from dtrak.settings import Setting
 from dtrak.studies import StudyFolder, study_status
 from dtrak.ui.components import component_file
-from dtrak.ui.jobs import Job
+from dtrak.ui.jobs import Job, JobQueue
 from dtrak.ui.runs import Run
 from dtrak.ui.services import StudyService, queue, study_service
 from dtrak.ui.views import data_url, enlarged_png
@@ -146,14 +146,17 @@ def open_sample(sample_id: str) -> None:
     st.switch_page("pages/sample.py", query_params=params)
 
 
-def wait_for(job: Job, text: str, key: str, on_cancel: Callable[[], None] = lambda: None) -> None:
+def wait_for(
+    job: Job, text: str, key: str, on_cancel: Callable[[], None] = lambda: None, jobs: JobQueue | None = None
+) -> None:
     """Show a job's progress, picture and place in the queue until it ends; then run the page again."""
+    jobs = jobs or queue()
 
     @st.fragment(run_every=POLL_SECONDS)
     def poll() -> None:
         if not job.active:
             st.rerun()
-        ahead = queue().position(job)
+        ahead = jobs.position(job)
         if job.state == "queued" and ahead:
             st.progress(0.0, f"Waiting: {ahead} before this")
         else:

@@ -1,0 +1,146 @@
+"""The creator statement: what a creator's images weigh in the kept pictures, against their share of the data.
+
+Scores of two pictures have no common unit, so each picture's scores are divided by the sum of their
+magnitudes. A creator's total in a picture is the sum over their images, the mean that sum by image;
+sums favour the prolific, means the few, so both are shown, each against what an even spread would give.
+"""
+
+import csv
+import html
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from dtrak.data import Record
+from dtrak.evaluation.counterfactual import mean_with_interval
+from dtrak.ui.report import STYLE
+
+UNKNOWN = "unknown"
+COLUMNS = ("creator", "images", "share_of_data", "total", "total_low", "total_high", "per_image", "per_image_low",
+           "per_image_high", "pictures")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One creator over some pictures.
+
+    Attributes:
+        share_of_data: their images among all training images.
+        total: the share of all positive scores that their images hold, mean over pictures.
+        per_image: their images' mean positive score over that of all images: 1 is an average image.
+        low, high: 95 % of bootstrap resamples of the pictures.
+    """
+
+    creator: str
+    images: int
+    share_of_data: float
+    total: float
+    total_low: float
+    total_high: float
+    per_image: float
+    per_image_low: float
+    per_image_high: float
+    pictures: int
+
+
+def standings(records: Sequence[Record], scores: Sequence[Float[np.ndarray, " n"]]) -> list[Standing]:
+    """All creators, those with the largest total first.
+
+    Args:
+        records: of the training images.
+        scores: of them, one array a picture.
+    """
+    names = [record.creator or UNKNOWN for record in records]
+    found = []
+    for creator in sorted(set(names)):
+        mine = np.array([name == creator for name in names])
+        shares = []
+        for row in scores:
+            positive = np.maximum(row, 0)
+            shares.append(float(positive[mine].sum() / positive.sum()) if positive.any() else 0.0)
+        data = float(mine.mean())
+        total, low, high = mean_with_interval(np.array(shares))
+        found.append(
+            Standing(
+                creator, int(mine.sum()), data, total, low, high, total / data, low / data, high / data, len(scores)
+            )
+        )
+    return sorted(found, key=lambda s: (-s.total, s.creator))
+
+
+def sentence(found: Standing) -> str:
+    """One creator's standing in plain words."""
+    pictures = f"{found.pictures} kept picture" + ("s" if found.pictures > 1 else "")
+    if found.per_image_low > 1:
+        compared = "more than an average image"
+    elif found.per_image_high < 1:
+        compared = "less than an average image"
+    else:
+        compared = "not told apart from an average image"
+    return (
+        f"{found.images} of the training images ({found.share_of_data:.1%}) are by {found.creator}. Over {pictures} "
+        f"they hold {found.total:.1%} of the positive scores (95 %: {found.total_low:.1%} to {found.total_high:.1%}). "
+        f"Each of them weighs {found.per_image:.2f} times an average image ({found.per_image_low:.2f} to "
+        f"{found.per_image_high:.2f}): {compared}."
+    )
+
+
+def to_csv(found: Sequence[Standing]) -> bytes:
+    """All creators, one a row."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, COLUMNS)
+    writer.writeheader()
+    for standing in found:
+        content = {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in asdict(standing).items()}
+        name = standing.creator
+        writer.writerow({**content, "creator": f"'{name}" if name[:1] in tuple("=+-@\t\r") else name})
+    return buffer.getvalue().encode("utf-8-sig")
+
+
+def to_json(study: str, method: str, measured: str, found: Standing, pictures: Sequence[dict[str, Any]]) -> bytes:
+    """One creator's statement for programs."""
+    content = {
+        "study": study, "method": method, "measured": measured, "standing": asdict(found), "pictures": list(pictures)
+    }  # fmt: skip
+    return (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def to_html(
+    study: str, method: str, measured: str, found: Standing, images: Sequence[tuple[str, str]],
+    pictures: Sequence[tuple[str, str]], credit: str,
+) -> bytes:  # fmt: skip
+    """One creator's statement as a page that stands alone.
+
+    Args:
+        images: of the creator, each a data URL and a title, those with the most influence first.
+        pictures: that the statement rests on, likewise.
+    """
+
+    def strip(title: str, entries: Sequence[tuple[str, str]]) -> str:
+        cells = "".join(
+            f"<figure style='display:inline-block;margin:6px;width:96px'><img src='{url}' width='96' "
+            f"alt='{html.escape(text, True)}'><figcaption>{html.escape(text)}</figcaption></figure>"
+            for url, text in entries
+        )
+        return f"<h2>{title}</h2>{cells}"
+
+    return "\n".join(
+        [
+            "<!doctype html><html lang='en'><meta charset='utf-8'>",
+            "<meta name='viewport' content='width=device-width, initial-scale=1'>",
+            f"<title>Statement, {html.escape(found.creator)}</title><style>{STYLE}</style>",
+            f"<h1>{html.escape(found.creator)}</h1><p>Study {html.escape(study)}, by {html.escape(method)}.</p>",
+            f"<p>{html.escape(sentence(found))}</p>",
+            f"<p><b>Measured reliability of the method:</b> {html.escape(measured)}</p>",
+            "<p>Totals favour creators of many images, means creators of few; both are stated. Scores are estimates of "
+            "what removing images would do. They are no share of authorship, and no proof.</p>",
+            strip("Images with the most influence", images),
+            strip("Pictures that this rests on", pictures),
+            f"<p>{html.escape(credit)}</p></html>",
+        ]
+    ).encode()

@@ -1,0 +1,130 @@
+"""The commands that make and read the ground truth: retrain, evaluate, counterfactual."""
+
+import json
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from dtrak.config import load_study
+from dtrak.files import exclusive
+from dtrak.methods import METHODS
+from dtrak.settings import Setting
+from dtrak.studies import StudyFolder
+from index_builder.options import (
+    BatchOption,
+    JsonOption,
+    PrecisionName,
+    StudyArgument,
+    TruthFamily,
+    WorkersOption,
+)
+from index_builder.steps import compute, cores, prepare_data
+from index_builder.terminal import errors, progress
+
+
+def retrain(
+    study: StudyArgument,
+    subsets: Annotated[int, typer.Option(min=2, help="How many random halves.")] = 64,
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each half.")] = 2,
+    family: Annotated[
+        TruthFamily, typer.Option(help="lds: to score methods; fit: for empirical-influence and datamodel.")
+    ] = TruthFamily("lds"),
+    workers: WorkersOption = None,
+    precision: Annotated[PrecisionName | None, typer.Option(help="Of the arithmetic. [default: the recipe's]")] = None,
+) -> None:
+    """Train STUDY again on random halves and keep what each model loses on fixed queries; resumes."""
+    from index_builder.retraining import retrain_subsets
+
+    folder = StudyFolder(load_study(study))
+    prepare_data(folder)
+    with progress(f"retrain {folder.study.name}", subsets * seeds) as show:
+
+        def advance(done: int, total: int) -> None:
+            show(done, "", total)
+
+        chosen: Any = precision.value if precision else None
+        new = retrain_subsets(folder, family.value, subsets, seeds, workers or cores(), chosen, advance)  # type: ignore[arg-type]
+    errors.print(f"{subsets * seeds} subset models of '{folder.study.name}' are there, {new} of them new.")
+
+
+def evaluate(
+    study: StudyArgument, workers: WorkersOption = None, batch_size: BatchOption = 16, as_json: JsonOption = False
+) -> None:
+    """Say how well each built method, and each choice of the ablations, predicts the retrained models of STUDY."""
+    from dtrak.attribution import Attributor
+    from dtrak.evaluation.measure import evaluate as measure
+    from dtrak.evaluation.measure import judges
+    from dtrak.evaluation.results import save_evaluation
+    from index_builder.engine import ablation_parts, evaluation_sets
+
+    folder = StudyFolder(load_study(study))
+    truth, _ = judges(Attributor(folder))
+    errors.print("Features of the queries that the models were asked about:")
+    compute(folder, ablation_parts(evaluation_sets(folder)), workers or cores(), batch_size)
+    with progress("evaluate", None) as show:
+        rows = measure(Attributor(folder), report=lambda what, done, total: show(done, what, total))
+    save_evaluation(folder, rows, truth)
+    if as_json:
+        print(json.dumps([row.as_dict() for row in rows], indent=2))
+        return
+    print(f"LDS × 100 over {rows[0].subset_models} subset models of {rows[0].seeds} training seed(s) each.")
+    print("λ is chosen on half of them and reported on the other half; oracle is the best λ on all, as papers report.")
+    print(f"{'setting':44}{'queries':12}{'LDS':>7}{'95 % interval':>18}{'oracle':>9}  λ chosen")
+    for row in sorted(rows, key=lambda r: (r.queries, -r.lds_crossfit)):
+        low, high = row.interval
+        between = f"{100 * low:.1f} to {100 * high:.1f}"
+        dampings = ", ".join(f"{d:.3g}" for d in row.dampings)
+        title = Setting.parse(row.setting).title
+        score, oracle = 100 * row.lds_crossfit, 100 * row.lds_oracle
+        print(f"{title:44}{row.queries:12}{score:7.1f}{between:>18}{oracle:9.1f}  {dampings}")
+
+
+def counterfactual(
+    study: StudyArgument,
+    queries: Annotated[int, typer.Option(min=1, help="How many of the generated queries.")] = 16,
+    remove: Annotated[
+        int | None, typer.Option(min=1, help="Images to leave out. [default: a fifth of the set]", show_default=False)
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Of each training. [default: the recipe's]", show_default=False)
+    ] = None,
+    workers: WorkersOption = None,
+    precision: Annotated[PrecisionName | None, typer.Option(help="Of the arithmetic. [default: the recipe's]")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train STUDY again without the images each method names, draw again, and say how far pictures moved; resumes."""
+    from dtrak.attribution import Attributor
+    from dtrak.evaluation.counterfactual import COMPARED, mean_with_interval
+    from dtrak.evaluation.counterfactual import counterfactual as measure
+
+    attributor = Attributor(StudyFolder(load_study(study)))
+    count = remove or max(1, attributor.table.train_size // 5)
+    chosen: Any = precision.value if precision else None
+    name = attributor.folder.study.name
+    with (
+        exclusive(attributor.folder.root / "retrained", f"the retraining of '{name}'"),
+        progress(f"counterfactuals of {name}", None) as show,
+    ):
+        found = measure(
+            attributor, queries, count, workers or cores(), steps, chosen,
+            lambda done, total: show(done, "steps", total),
+        )  # fmt: skip
+    if as_json:
+        print(json.dumps({"pairs": [asdict(pair) for pair in found.pairs], "behind": found.behind}, indent=2))
+        return
+    print(
+        f"{count} of {attributor.table.train_size} images left out, {len(found.queries)} queries; means over queries."
+    )
+    print(
+        f"{'left out by':22}{'pixels moved, ℓ2':>18}{'95 % interval':>18}{'embedding cosine':>18}{'95 % interval':>18}"
+    )
+    for name in COMPARED:
+        pairs = found.of(name)
+        cells = f"{METHODS[name].title:22}"
+        for values in ([p.distance for p in pairs], [p.cosine for p in pairs]):
+            mean, low, high = mean_with_interval(np.array(values))
+            between = f"{low:.3f} to {high:.3f}"
+            cells += f"{mean:18.3f}{between:>18}"
+        print(cells)

@@ -1,0 +1,54 @@
+"""What several commands do: prepare the data, compute features with progress, count the cores."""
+
+import os
+from collections.abc import Mapping, Sequence
+
+from dtrak.config import FeatureConfig
+from dtrak.costs import record_cost
+from dtrak.files import exclusive
+from dtrak.store import FeatureStore
+from dtrak.studies import StudyFolder, remember_source
+from index_builder.terminal import errors, progress
+
+
+def compute(
+    folder: StudyFolder,
+    parts: Mapping[str, Sequence[FeatureConfig]],
+    workers: int,
+    batch_size: int = 16,
+    device: str = "cpu",
+) -> list[FeatureStore]:
+    from index_builder.engine import build_parts
+
+    with progress("features", None) as advance:
+        built = build_parts(
+            folder, parts, workers, batch_size, device, lambda part, done, total: advance(done, part, total)
+        )
+    for title, part in built.items():
+        cost = record_cost(folder, title, part.stores, part.seconds)
+        errors.print(f"  {title}: {cost.seconds:.0f} s, {cost.bytes / 1e6:.0f} MB")
+    return [store for part in built.values() for store in part.stores]
+
+
+def prepare_data(folder: StudyFolder, force: bool = False) -> None:
+    from dtrak.data import prepare
+    from dtrak.data.table import is_prepared
+
+    with exclusive(folder.root, f"study '{folder.study.name}'"):
+        remember_source(folder)
+        if is_prepared(folder.study, folder.data) and not force:
+            return
+        with progress(f"prepare {folder.study.name}", None) as advance:
+            report = prepare(folder.study, folder.data, lambda number: advance(number, ""))
+    errors.print(
+        f"'{folder.study.name}': {report.train} training images, {report.heldout} held out, "
+        f"{len(report.duplicates)} duplicates and {len(report.refused)} unusable files left out."
+    )
+    for refused in report.refused[:20]:
+        errors.print(f"  {refused['id']}: {refused['reason']}")
+    if report.refused or report.duplicates:
+        errors.print(f"  All of them are named in {folder.data / 'report.json'}.")
+
+
+def cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
