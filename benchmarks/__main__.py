@@ -22,6 +22,8 @@ import torch
 from benchmarks.reference import reference_seconds_per_sample
 from dtrak.compare import ranking
 from dtrak.config import ROOT, FeatureConfig, load_study
+from dtrak.evaluation.lds import lds_with_interval
+from dtrak.evaluation.measure import NOW_RESAMPLES
 from dtrak.features import FeatureExtractor
 from dtrak.index import AttributionIndex, QueryFeature, build_index
 from dtrak.models import DiffusionModel
@@ -178,11 +180,27 @@ def toggle_rows() -> list[tuple[str, str, str]]:
             ranking(Readout(store.weighted(every_other, 1024)).scores(query[:1024], 0.1))
 
         measured = [median_seconds(work, 5) for work in (timesteps, damping, dimension)]
+        judged = lds_seconds(readout, random)
     what = ("another selection of timesteps", "another λ", "another k (1,024)")
     return [
         (f"toggle to ranking, N = 1,000, k = 4,096, 10 parts: {name}", f"{seconds * 1e3:.0f} ms", "goal 200 ms")
         for name, seconds in zip(what, measured, strict=True)
+    ] + [
+        ("LDS of another λ with its interval: M = 64, N = 1,000, 200 queries", f"{judged * 1e3:.0f} ms", "goal 100 ms")
     ]
+
+
+def lds_seconds(readout: Readout, random: np.random.Generator) -> float:
+    """From another λ to the LDS and its interval, what the Ablate page does at a toggle."""
+    queries = random.standard_normal((200, 4096)).astype(np.float32)
+    masks, losses = random.random((64, len(readout.features))) < 0.5, random.standard_normal((64, 200))
+    dampings = iter(np.geomspace(1e-3, 1e3, 1000).tolist())
+
+    def work() -> None:
+        (scores,) = readout.each(queries, [next(dampings)])
+        lds_with_interval(scores, masks, losses, NOW_RESAMPLES)
+
+    return median_seconds(work)
 
 
 def main() -> None:

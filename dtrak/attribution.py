@@ -272,8 +272,12 @@ def _present(features: Features, key: str) -> QueryFeature:
     return features[key]
 
 
-def as_json(study: str, query: dict[str, Any], attribution: Attribution) -> dict[str, Any]:
-    """An attribution as plain data; scores to six significant digits."""
+def as_json(study: str, query: dict[str, Any], attribution: Attribution, measured: str = "") -> dict[str, Any]:
+    """An attribution as plain data; scores to six significant digits.
+
+    Args:
+        measured: the setting's measured reliability, in words.
+    """
 
     def entry(scored: Scored) -> dict[str, Any]:
         record = scored.record
@@ -293,6 +297,7 @@ def as_json(study: str, query: dict[str, Any], attribution: Attribution) -> dict
         "setting": attribution.setting.text,
         "damping": attribution.damping,
         "fingerprint": attribution.fingerprint,
+        "measured": measured,
         "proponents": [entry(s) for s in attribution.proponents],
         "opponents": [entry(s) for s in attribution.opponents],
     }

@@ -34,6 +34,7 @@ class Readout:
         self._kernel = kernel
         self._halves: dict[int | None, Readout] = {}
         self._factors: dict[float, tuple[np.ndarray, bool]] = {}
+        self._latest: tuple[np.ndarray, np.ndarray] | None = None
 
     @property
     def kernel(self) -> Kernel:
@@ -147,11 +148,14 @@ class Readout:
         return np.where(norms > 0, norms, 1.0)
 
     def _products(self, queries: Float[np.ndarray, "*q k"]) -> Float64[np.ndarray, "*q n"]:
+        """Φ φ; those of the latest batch are kept, for they serve every λ."""
         if queries.ndim == 1:
             return multiply(self.features, queries)
-        rows, queries = self.features, queries.astype(np.float64)
-        blocks = [queries @ rows[i : i + BLOCK].astype(np.float64).T for i in range(0, len(rows), BLOCK)]
-        return np.concatenate(blocks, axis=1)
+        if self._latest is None or self._latest[0] is not queries:
+            rows, wide = self.features, queries.astype(np.float64)
+            blocks = [wide @ rows[i : i + BLOCK].astype(np.float64).T for i in range(0, len(rows), BLOCK)]
+            self._latest = queries, np.concatenate(blocks, axis=1)
+        return self._latest[1]
 
     def sweep(
         self,

@@ -195,8 +195,10 @@ def attribute(
         raise typer.BadParameter("give one of --image and --seed")
     from dtrak.attribution import Attributor
     from dtrak.attribution import as_json as to_json
+    from dtrak.evaluation.results import load_evaluation
     from dtrak.queries import generate_query, query_from_file
     from dtrak.sampling import GenerationSettings
+    from dtrak.ui.evaluate import reliability
 
     attributor = Attributor(StudyFolder(load_study(study)), device)
     if image is not None:
@@ -206,10 +208,12 @@ def attribute(
         generation = GenerationSettings(seed, steps, label, attributor.folder.study.guidance)
         query, described = generate_query(attributor, generation), generation.as_dict()
     answer = attributor.attribute(query, attributor.features(query, [setting], by_block=False), setting, top)
-    content = to_json(attributor.folder.study.name, described, answer)
+    measured = reliability(load_evaluation(attributor.folder), setting, query.settings is not None).text
+    content = to_json(attributor.folder.study.name, described, answer, measured)
     if as_json:
         print(json.dumps(content, indent=2, ensure_ascii=False))
         return
+    errors.print(measured)
     for side in ("proponents", "opponents"):
         damped = "" if answer.damping is None else f", λ = {answer.damping:g} × mean eigenvalue"
         print(f"{side} by {setting.title}{damped}")

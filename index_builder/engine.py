@@ -7,6 +7,7 @@ how many workers there are. Shards are complete or absent; a build that is kille
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from dtrak.config import LAST, FeatureConfig, Split, Study
 from dtrak.costs import INDEX_PART
@@ -103,13 +104,17 @@ def build_indexes(folder: StudyFolder, stores: list[FeatureStore]) -> None:
 
 def open_stores(folder: StudyFolder, sets: Sequence[FeatureConfig], device: str = "cpu") -> list[FeatureStore]:
     """The stores of feature sets under the study's present models and data, made if new."""
+    rows = {split: len(split_rows(folder, split)[1]) for split in {c.split for c in sets}}
+    return [
+        FeatureStore.create(folder.features, content, rows[c.split], SHARD_SIZE)
+        for c, content in zip(sets, _identities(folder, sets, device), strict=True)
+    ]
+
+
+def _identities(folder: StudyFolder, sets: Sequence[FeatureConfig], device: str = "cpu") -> list[dict[str, Any]]:
     models = {name: load_study_model(folder, device, name).fingerprint() for name in {c.model for c in sets}}
     data = {split: data_fingerprint(folder, split) for split in {c.split for c in sets}}
-    rows = {split: len(split_rows(folder, split)[1]) for split in data}
-    return [
-        FeatureStore.create(folder.features, identity(models[c.model], data[c.split], c), rows[c.split], SHARD_SIZE)
-        for c in sets
-    ]
+    return [identity(models[c.model], data[c.split], c) for c in sets]
 
 
 def ablation_parts(sets: Sequence[FeatureConfig]) -> dict[str, list[FeatureConfig]]:
@@ -130,11 +135,10 @@ def ablation_parts(sets: Sequence[FeatureConfig]) -> dict[str, list[FeatureConfi
 def evaluation_sets(folder: StudyFolder) -> list[FeatureConfig]:
     """What the evaluation needs beside what is built: the controls, and every built set's look at the queries."""
     study = folder.study
-    built = {
-        config
-        for config in study.feature_sets
-        if config.split == "train" and all(store.complete for store in open_stores(folder, [config]))
-    } | set(study.control_sets)
+    listed = [config for config in study.feature_sets if config.split == "train"]
+    paths = [folder.features / digest(content) for content in _identities(folder, listed)]
+    stores = {c: FeatureStore.open(p) for c, p in zip(listed, paths, strict=True) if (p / "manifest.json").exists()}
+    built = {config for config, store in stores.items() if store.complete} | set(study.control_sets)
     of_queries = [c for c in study.sets_of("truth") if c.model_copy(update={"split": "train"}) in built]
     return [*study.control_sets, *of_queries]
 

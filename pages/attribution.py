@@ -209,17 +209,18 @@ def exports() -> None:
     """CSV, JSON and a page that stands alone."""
     described = run.settings.as_dict() if run.settings else {"image": "uploaded", "label": run.label}
     name, study = f"{run.id}-{setting.text}", service.folder.study
-    credit = study.data.credit or ""
+    credit, measured = study.data.credit or "", service.reliability(setting, run).text
     columns = st.columns(3)
     columns[0].download_button("CSV", to_csv(answer, table, stable), f"{name}.csv", "text/csv", on_click="ignore",
                                key="export-csv", width="stretch")  # fmt: skip
     columns[1].download_button(
-        "JSON", to_json(study.name, described, answer, table, null, stable), f"{name}.json", "application/json",
-        on_click="ignore", key="export-json", width="stretch",
+        "JSON", to_json(study.name, described, answer, table, null, stable, measured), f"{name}.json",
+        "application/json", on_click="ignore", key="export-json", width="stretch",
     )  # fmt: skip
     columns[2].download_button(
         "Report (HTML)",
-        to_html(study.title or study.name, described, run.pixels, [answer], table, null, stable, credit),
+        to_html(study.title or study.name, described, run.pixels, [answer], table, null, stable, credit,
+                measured),
         f"{name}.html", "text/html", on_click="ignore", key="export-html", width="stretch",
     )  # fmt: skip
 

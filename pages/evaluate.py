@@ -123,8 +123,8 @@ def removals(found: Counterfactuals) -> None:
     total = service.attributor.table.train_size
     st.markdown(
         f"For {numbers['queries']} generated pictures, the {numbers['removed']} of {total} training images that a "
-        "method names first are left out, the model is trained again from the same seed, and the same noise is denoised. The "
-        "further the picture moves, the more those images mattered."
+        "method names first are left out, the model is trained again from the same seed, and the same noise is "
+        "denoised. The further the picture moves, the more those images mattered."
     )
     means = []
     for name in COMPARED:
@@ -209,7 +209,7 @@ st.subheader("What the numbers can and cannot say")
 st.markdown(
     """
 - An LDS is about sums over many images on a whole study. It does not prove that one image shaped one picture.
-- It is about losses on random halves. A counterfactual is about pixels after the named images are gone. They can differ.
+- It is about losses on random halves; a counterfactual is about pixels after named images are gone. They can differ.
 - The interval is over subset models alone: other training seeds, other pictures and other recipes are not in it.
 - Pictures of one study share its model, so methods are compared on the same truth; compare differences, not levels.
 """

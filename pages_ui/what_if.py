@@ -68,7 +68,7 @@ def _retrain(service: StudyService, run: Run, removed: list[str]) -> None:
     tasks = service.what_if(run, removed)
     pictures = service.retrained(tasks)
     recipe = tasks[0].removal
-    epochs = f"{recipe.steps} steps, {recipe.epochs(service.folder):.0f} epochs"
+    epochs = f"{recipe.steps} training steps ({recipe.epochs(service.folder):.1f} epochs)"
     if pictures is None:
         job = retraining_queue().get(service.what_if_key(tasks))
         if job is not None and job.state == "failed" and job.error:

@@ -7,6 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from dtrak.errors import DtrakError
+from dtrak.evaluation.subsets import query_set
 from dtrak.settings import Setting
 from index_builder.cli import app
 from tests import oracle
@@ -24,7 +25,18 @@ def call(*arguments):
 
 def test_help_names_every_command():
     text = call("--help").stdout
-    for command in ("studies", "prepare", "train", "build", "verify", "attribute", "scores"):
+    for command in (
+        "studies",
+        "prepare",
+        "train",
+        "build",
+        "retrain",
+        "evaluate",
+        "counterfactual",
+        "verify",
+        "attribute",
+        "scores",
+    ):
         assert command in text
 
 
@@ -33,7 +45,17 @@ def test_attribute_json_is_the_oracles_answer_and_repeats(tiny, source):
     first = call(*arguments).stdout
     assert call(*arguments).stdout == first
     answer = json.loads(first)
-    assert list(answer) == ["study", "query", "method", "setting", "damping", "fingerprint", "proponents", "opponents"]
+    assert list(answer) == [
+        "study",
+        "query",
+        "method",
+        "setting",
+        "damping",
+        "fingerprint",
+        "measured",
+        "proponents",
+        "opponents",
+    ]
     from dtrak.attribution import Attributor
     from dtrak.queries import generate_query
     from dtrak.sampling import GenerationSettings
@@ -80,6 +102,26 @@ def test_scores_equal_single_attributions(tiny, source, tmp_path):
 def test_studies_and_verify(tiny, source):
     assert "tiny is whole" in call("verify", source / "tiny.yaml").stdout.replace("'", "")
     assert any(s["name"] == "demo" for s in json.loads(call("studies", "--json").stdout))
+
+
+def test_evaluate_prints_a_table_and_rows(tiny, source):
+    rows = json.loads(call("evaluate", source / "tiny.yaml", "--workers", 1, "--json").stdout)
+    keys = {"method", "setting", "queries", "lds_crossfit", "lds_oracle", "interval", "subset_models"}
+    assert all(keys <= set(row) for row in rows)
+    assert {"dtrak", "trak", "random", "pixel-cos", "journey-trak"} <= {row["method"] for row in rows}
+    table = call("evaluate", source / "tiny.yaml", "--workers", 1).stdout
+    assert "6 subset models" in table
+    assert "D-TRAK · K = 1" in table
+
+
+def test_counterfactual_prints_means_and_pairs(fresh, source):
+    call("build", source / "tiny.yaml", "--index-only", "--workers", 1)
+    query_set(fresh)
+    arguments = ("counterfactual", source / "tiny.yaml", "--queries", 1, "--remove", 2, "--workers", 1)
+    assert "Embedding cosine" in call(*arguments).stdout
+    content = json.loads(call(*arguments, "--json").stdout)
+    assert {pair["method"] for pair in content["pairs"]} == {"random", "embedding-cos", "trak", "dtrak"}
+    assert content["behind"]["removed"] == 2
 
 
 def test_failures_say_what_to_do(fresh, source):

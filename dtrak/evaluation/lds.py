@@ -82,9 +82,9 @@ def bootstrap(
     for start in range(0, queries, step):
         a = _resampled_ranks(foretold[:, start : start + step], copies)
         b = _resampled_ranks(losses[:, start : start + step], copies)
-        both, left, right = (
-            np.einsum("qmb,qmb->qb", x, y) for x, y in ((copies * a, b), (copies * a, a), (copies * b, b))
-        )
+        weighted = copies * a
+        both, left = (np.einsum("qmb,qmb->qb", weighted, other) for other in (b, a))
+        right = np.einsum("qmb,qmb->qb", copies * b, b)
         length = np.sqrt(left * right)
         total += (both / np.where(length > 0, length, 1.0)).sum(0)
     return total / queries
@@ -94,6 +94,7 @@ def _resampled_ranks(
     values: Float[np.ndarray, "m q"], copies: Float32[np.ndarray, "m b"]
 ) -> Float32[np.ndarray, "q m b"]:
     """Centred ranks of the models in each resample."""
-    rows = values.T
+    rows, models = values.T, len(copies)
     order = (np.sign(rows[:, :, None] - rows[:, None, :]).astype(np.float32) + 1) / 2
-    return order @ copies - np.float32(len(copies) / 2)
+    ranks = order.reshape(-1, models) @ copies  # one product of all queries: many small ones wait for each other
+    return ranks.reshape(-1, *copies.shape) - np.float32(models / 2)

@@ -22,6 +22,7 @@ from dtrak.truth import SubsetTruth, load_subsets
 POWERS = tuple(float(p) for p in np.arange(-4.0, 4.01, 0.5))
 LEAST_MODELS = 4
 HALF_RESAMPLES = 500
+NOW_RESAMPLES = 200
 ABLATED = ("dtrak", "trak")
 CHOICES = ("timesteps", "strategy", "draws", "projection_dim", "projection_seed", "output")
 Scores = Float[np.ndarray, "q n"]
@@ -128,7 +129,11 @@ def score_matrices(attributor: Attributor, setting: Setting, asked: QuerySet) ->
 
 
 def score_now(
-    attributor: Attributor, setting: Setting, queries: str, judged: tuple[SubsetTruth, QuerySet], resamples: int = 300
+    attributor: Attributor,
+    setting: Setting,
+    queries: str,
+    judged: tuple[SubsetTruth, QuerySet],
+    resamples: int = NOW_RESAMPLES,
 ) -> Score:
     """The LDS of one setting at its own λ, fast enough to follow a toggle.
 

@@ -31,10 +31,16 @@ def to_csv(answer: Attribution, table: Table, stability: Stability | None = None
 
 
 def to_json(
-    study: str, query: dict[str, Any], answer: Attribution, table: Table, null: Null | None, stability: Stability | None
+    study: str,
+    query: dict[str, Any],
+    answer: Attribution,
+    table: Table,
+    null: Null | None,
+    stability: Stability | None,
+    measured: str = "",
 ) -> bytes:
     """What the command line prints, with every score and what is known of chance and stability."""
-    content = as_json(study, query, answer)
+    content = as_json(study, query, answer, measured)
     scores = {record.id: float(f"{s:.6g}") for record, s in zip(table.records, answer.scores, strict=False)}
     content["scores"] = scores
     if null is not None:
@@ -72,12 +78,13 @@ def to_html(
     null: Null | None = None,
     stability: Stability | None = None,
     credit: str = "",
+    measured: str = "",
 ) -> bytes:
     """One page with the query, its parameters, and the top images of one or more methods; nothing is loaded.
 
     Args:
         picture: the query's pixels.
-        answers: the first is the main one; the null band and the stability are of it.
+        answers: the first is the main one; the null band, the stability and what was measured are of it.
     """
     out = [
         "<!doctype html><html lang='en'><meta charset='utf-8'>",
@@ -93,6 +100,10 @@ def to_html(
         chance = f"random directions of equal norm stay below {null.threshold:.1f} in 95 % of cases"
         behind = f"{len(null.scores) - null.heldout} directions, {null.heldout} held-out images"
         out.append(f"<p><b>{verdict}</b>: the top z-score is {z:.1f}; {chance} ({behind}).</p>")
+    if measured:
+        out.append(
+            f"<p><b>Measured reliability</b> of {html.escape(answers[0].setting.title)}: {html.escape(measured)}</p>"
+        )
     for number, answer in enumerate(answers):
         out.append(_section(answer, table, stability if number == 0 else None))
     out.append(
