@@ -13,8 +13,7 @@ from dtrak.data import Record, Table
 from dtrak.errors import DtrakError
 from dtrak.files import atomic_write, digest
 from dtrak.sampling import GenerationSettings
-from dtrak.studies import StudyFolder
-from dtrak.truth import truth_folders
+from dtrak.studies import StudyFolder, truth_folders
 
 QUERIES_FILE = "queries.npz"
 FIRST_SEED = 100_000  # of the generated queries: far from seeds that people try

@@ -280,6 +280,12 @@ def remember_source(folder: StudyFolder) -> None:
         write_json(folder.root / SOURCE_FILE, {"source": str(study.source)})
 
 
+def truth_folders(folder: StudyFolder) -> list[Path]:
+    """Where truth is kept: what was made here, then what came with the study."""
+    shipped = folder.study.truth
+    return [folder.root / "truth"] + ([folder.study.resolve(shipped)] if shipped else [])
+
+
 def model_digest(folder: StudyFolder) -> str:
     """A digest of the weight files of the study's model; reads them, builds no network."""
     config = trained_model_config(folder)

@@ -6,16 +6,16 @@ is for scoring methods, "fit" for methods that are fitted to truth: they never m
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float
 
 from dtrak.errors import DtrakError
-from dtrak.files import read_json
+from dtrak.files import digest, read_json
 from dtrak.noise import keyed_generator
-from dtrak.studies import StudyFolder
+from dtrak.query import load_query_set
+from dtrak.studies import StudyFolder, truth_folders
 
 Family = Literal["lds", "fit"]
 ALPHAS = (0.1, 1.0, 10.0)
@@ -66,21 +66,21 @@ def load_subsets(folder: StudyFolder, family: Family) -> SubsetTruth:
             "This needs models retrained on subsets, and there are none yet.",
             hint=f"python -m index_builder retrain {folder.study.name}{option}",
         )
-    data, losses, ids = table.fingerprint(), dict[int, list[list[float]]](), None
+    ids = load_query_set(folder).ids
+    data, asked, losses = table.fingerprint(), digest(ids), dict[int, list[list[float]]]()
     recipe: dict[str, Any] = {}
     for _, path in sorted(files.items()):
         content = read_json(path)
-        if content["data"] != data or (ids is not None and ids != content["queries"]):
+        if (content["data"], content["queries"]) != (data, asked):
             raise DtrakError(
                 f"{path} was made for other training data or other queries.", hint="Move the folder away and retrain."
             )
-        ids = content["queries"]
         recipe = {key: content[key] for key in ("steps", "precision", "timesteps")}
         losses.setdefault(content["number"], []).append(content["losses"])
     numbers = sorted(losses)
     rows = [np.mean(losses[number], axis=0) for number in numbers]
     masks = np.stack([subset_mask(table.train_ids, family, n) for n in numbers])
-    return SubsetTruth(masks, np.stack(rows), tuple(ids or ()), tuple(len(losses[n]) for n in numbers), recipe)
+    return SubsetTruth(masks, np.stack(rows), tuple(ids), tuple(len(losses[n]) for n in numbers), recipe)
 
 
 def subset_mask(ids: Sequence[str], family: Family, number: int) -> Bool[np.ndarray, " n"]:
@@ -88,12 +88,6 @@ def subset_mask(ids: Sequence[str], family: Family, number: int) -> Bool[np.ndar
     mask = np.zeros(len(ids), dtype=bool)
     mask[keyed_generator(f"subset-{family}", number, "").permutation(len(ids))[: len(ids) // 2]] = True
     return mask
-
-
-def truth_folders(folder: StudyFolder) -> list[Path]:
-    """Where truth is kept: what was made here, then what came with the study."""
-    shipped = folder.study.truth
-    return [folder.root / "truth"] + ([folder.study.resolve(shipped)] if shipped else [])
 
 
 def empirical_influence(masks: Bool[np.ndarray, "m n"], losses: Float[np.ndarray, " m"]) -> Float[np.ndarray, " n"]:

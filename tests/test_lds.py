@@ -6,6 +6,7 @@ from scipy.stats import spearmanr
 
 from dtrak.evaluation.lds import bootstrap, lds, lds_with_interval
 from dtrak.noise import keyed_generator
+from dtrak.truth import datamodel, empirical_influence
 from tests.oracle import bootstrapped_lds
 
 
@@ -59,3 +60,14 @@ def test_chunks_of_queries_change_nothing(monkeypatch):
     whole = bootstrap(noisy, masks, losses, 20)
     monkeypatch.setattr("dtrak.evaluation.lds.CHUNK", 500)
     np.testing.assert_allclose(bootstrap(noisy, masks, losses, 20), whole, atol=1e-6)
+
+
+def test_a_method_fitted_to_other_retrained_models_beats_a_noisy_estimate():
+    random, masks, effects, losses = linear_world(images=60, queries=4)
+    others = random.random((600, 60)) < 0.5
+    seen = -(others.astype(float) @ effects.T) + random.standard_normal((600, 4))
+    noisy = lds(effects + 2 * random.standard_normal(effects.shape), masks, losses).mean()
+    for estimate in (datamodel, empirical_influence):
+        fitted = np.stack([estimate(others, seen[:, q]) for q in range(4)])
+        assert lds(fitted, masks, losses).mean() > max(0.7, noisy)
+    assert lds(np.stack([datamodel(others, seen[:, q]) for q in range(4)]), masks, losses).mean() > 0.95

@@ -25,8 +25,7 @@ from dtrak.noise import keyed_generator
 from dtrak.query import QuerySet, load_query_set
 from dtrak.settings import Setting
 from dtrak.similarity import pixel_vectors
-from dtrak.studies import StudyFolder
-from dtrak.truth import truth_folders
+from dtrak.studies import StudyFolder, truth_folders
 
 COMPARED = ("random", "embedding-cos", "trak", "dtrak")
 RANDOM_SETS = 4

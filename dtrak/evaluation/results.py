@@ -9,8 +9,8 @@ from typing import Any
 from dtrak.files import read_json, write_json
 from dtrak.query import load_query_set
 from dtrak.settings import Setting
-from dtrak.studies import StudyFolder, model_digest
-from dtrak.truth import SubsetTruth, truth_folders
+from dtrak.studies import StudyFolder, model_digest, truth_folders
+from dtrak.truth import SubsetTruth
 
 RESULTS_FILE = "evaluation.json"
 

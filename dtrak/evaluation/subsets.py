@@ -23,15 +23,15 @@ from jaxtyping import Float
 
 from dtrak.attribution import Attributor
 from dtrak.errors import DtrakError
-from dtrak.files import write_json
+from dtrak.files import digest, write_json
 from dtrak.models import DiffusionModel
 from dtrak.noise import feature_noise
 from dtrak.queries import generate_query
 from dtrak.query import Query, QuerySet, generated_settings, load_query_set, save_query_set
-from dtrak.studies import StudyFolder, initial_model
+from dtrak.studies import StudyFolder, initial_model, truth_folders
 from dtrak.threads import one_thread
 from dtrak.training import Run
-from dtrak.truth import Family, subset_mask, truth_folders
+from dtrak.truth import Family, subset_mask
 
 GENERATED = 200
 TIMESTEPS = tuple(range(50, 1000, 100))
@@ -119,7 +119,7 @@ def retrain(folder: StudyFolder, subset: SubsetModel, precision: Literal["fp32",
         "precision": config.precision,
         "data": table.fingerprint(),
         "timesteps": list(TIMESTEPS),
-        "queries": queries.ids,
+        "queries": digest(queries.ids),
         "losses": np.round(losses, 8).tolist(),
     }
     write_json(truth_folders(folder)[0] / subset.family / f"{subset.name}.json", content)

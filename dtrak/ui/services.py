@@ -26,8 +26,8 @@ from dtrak.queries import check_label
 from dtrak.query import Query, QuerySet
 from dtrak.sampling import GenerationSettings, sample
 from dtrak.settings import Setting
-from dtrak.studies import StudyFolder
-from dtrak.truth import SubsetTruth, truth_folders
+from dtrak.studies import StudyFolder, truth_folders
+from dtrak.truth import SubsetTruth
 from dtrak.ui.evaluate import Reliability, reliability
 from dtrak.ui.jobs import Job, JobQueue
 from dtrak.ui.runs import Run, RunStore
