@@ -18,6 +18,7 @@ def compute(
     batch_size: int = 16,
     device: str = "cpu",
 ) -> list[FeatureStore]:
+    """Compute what is missing of some parts, and print what each took; their stores."""
     from index_builder.engine import build_parts
 
     with progress("features", None) as advance:
@@ -31,15 +32,16 @@ def compute(
 
 
 def prepare_data(folder: StudyFolder, force: bool = False) -> None:
+    """Read and check the images, unless that was done, and print what was left out."""
     from dtrak.data import prepare
     from dtrak.data.table import is_prepared
 
-    with exclusive(folder.root, f"study '{folder.study.name}'"):
-        remember_source(folder)
-        if is_prepared(folder.study, folder.data) and not force:
-            return
-        with progress(f"prepare {folder.study.name}", None) as advance:
-            report = prepare(folder.study, folder.data, lambda number: advance(number, ""))
+    remember_source(folder)
+    if is_prepared(folder.study, folder.data) and not force:
+        return
+    name = folder.study.name
+    with exclusive(folder.root, f"study '{name}'"), progress(f"prepare {name}", None) as advance:
+        report = prepare(folder.study, folder.data, lambda number: advance(number, ""))
     errors.print(
         f"'{folder.study.name}': {report.train} training images, {report.heldout} held out, "
         f"{len(report.duplicates)} duplicates and {len(report.refused)} unusable files left out."
@@ -51,4 +53,5 @@ def prepare_data(folder: StudyFolder, force: bool = False) -> None:
 
 
 def cores() -> int:
+    """How many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

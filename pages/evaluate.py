@@ -190,12 +190,13 @@ st.markdown(
     "What the paper's authors report on other data and larger models. **Not comparable with the bars above**: "
     "other pictures, other networks, and λ chosen on the models that the number is reported on."
 )
-left, right = st.columns(2)
+left, middle, right = st.columns(3)
 dataset = left.selectbox("Data set", list(DATASETS), format_func=DATASETS.get, key="published", bind="query-params")
 kind = right.segmented_control(
     "Their", list(KINDS), format_func=KINDS.get, default="generated", required=True, key="their"
 )
-rows = published(dataset, kind)
+steps = middle.segmented_control("K, timesteps", [100, 10], default=100, required=True, key="published_timesteps")
+rows = published(dataset, kind, steps)
 st.plotly_chart(
     lds_bars([r.method for r in rows], [r.lds for r in rows], [r.lds - 2 * r.deviation for r in rows],
              [r.lds + 2 * r.deviation for r in rows], colour=NEUTRAL),

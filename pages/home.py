@@ -22,9 +22,9 @@ for column, title, text, page in zip(
     (
         "Draw a picture from a seed. The same seed always gives the same pixels.",
         "See the training images whose removal should change it most, and those that pull against it.",
-        "Flip the design choices, put methods beside each other, and see what a score can and cannot say.",
+        "See how well each method predicts what retraining does, flip its choices, and put methods beside each other.",
     ),
-    ("pages/generate.py", "pages/attribution.py", "pages/compare.py"),
+    ("pages/generate.py", "pages/attribution.py", "pages/evaluate.py"),
     strict=True,
 ):
     with column, st.container(border=True, height="stretch"):

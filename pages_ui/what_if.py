@@ -28,7 +28,7 @@ def what_if(service: StudyService, run: Run, answer: Attribution) -> None:
     direction = "worse" if found.total > 0 else "better"
     st.markdown(
         f"Without these {images}, {answer.method.title} predicts that the model would do **{direction}** at this "
-        f"picture than without {100 * found.beyond:.0f} % of random sets of as many (z = {found.z:+.1f}). "
+        f"picture than without {_most(found.beyond)} of random sets of as many (z = {found.z:+.1f}). "
         f"They hold {found.share:.0%} of the positive scores."
     )
     st.caption("A linear prediction: the scores of what is left out, summed. "
@@ -40,6 +40,10 @@ def what_if(service: StudyService, run: Run, answer: Attribution) -> None:
         st.info("At least two images must stay.")
         return
     _retrain(service, run, removed)
+
+
+def _most(share: float) -> str:
+    return f"{share:.0%}" if 0.005 < share < 0.995 else ("over 99 %" if share > 0.5 else "1 %")
 
 
 def _choose(service: StudyService, answer: Attribution) -> list[str]:
@@ -77,7 +81,7 @@ def _retrain(service: StudyService, run: Run, removed: list[str]) -> None:
             st.info("Cancelled; models that were finished are kept.")
         missing = sum(service.retrained([task]) is None for task in tasks)
         st.caption(
-            f"Retraining runs {epochs} from the same seed, a quarter of the recipe's "
+            f"Retraining runs {epochs} from the same seed, half of the recipe's "
             f"{service.folder.study.training.steps} steps, {missing} times: with all images, without these, without as "
             "many random others. It takes some minutes on two cores; the rest of the app goes on."
         )

@@ -200,15 +200,18 @@ def _published() -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def published(dataset: str, queries: str) -> list[PublishedRow]:
+def published(dataset: str, queries: str, timesteps: int | None = None) -> list[PublishedRow]:
     """The published table of one data set, the best first.
 
     Args:
         dataset: a key of :data:`DATASETS`.
+        timesteps: only rows of this K, and those that have none.
     """
     found = []
     for row in _published():
         if row["dataset"] != dataset or row["split"] != SPLIT_OF[queries]:
+            continue
+        if timesteps is not None and row["timesteps"] not in ("", str(timesteps)):
             continue
         extra = [
             f"{name} = {row[column]}"

@@ -15,6 +15,7 @@ from dtrak.ui.evaluate import Curve
 from dtrak.ui.views import Share, format_score
 
 Scores = Float[np.ndarray, " n"]
+WHISKER = {"thickness": 1.5, "width": 4, "color": "#e0a43a"}
 LOG_TICKS = {"exponentformat": "power", "dtick": 1}
 POSITIVE, NEGATIVE, NEUTRAL = "#2f6fdb", "#c4532d", "#8a93a3"
 
@@ -185,8 +186,7 @@ def standing_bars(found: Sequence[Standing], limit: int = 12) -> go.Figure:
         error_x={
             "array": np.array([s.total_high for s in shown]) - totals,
             "arrayminus": totals - np.array([s.total_low for s in shown]),
-            "thickness": 1.5,
-            "width": 4,
+            **WHISKER,
         },
         name="share of positive scores",
         hovertemplate="%{x:.1%} of positive scores<extra></extra>",
@@ -219,7 +219,7 @@ def lds_bars(names: Sequence[str], lds: Sequence[float], low: Sequence[float], h
         x=values,
         orientation="h",
         marker_color=[colour if bottom > 0 else NEUTRAL for bottom in lower],
-        error_x={"array": upper - values, "arrayminus": values - lower, "thickness": 1.5, "width": 4},
+        error_x={"array": upper - values, "arrayminus": values - lower, **WHISKER},
         name="LDS × 100",
         hovertemplate="%{y}<br>%{x:.1f}<extra></extra>",
     )
