@@ -45,7 +45,7 @@ def test_histogram_marks_what_is_shown_and_counts_everyone():
     assert len(figure.data[0].x) == 4
     assert list(figure.data[1].x) == [3.0, 1.0]
     assert list(figure.data[2].x) == [-2.0]
-    assert share_bars(shares(RECORDS, SCORES, "label")).data[0].x == (0.25, 0.75)
+    assert list(share_bars(shares(RECORDS, SCORES, "label")).data[0].x) == [0.25, 0.75]
 
 
 def test_tiles_carry_record_and_score(tiny):

@@ -67,30 +67,55 @@ def score_histogram(attribution: Attribution, null: Null | None = None) -> go.Fi
 
 def share_bars(shares: list[Share], limit: int = 8) -> go.Figure:
     """Share of the positive mass by group, beside each group's share of the training set."""
-    shown = shares[:limit][::-1]
+    shown = shares[:limit]
     names = [f"{s.name} ({s.count})" for s in shown]
+    return _against_data(names, [s.share for s in shown], [s.expected for s in shown])
+
+
+def standing_bars(found: Sequence[Standing], limit: int = 12) -> go.Figure:
+    """Each creator's total with its interval, beside their share of the training images."""
+    shown = list(found)[:limit]
+    names = [f"{s.creator} ({s.images})" for s in shown]
+    intervals = [(s.total_low, s.total_high) for s in shown]
+    return _against_data(names, [s.total for s in shown], [s.share_of_data for s in shown], intervals)
+
+
+def _against_data(
+    names: Sequence[str],
+    shares: Sequence[float],
+    expected: Sequence[float],
+    intervals: Sequence[tuple[float, float]] = (),
+) -> go.Figure:
+    """Shares of the positive scores, the first at the top, each beside its share of the training images."""
+    names, values = list(names)[::-1], np.array(shares)[::-1]
+    error: dict[str, Any] = {}
+    if intervals:
+        low, high = np.array(intervals)[::-1].T
+        error = {"error_x": {"array": high - values, "arrayminus": values - low, **WHISKER}}
     figure = go.Figure()
     figure.add_bar(
         y=names,
-        x=[s.share for s in shown],
+        x=values,
         orientation="h",
         marker_color=POSITIVE,
-        name="share of positive mass",
-        hovertemplate="%{x:.1%} of positive mass<extra></extra>",
+        name="share of positive scores",
+        hovertemplate="%{x:.1%} of positive scores<extra></extra>",
+        **error,
     )
     figure.add_scatter(
         y=names,
-        x=[s.expected for s in shown],
+        x=list(expected)[::-1],
         mode="markers",
         marker={"symbol": "line-ns-open", "size": 14, "color": NEUTRAL, "line": {"width": 3}},
-        name="share of the training set",
-        hovertemplate="%{x:.1%} of the training set<extra></extra>",
+        name="share of the training images",
+        hovertemplate="%{x:.1%} of the training images<extra></extra>",
     )
+    height = 100 + 28 * len(names)
     figure.update_layout(
-        height=90 + 28 * len(shown),
+        height=height,
         margin={"l": 8, "r": 8, "t": 8, "b": 8},
         xaxis={"tickformat": ".0%", "rangemode": "tozero"},
-        legend={"orientation": "h", "y": -0.25},
+        legend={"orientation": "h", "y": -50 / height, "yanchor": "top"},
     )
     return figure
 
@@ -168,42 +193,6 @@ def split_bars(split: Split, rows: Sequence[int], names: Sequence[str], chosen: 
         margin={"l": 8, "r": 8, "t": 8, "b": 8},
         yaxis_title="part of the score",
         legend={"orientation": "h", "y": -0.35, "font": {"size": 11}},
-    )
-    return figure
-
-
-def standing_bars(found: Sequence[Standing], limit: int = 12) -> go.Figure:
-    """Each creator's total with its interval, beside their share of the training images."""
-    shown = list(found)[:limit][::-1]
-    names = [f"{s.creator} ({s.images})" for s in shown]
-    totals = np.array([s.total for s in shown])
-    figure = go.Figure()
-    figure.add_bar(
-        y=names,
-        x=totals,
-        orientation="h",
-        marker_color=POSITIVE,
-        error_x={
-            "array": np.array([s.total_high for s in shown]) - totals,
-            "arrayminus": totals - np.array([s.total_low for s in shown]),
-            **WHISKER,
-        },
-        name="share of positive scores",
-        hovertemplate="%{x:.1%} of positive scores<extra></extra>",
-    )
-    figure.add_scatter(
-        y=names,
-        x=[s.share_of_data for s in shown],
-        mode="markers",
-        marker={"symbol": "line-ns-open", "size": 14, "color": NEUTRAL, "line": {"width": 3}},
-        name="share of the training images",
-        hovertemplate="%{x:.1%} of the training images<extra></extra>",
-    )
-    figure.update_layout(
-        height=110 + 26 * len(shown),
-        margin={"l": 8, "r": 8, "t": 8, "b": 8},
-        xaxis={"tickformat": ".0%", "rangemode": "tozero"},
-        legend={"orientation": "h", "y": -60 / (110 + 26 * len(shown)), "yanchor": "top"},
     )
     return figure
 
