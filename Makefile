@@ -15,8 +15,8 @@ help: ## list the targets
 run: setup ## set up, build the demo index, open the app on 127.0.0.1
 	$(BIN)/python -m index_builder build $(STUDY) --index-only
 	@echo "Open http://127.0.0.1:$(PORT)"
-	@echo "What the ablations need is built meanwhile; its progress is in $(LOG)."
-	@nice -n 15 $(BIN)/python -m index_builder build $(STUDY) --workers 1 > $(LOG) 2>&1 & \
+	@echo "What the ablations and the measured scores need is built meanwhile; its progress is in $(LOG)."
+	@nice -n 15 sh scripts/later.sh $(BIN)/python $(STUDY) > $(LOG) 2>&1 & \
 	trap "kill $$! 2>/dev/null" EXIT INT TERM; \
 	$(BIN)/python -m streamlit run app.py --server.port $(PORT)
 
