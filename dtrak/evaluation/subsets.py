@@ -122,4 +122,4 @@ def retrain(folder: StudyFolder, subset: SubsetModel, precision: Literal["fp32",
         "queries": digest(queries.ids),
         "losses": np.round(losses, 8).tolist(),
     }
-    write_json(truth_folders(folder)[0] / subset.family / f"{subset.name}.json", content)
+    write_json(truth_folders(folder)[0] / subset.family / f"{subset.name}.json", content, indent=None)
