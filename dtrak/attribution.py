@@ -25,7 +25,7 @@ from dtrak.settings import Setting
 from dtrak.similarity import Embedder, pixel_vectors, train_embeddings
 from dtrak.studies import StudyFolder
 from dtrak.training_side import TrainingSide
-from dtrak.truth import datamodel, empirical_influence, load_subsets
+from dtrak.truth import datamodel, empirical_influence
 
 EXTRACTORS_KEPT = 8
 
@@ -186,7 +186,7 @@ class Attributor(TrainingSide):
         if method.family == "random":
             return keyed_generator("random", 0, query.id).uniform(-1, 1, train), None
         if method.family == "truth":
-            truth = load_subsets(self.folder, "fit")
+            truth = self.subsets("fit")
             estimate = datamodel if method.name == "datamodel" else empirical_influence
             return estimate(truth.masks, truth.of(query.id)), None
         if method.family == "pixel":

@@ -24,7 +24,7 @@ from dtrak.selection import Side, Source, part_weights, select
 from dtrak.settings import Setting
 from dtrak.store import FeatureStore
 from dtrak.studies import StudyFolder, load_study_model, model_variants
-from dtrak.truth import load_subsets
+from dtrak.truth import Family, SubsetTruth, load_subsets
 
 KEPT = 8
 T = TypeVar("T")
@@ -41,6 +41,7 @@ class TrainingSide:
         self._stores: dict[str, FeatureStore] = {}
         self._indexes: dict[str, AttributionIndex] = {}
         self._readouts: OrderedDict[str, Readout] = OrderedDict()
+        self._subsets: dict[Family, SubsetTruth] = {}
         self._queries: OrderedDict[str, np.ndarray] = OrderedDict()
 
     @property
@@ -103,6 +104,16 @@ class TrainingSide:
         self._stores[fingerprint] = store
         return store
 
+    def subsets(self, family: Family) -> SubsetTruth:
+        """The finished subset models of one family, read once.
+
+        Raises:
+            DtrakError: there are none, or they belong to other data.
+        """
+        if family not in self._subsets:
+            self._subsets[family] = load_subsets(self.folder, family)
+        return self._subsets[family]
+
     def methods(self) -> list[Method]:
         """The methods that this study can answer by now."""
         return [method for method in METHODS.values() if self.why_not(method.name) is None]
@@ -116,7 +127,7 @@ class TrainingSide:
                     for source in side.sources:
                         self.store(source.config)
             elif METHODS[method].family == "truth":
-                load_subsets(self.folder, "fit")
+                self.subsets("fit")
         except DtrakError as reason:
             return reason
         return None

@@ -17,7 +17,7 @@ from dtrak.files import digest, write_npy
 from dtrak.methods import METHODS
 from dtrak.query import QuerySet, load_query_set
 from dtrak.settings import Setting
-from dtrak.truth import SubsetTruth, load_subsets
+from dtrak.truth import SubsetTruth
 
 POWERS = tuple(float(p) for p in np.arange(-4.0, 4.01, 0.5))
 LEAST_MODELS = 4
@@ -67,7 +67,7 @@ def judges(attributor: Attributor) -> tuple[SubsetTruth, QuerySet]:
     Raises:
         DtrakError: there are too few.
     """
-    truth = load_subsets(attributor.folder, "lds")
+    truth = attributor.subsets("lds")
     if len(truth.masks) < LEAST_MODELS:
         raise DtrakError(
             f"There are {len(truth.masks)} subset models; an LDS needs {LEAST_MODELS} at least, and says little "

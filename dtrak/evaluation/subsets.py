@@ -34,6 +34,7 @@ from dtrak.training import Run
 from dtrak.truth import Family, subset_mask
 
 GENERATED = 200
+MOST_HELDOUT = 1000
 TIMESTEPS = tuple(range(50, 1000, 100))
 NOISE_SEED = 1  # features use 0
 
@@ -53,11 +54,14 @@ class SubsetModel:
 
 
 def query_set(folder: StudyFolder, report: Callable[[int, int], None] = lambda done, total: None) -> QuerySet:
-    """The study's evaluation queries; drawn once, then kept, for pixels may differ between machines."""
+    """The study's evaluation queries; drawn once, then kept, for pixels may differ between machines.
+
+    The held-out images (the first thousand of them), and two hundred generated ones, classes in turn.
+    """
     with contextlib.suppress(DtrakError):
         return load_query_set(folder)
     attributor, table = Attributor(folder), folder.table
-    rows = range(table.train_size, len(table.records))
+    rows = range(table.train_size, len(table.records))[:MOST_HELDOUT]
     pixels = [np.asarray(table.pixels[row]) for row in rows]
     labels = [table.records[row].label for row in rows]
     classes: list[str | None] = [*attributor.model.classes] or [None]
