@@ -178,6 +178,8 @@ class Study(_Frozen):
     def control_sets(self) -> tuple[FeatureConfig, ...]:
         """What the sanity check of the evaluation adds: the index's first set of each output, of shuffled weights."""
         first = {config.output: config for config in reversed(self.features)}
+        if not first:
+            return ()
         changes = {"model": RANDOMISED, "apart": False, "projection_dim": min(2048, self.features[0].projection_dim)}
         return tuple(config.model_copy(update=changes) for config in first.values())
 

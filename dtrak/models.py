@@ -5,6 +5,7 @@ Wraps a diffusers ``UNet2DModel`` that predicts ε, its noise schedule, and what
 channels, folding p×p pixels into channels (an orthonormal reordering, so that noise stays noise).
 """
 
+import functools
 import json
 import math
 from collections.abc import Sequence
@@ -271,4 +272,10 @@ def save_model(model: DiffusionModel, folder: Path, dtype: torch.dtype = torch.f
 
 def weights_digest(folder: Path) -> str:
     """A digest of the weight files below ``folder``, for manifests."""
-    return digest([[f.name, sha256_file(f)] for f in sorted(folder.rglob("*.safetensors"))])
+    files = sorted(folder.rglob("*.safetensors"))
+    return digest([[f.name, _file_digest(f, f.stat().st_size, f.stat().st_mtime_ns)] for f in files])
+
+
+@functools.lru_cache(maxsize=256)
+def _file_digest(path: Path, size: int, modified: int) -> str:
+    return sha256_file(path)

@@ -28,7 +28,6 @@ def in_processes(
     workers: int,
     start: Callable[..., None] | None = None,
     arguments: tuple[Any, ...] = (),
-    meanwhile: Callable[[], None] | None = None,
 ) -> Iterator[R]:
     """Results of ``work(task)`` as they come, from processes of one thread each; they end with this one.
 
@@ -36,7 +35,6 @@ def in_processes(
 
     Args:
         start: called once in each process, with ``arguments``.
-        meanwhile: called in this process, twice a second; what it raises ends the work once running tasks have ended.
 
     Raises:
         DtrakError: processes die without finishing anything.
@@ -46,7 +44,7 @@ def in_processes(
     while left:
         before = len(left)
         try:
-            yield from _one_pool(work, left, workers, start, arguments, meanwhile)
+            yield from _one_pool(work, left, workers, start, arguments)
         except BrokenProcessPool as error:
             deaths = 1 if len(left) < before else deaths + 1
             if deaths > MOST_DEATHS:
@@ -63,7 +61,6 @@ def _one_pool(
     workers: int,
     start: Callable[..., None] | None,
     arguments: tuple[Any, ...],
-    meanwhile: Callable[[], None] | None,
 ) -> Iterator[R]:
     """One pool's results; finished tasks leave ``left``."""
     pool = ProcessPoolExecutor(min(workers, len(left)), SPAWN, initializer=_start_worker, initargs=(start, arguments))
@@ -71,15 +68,69 @@ def _one_pool(
         with _without_main():
             pending = {pool.submit(work, task): number for number, task in left.items()}
         while pending:
-            finished, _ = wait(pending, POLL_SECONDS if meanwhile else None, FIRST_COMPLETED)
-            if meanwhile:
-                meanwhile()
+            finished, _ = wait(pending, return_when=FIRST_COMPLETED)
             for future in finished:
                 result = future.result()
                 del left[pending.pop(future)]
                 yield result
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def one_process_each(
+    work: Callable[[T, Any], None], tasks: Sequence[T], workers: int, shared: Any, meanwhile: Callable[[], None]
+) -> None:
+    """``work(task, shared)`` for each task, in a process of its own that ends at once when it is no longer wanted.
+
+    Args:
+        workers: how many at a time.
+        shared: what a process may be started with, such as a shared array.
+        meanwhile: called in this process, twice a second; what it raises ends all processes.
+
+    Raises:
+        DtrakError: a task raised it, or a process died.
+    """
+    waiting, running = list(tasks), dict[Any, Any]()
+    try:
+        while waiting or running:
+            while waiting and len(running) < workers:
+                mine, theirs = SPAWN.Pipe(duplex=False)
+                process = SPAWN.Process(target=_alone, args=(work, waiting.pop(0), shared, theirs), daemon=True)
+                with _without_main():
+                    process.start()
+                theirs.close()
+                running[process.sentinel] = process, mine
+            for sentinel in multiprocessing.connection.wait(list(running), POLL_SECONDS):
+                process, mine = running.pop(sentinel)
+                process.join()
+                if error := _last_word(mine):
+                    raise error
+                if process.exitcode:
+                    raise DtrakError(
+                        f"A process ended with {process.exitcode} (killed, or out of memory?).",
+                        hint="Run it again; what is finished is kept. The terminal has the details.",
+                    )
+            meanwhile()
+    finally:
+        for process, _ in running.values():
+            process.terminate()
+            process.join()
+
+
+def _alone(work: Callable[[T, Any], None], task: T, shared: Any, parent: Any) -> None:
+    _start_worker(None, ())
+    try:
+        work(task, shared)
+    except DtrakError as error:
+        parent.send((error.message, error.hint))
+
+
+def _last_word(connection: Any) -> DtrakError | None:
+    try:
+        message, hint = connection.recv()
+        return DtrakError(message, hint=hint)
+    except EOFError:
+        return None
 
 
 @contextlib.contextmanager

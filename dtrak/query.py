@@ -13,7 +13,7 @@ from dtrak.data import Record, Table
 from dtrak.errors import DtrakError
 from dtrak.files import atomic_write, digest
 from dtrak.sampling import GenerationSettings
-from dtrak.studies import StudyFolder, truth_folders
+from dtrak.studies import StudyFolder, model_digest, truth_folders
 
 QUERIES_FILE = "queries.npz"
 FIRST_SEED = 100_000  # of the generated queries: far from seeds that people try
@@ -49,12 +49,14 @@ class QuerySet:
         labels: what each is conditioned on; "" for none.
         heldout: how many are held-out images.
         guidance: that the generated ones were drawn with.
+        model: digest of the model that drew them.
     """
 
     pixels: UInt8[np.ndarray, "q r r 3"]
     labels: tuple[str, ...]
     heldout: int
     guidance: float = 1.0
+    model: str = ""
 
     @cached_property
     def queries(self) -> list[Query]:
@@ -95,15 +97,20 @@ def load_query_set(folder: StudyFolder) -> QuerySet:
     """The study's evaluation queries.
 
     Raises:
-        DtrakError: they were not drawn yet.
+        DtrakError: they were not drawn yet, or by another model.
     """
-    for root in truth_folders(folder):
-        if (root / QUERIES_FILE).exists():
-            with np.load(root / QUERIES_FILE) as stored:
-                labels = tuple(stored["labels"].tolist())
-                return QuerySet(stored["pixels"], labels, int(stored["heldout"]), folder.study.guidance)
+    found, model = [root for root in truth_folders(folder) if (root / QUERIES_FILE).exists()], model_digest(folder)
+    for root in found:
+        with np.load(root / QUERIES_FILE) as stored:
+            labels = tuple(stored["labels"].tolist())
+            asked = QuerySet(
+                stored["pixels"], labels, int(stored["heldout"]), folder.study.guidance, str(stored["model"])
+            )
+        if asked.model == model:
+            return asked
+    why = "those it has were asked about pictures of another model" if found else "there are none yet"
     raise DtrakError(
-        f"Study '{folder.study.name}' has no retrained models to be judged by.",
+        f"Study '{folder.study.name}' has no retrained models to be judged by: {why}.",
         hint=f"python -m index_builder retrain {folder.study.name}",
     )
 
@@ -112,7 +119,11 @@ def save_query_set(folder: StudyFolder, queries: QuerySet) -> None:
     """Keep the queries in the workspace."""
     with atomic_write(truth_folders(folder)[0] / QUERIES_FILE) as file:
         np.savez_compressed(
-            file, pixels=queries.pixels, labels=np.array(queries.labels), heldout=np.array(queries.heldout)
+            file,
+            pixels=queries.pixels,
+            labels=np.array(queries.labels),
+            heldout=np.array(queries.heldout),
+            model=np.array(queries.model),
         )
 
 

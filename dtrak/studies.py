@@ -286,6 +286,31 @@ def truth_folders(folder: StudyFolder) -> list[Path]:
     return [folder.root / "truth"] + ([folder.study.resolve(shipped)] if shipped else [])
 
 
+def check_retrainable(folder: StudyFolder) -> None:
+    """Refuse to train again a model whose training is not described: it would start from what it has learnt.
+
+    Raises:
+        DtrakError: it says what to describe.
+    """
+    study = folder.study
+    fresh_adapter = study.training.method == "lora" and (study.model.base or study.model.adapter)
+    trained_here = (folder.model_dir / "training.json").exists()
+    if not (study.model.unet or study.model.base or fresh_adapter or trained_here):
+        raise DtrakError(
+            f"Study '{study.name}' does not say how its model was trained, so it cannot be trained again.",
+            hint="Set model.unet (training from scratch), model.base, or model.path with model.adapter and "
+            "training.method: lora; and the training's recipe.",
+        )
+
+
+def recipe_digest(folder: StudyFolder) -> str:
+    """A digest of what a training depends on beside its data, its seed and its precision."""
+    study = folder.study
+    unrelated = {"seed", "precision", "save_every", "checkpoints", "members"}
+    start = study.model.unet or weights_digest(base_path(study))
+    return digest([study.training.model_dump(mode="json", exclude=unrelated), start, study.resolution])
+
+
 def model_digest(folder: StudyFolder) -> str:
     """A digest of the weight files of the study's model; reads them, builds no network."""
     config = trained_model_config(folder)

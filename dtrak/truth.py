@@ -15,7 +15,7 @@ from dtrak.errors import DtrakError
 from dtrak.files import digest, read_json
 from dtrak.noise import keyed_generator
 from dtrak.query import load_query_set
-from dtrak.studies import StudyFolder, truth_folders
+from dtrak.studies import StudyFolder, recipe_digest, truth_folders
 
 Family = Literal["lds", "fit"]
 ALPHAS = (0.1, 1.0, 10.0)
@@ -23,11 +23,11 @@ ALPHAS = (0.1, 1.0, 10.0)
 
 @dataclass(frozen=True)
 class SubsetTruth:
-    """The finished subset models of one family; the losses of one subset's seeds are averaged.
+    """The finished subset models of one family.
 
     Attributes:
         masks: which images each was trained with.
-        losses: of each subset on each query.
+        losses: of each subset on each query, the mean over its seeds.
         seeds: how many models stand behind each row.
         recipe: how they were trained and asked: "steps", "precision", "timesteps".
     """
@@ -35,7 +35,7 @@ class SubsetTruth:
     masks: Bool[np.ndarray, "m n"]
     losses: Float[np.ndarray, "m q"]
     query_ids: tuple[str, ...]
-    seeds: tuple[int, ...]
+    seeds: int
     recipe: dict[str, Any] = field(default_factory=dict)
 
     def of(self, query_id: str) -> Float[np.ndarray, " m"]:
@@ -52,35 +52,54 @@ class SubsetTruth:
         return self.losses[:, self.query_ids.index(query_id)]
 
 
-def load_subsets(folder: StudyFolder, family: Family) -> SubsetTruth:
-    """What is finished of a family.
+def belongs_to(folder: StudyFolder) -> dict[str, str]:
+    """What a subset model's losses are valid for: digests of the training data, the recipe and the queries.
 
     Raises:
-        DtrakError: nothing is, or it belongs to other training data.
+        DtrakError: the queries were not drawn yet.
+    """
+    return {
+        "data": folder.table.fingerprint(),
+        "recipe": recipe_digest(folder),
+        "queries": digest(load_query_set(folder).ids),
+    }
+
+
+def load_subsets(folder: StudyFolder, family: Family) -> SubsetTruth:
+    """What is finished of a family, by the seeds that every subset has been trained with.
+
+    Models of another recipe, other data or other queries are passed over.
+
+    Raises:
+        DtrakError: nothing is.
     """
     table = folder.table
-    files = {path.name: path for root in reversed(truth_folders(folder)) for path in (root / family).glob("*.json")}
-    if not files:
-        option = " --family fit" if family == "fit" else ""
-        raise DtrakError(
-            "This needs models retrained on subsets, and there are none yet.",
-            hint=f"python -m index_builder retrain {folder.study.name}{option}",
-        )
-    ids = load_query_set(folder).ids
-    data, asked, losses = table.fingerprint(), digest(ids), dict[int, list[list[float]]]()
-    recipe: dict[str, Any] = {}
-    for _, path in sorted(files.items()):
+    paths = [path for root in truth_folders(folder) for path in sorted((root / family).glob("*.json"))]
+    hint = f"python -m index_builder retrain {folder.study.name}{' --family fit' if family == 'fit' else ''}"
+    if not paths:
+        raise DtrakError("This needs models retrained on subsets, and there are none yet.", hint=hint)
+    now, found = belongs_to(folder), dict[tuple[int, int], dict[str, Any]]()
+    for path in paths:
         content = read_json(path)
-        if (content["data"], content["queries"]) != (data, asked):
-            raise DtrakError(
-                f"{path} was made for other training data or other queries.", hint="Move the folder away and retrain."
-            )
-        recipe = {key: content[key] for key in ("steps", "precision", "timesteps")}
-        losses.setdefault(content["number"], []).append(content["losses"])
-    numbers = sorted(losses)
-    rows = [np.mean(losses[number], axis=0) for number in numbers]
+        if content.get("belongs_to") == now:
+            found.setdefault((content["number"], content["seed"]), content)
+    if not found:
+        raise DtrakError(
+            "The retrained models that there are belong to another recipe, other data or other queries.", hint=hint
+        )
+    every = [seed for _, seed in found]
+    first = max(sorted(set(every)), key=every.count)
+    numbers = sorted(number for number, seed in found if seed == first)
+    seeds = [seed for seed in sorted(set(every)) if all((number, seed) in found for number in numbers)]
+    used = [found[number, seed] for number in numbers for seed in seeds]
+    rows = np.array([content["losses"] for content in used]).reshape(len(numbers), len(seeds), -1).mean(1)
     masks = np.stack([subset_mask(table.train_ids, family, n) for n in numbers])
-    return SubsetTruth(masks, np.stack(rows), tuple(ids), tuple(len(losses[n]) for n in numbers), recipe)
+    recipe: dict[str, Any] = {
+        "steps": used[0]["steps"],
+        "timesteps": used[0]["timesteps"],
+        "precision": ", ".join(sorted({content["precision"] for content in used})),
+    }
+    return SubsetTruth(masks, rows, tuple(load_query_set(folder).ids), len(seeds), recipe)
 
 
 def subset_mask(ids: Sequence[str], family: Family, number: int) -> Bool[np.ndarray, " n"]:

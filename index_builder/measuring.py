@@ -42,10 +42,19 @@ def retrain(
     with progress(f"retrain {folder.study.name}", subsets * seeds) as show:
 
         def advance(done: int, total: int) -> None:
-            show(done, "", total)
+            show(done, "models", total)
 
         chosen: Any = precision.value if precision else None
-        new = retrain_subsets(folder, family.value, subsets, seeds, workers or cores(), chosen, advance)  # type: ignore[arg-type]
+        new = retrain_subsets(
+            folder,
+            family.value,
+            subsets,
+            seeds,
+            workers or cores(),
+            chosen,
+            advance,
+            lambda done, total: show(done, "queries to be asked about", total),
+        )  # type: ignore[arg-type]
     errors.print(f"{subsets * seeds} subset models of '{folder.study.name}' are there, {new} of them new.")
 
 
@@ -60,12 +69,14 @@ def evaluate(
     from index_builder.engine import ablation_parts, evaluation_sets
 
     folder = StudyFolder(load_study(study))
-    truth, _ = judges(Attributor(folder))
+    attributor = Attributor(folder)
+    truth, _ = judges(attributor)
     errors.print("Features of the queries that the models were asked about:")
     compute(folder, ablation_parts(evaluation_sets(folder)), workers or cores(), batch_size)
     with progress("evaluate", None) as show:
-        rows = measure(Attributor(folder), report=lambda what, done, total: show(done, what, total))
-    save_evaluation(folder, rows, truth)
+        rows = measure(attributor, report=lambda what, done, total: show(done, what, total))
+    fitted = None if attributor.why_not("datamodel") else attributor.subsets("fit")
+    save_evaluation(folder, rows, truth, fitted)
     if as_json:
         print(json.dumps([row.as_dict() for row in rows], indent=2))
         return

@@ -7,7 +7,7 @@ from dtrak.config import Study
 from dtrak.evaluation.subsets import SubsetModel, is_done, query_set, retrain
 from dtrak.files import exclusive
 from dtrak.processes import in_processes
-from dtrak.studies import StudyFolder
+from dtrak.studies import StudyFolder, check_retrainable
 from dtrak.truth import Family
 
 Precision = Literal["fp32", "bf16"]
@@ -22,6 +22,7 @@ def retrain_subsets(
     workers: int,
     precision: Precision | None = None,
     report: Callable[[int, int], None] = lambda done, total: None,
+    drawing: Callable[[int, int], None] = lambda done, total: None,
 ) -> int:
     """Train and evaluate what is missing of ``subsets × seeds`` models; gives how many were missing.
 
@@ -30,9 +31,11 @@ def retrain_subsets(
     Args:
         workers: processes of one thread each; 1 works in this one.
         report: called with (models done, models in all).
+        drawing: called with (queries drawn, queries in all), before.
     """
     with exclusive(folder.root / "truth", f"the ground truth of '{folder.study.name}'"):
-        query_set(folder)
+        check_retrainable(folder)
+        query_set(folder, drawing)
         wanted = [SubsetModel(family, number, seed) for seed in range(seeds) for number in range(subsets)]
         missing = [subset for subset in wanted if not is_done(folder, subset)]
         done = len(wanted) - len(missing)

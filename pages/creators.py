@@ -7,7 +7,7 @@ from dtrak.attribution import Scored
 from dtrak.errors import DtrakError
 from dtrak.methods import METHODS
 from dtrak.settings import Setting
-from dtrak.ui.creators import UNKNOWN, sentence, standings, to_csv, to_html, to_json
+from dtrak.ui.creators import LEAST_PICTURES, UNKNOWN, mean_shares, sentence, standings, to_csv, to_html, to_json
 from dtrak.ui.figures import standing_bars
 from dtrak.ui.views import data_url, plain, tiles
 from pages_ui import current_service, gallery, hand_over_to_app, show_error
@@ -60,7 +60,7 @@ st.dataframe(
     hide_index=True,
     key="standings_table",
 )
-if len(kept) < 10:
+if len(kept) < LEAST_PICTURES:
     st.warning(
         f"{len(kept)} picture{'s are' if len(kept) > 1 else ' is'} few: generate and attribute more for a statement."
     )
@@ -68,7 +68,7 @@ st.subheader("Statement")
 creator = st.selectbox("Creator", [s.creator for s in found], key="creator", bind="query-params")
 standing = next(s for s in found if s.creator == creator)
 st.markdown(plain(sentence(standing)))
-mean = np.mean([scores / (np.abs(scores).sum() or 1.0) for _, scores in kept], axis=0)
+mean = mean_shares([scores for _, scores in kept])
 mine = [row for row in np.argsort(-mean, kind="stable").tolist() if (records[row].creator or UNKNOWN) == creator]
 shown = mine[:MOST_IMAGES]
 st.markdown("**Their images, the most influence first**")

@@ -3,9 +3,8 @@
 import numpy as np
 import streamlit as st
 
-from dtrak.evaluation.counterfactual import COMPARED, Counterfactuals, before_name, mean_with_interval
-from dtrak.evaluation.measure import POWERS
-from dtrak.evaluation.results import Evaluation
+from dtrak.evaluation.counterfactual import COMPARED, Counterfactuals, mean_with_interval
+from dtrak.evaluation.results import POWERS, Evaluation
 from dtrak.methods import METHODS
 from dtrak.settings import Setting
 from dtrak.ui.evaluate import (
@@ -13,6 +12,7 @@ from dtrak.ui.evaluate import (
     DATASETS,
     best,
     curves,
+    effect,
     interval_text,
     published,
     sanity_rows,
@@ -59,6 +59,8 @@ def behind(found: Evaluation) -> None:
     )
     if numbers["subset_models"] < 64:
         st.warning(f"Only {numbers['subset_models']} subset models are behind this; 64 are usual. Intervals are wide.")
+    if numbers["fitted"]:
+        st.caption(f"Empirical influence and Datamodel were fitted to {numbers['fitted']} other subset models.")
     if found.stale:
         st.warning(f"{found.stale.capitalize()}.")
 
@@ -78,7 +80,7 @@ def methods(found: Evaluation, queries: str) -> None:
     )  # fmt: skip
     st.caption(
         "Bars: λ chosen on half of the subset models and reported on the other half, both ways (cross-fitted); lines: "
-        "95 % of bootstrap resamples of the subset models. Grey: the interval reaches zero. Diamonds: the λ that is "
+        "95 % of bootstrap resamples of the subset models. Grey: the interval holds zero. Diamonds: the λ that is "
         "best on the very models it is reported on, as the literature prints it; it flatters."
     )
     with st.expander("As a table"):
@@ -107,12 +109,13 @@ def ablations(found: Evaluation, queries: str) -> None:
                                max_selections=4)  # fmt: skip
         shown = [c for c in shown if c.name in names]
     logarithmic = choice in ("damping", "timesteps", "projection_dim")
-    st.plotly_chart(lds_curves(shown, offered[choice], logarithmic), key="lds_curves",
-                    alt=f"The LDS of D-TRAK and TRAK along {offered[choice]}")  # fmt: skip
+    figure = lds_curves(shown, offered[choice], logarithmic, ordered=logarithmic or choice == "checkpoint")
+    st.plotly_chart(figure, key="lds_curves", alt=f"The LDS of D-TRAK and TRAK along {offered[choice]}")
     note = {
         "damping": "On all subset models; every other number of this page is cross-fitted.",
         "checkpoint": "All with the timesteps and the projection that every checkpoint has.",
         "strategy": "Both with the timesteps that are stored for the first ones.",
+        "output": "All with the timesteps and the projection that every output function has; each at its own λ.",
     }.get(choice, "Each point has chosen its own λ, cross-fitted.")
     st.caption(note)
 
@@ -138,6 +141,7 @@ def removals(found: Counterfactuals) -> None:
                 "pixels moved, ℓ2": "{:.2f} ({:.2f} to {:.2f})".format(*distance),
                 "embedding cosine": "{:.3f} ({:.3f} to {:.3f})".format(*cosine),
             })  # fmt: skip
+    st.markdown(effect(found))
     st.dataframe(means, hide_index=True, key="counterfactual_means")
     left, right = st.columns(2)
     titles = {name: METHODS[name].title for name in COMPARED}
@@ -151,7 +155,7 @@ def removals(found: Counterfactuals) -> None:
     if len(found.queries) > 1:
         query = st.select_slider("Picture", found.queries, key="counterfactual_query")
     columns = st.columns(1 + len(COMPARED))
-    columns[0].image(enlarged_png(found.picture(before_name(query)), 160), width="stretch", alt="With all images")
+    columns[0].image(enlarged_png(found.before(query), 160), width="stretch", alt="With all images")
     columns[0].markdown("**With all images**")
     for column, name in zip(columns[1:], COMPARED, strict=True):
         pair = next(p for p in found.of(name) if p.query == query)
@@ -163,7 +167,8 @@ def removals(found: Counterfactuals) -> None:
     st.caption(
         f"{numbers['trainings']} trainings of {numbers['steps']} steps{short} ({numbers['epochs']:.0f} epochs, "
         f"{numbers['precision']}, seed {numbers['seed']}). In brackets, 95 % of bootstrap resamples of the pictures. "
-        f"Embedding: {numbers['embedding']}. {found.stale}"
+        f"Embedding: {numbers['embedding']}. Methods: "
+        f"{'; '.join(Setting.parse(text).title for text in numbers['settings'].values())}. {found.stale}"
     )
 
 

@@ -160,7 +160,9 @@ def wait_for(
         if job.state == "queued" and ahead:
             st.progress(0.0, f"Waiting: {ahead} before this")
         else:
-            st.progress(min(job.done / job.total, 1.0), f"{text} {job.done} of {job.total}")
+            left = job.seconds_left
+            time_left = f", about {left / 60:.0f} min left" if left is not None and left > 45 else ""
+            st.progress(min(job.done / job.total, 1.0), f"{text} {job.done} of {job.total}{time_left}")
         if job.preview is not None:
             st.image(
                 [data_url(picture) for picture in job.preview],  # no file that a slow browser could ask for too late

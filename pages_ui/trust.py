@@ -16,7 +16,7 @@ def reliability_card(service: StudyService, setting: Setting, run: Run | None = 
     found = reliability(service.evaluation, setting, generated)
     with st.container(border=True, key=f"{key}-card"):
         st.markdown(f"{SIGN[found.kind]} **Measured reliability.** {found.text}")
-        if not generated:
+        if not generated and found.row is not None and found.row.queries == "held-out":
             st.caption("This picture was not drawn here; held-out images are the nearest thing that was measured.")
         st.page_link("pages/evaluate.py", label="How this was measured")
 

@@ -6,6 +6,7 @@ import streamlit as st
 from dtrak.attribution import Attribution
 from dtrak.errors import DtrakError
 from dtrak.evaluation.counterfactual import compare
+from dtrak.studies import check_retrainable
 from dtrak.ui.runs import Run
 from dtrak.ui.services import StudyService, retraining_queue
 from dtrak.ui.views import describe, enlarged_png
@@ -25,10 +26,10 @@ def what_if(service: StudyService, run: Run, answer: Attribution) -> None:
         return
     found = predict(answer.scores, [table.rows[i] for i in removed])
     images = f"{found.count} image" + ("s" if found.count > 1 else "")
-    direction = "worse" if found.total > 0 else "better"
+    direction, beyond = ("worse", found.beyond) if found.z >= 0 else ("better", 1 - found.beyond)
     st.markdown(
         f"Without these {images}, {answer.method.title} predicts that the model would do **{direction}** at this "
-        f"picture than without {_most(found.beyond)} of random sets of as many (z = {found.z:+.1f}). "
+        f"picture than without {_most(beyond)} of random sets of as many (z = {found.z:+.1f}). "
         f"They hold {found.share:.0%} of the positive scores."
     )
     st.caption("A linear prediction: the scores of what is left out, summed. "
@@ -43,7 +44,8 @@ def what_if(service: StudyService, run: Run, answer: Attribution) -> None:
 
 
 def _most(share: float) -> str:
-    return f"{share:.0%}" if 0.005 < share < 0.995 else ("over 99 %" if share > 0.5 else "1 %")
+    """A share of at least one half, without claiming all."""
+    return f"{share:.0%}" if share < 0.995 else "over 99 %"
 
 
 def _choose(service: StudyService, answer: Attribution) -> list[str]:
@@ -53,8 +55,8 @@ def _choose(service: StudyService, answer: Attribution) -> list[str]:
              *([CLASS] if len(table.labels) > 1 else []), HAND]  # fmt: skip
     kind = st.segmented_control("Leave out", kinds, default=TOP, required=True, key="what_if_kind")
     if kind == TOP:
-        most = min(100, len(records) - 2)
-        count = st.slider("How many", 1, most, min(20, most), key="what_if_count")
+        most = max(1, min(100, len(records) - 2))
+        count = 1 if most == 1 else st.slider("How many", 1, most, min(20, most), key="what_if_count")
         order = np.argsort(-answer.scores, kind="stable")[:count]
         return [records[row].id for row in order]
     if kind == HAND:
@@ -69,11 +71,20 @@ def _choose(service: StudyService, answer: Attribution) -> list[str]:
 
 
 def _retrain(service: StudyService, run: Run, removed: list[str]) -> None:
+    try:
+        check_retrainable(service.folder)
+    except DtrakError as error:
+        st.info(f"{error.message} {error.hint or ''}")
+        return
     tasks = service.what_if(run, removed)
     pictures = service.retrained(tasks)
     recipe = tasks[0].removal
     epochs = f"{recipe.steps} training steps ({recipe.epochs(service.folder):.1f} epochs)"
     if pictures is None:
+        for other in retraining_queue().active():
+            if other.key != service.what_if_key(tasks):
+                st.caption(f"Another retraining is at work: {other.done} of {other.total} steps.")
+                st.button("Cancel the other", key=f"cancel-{other.key}", on_click=other.cancel)
         job = retraining_queue().get(service.what_if_key(tasks))
         if job is not None and job.state == "failed" and job.error:
             show_error(job.error)
@@ -83,7 +94,7 @@ def _retrain(service: StudyService, run: Run, removed: list[str]) -> None:
         st.caption(
             f"Retraining runs {epochs} from the same seed, half of the recipe's "
             f"{service.folder.study.training.steps} steps, {missing} times: with all images, without these, without as "
-            "many random others. It takes some minutes on two cores; the rest of the app goes on."
+            "many random others. The rest of the app goes on meanwhile, and the time left is shown."
         )
         active = job is not None and job.active
         if active or st.button("Retrain and show", type="primary", key="what_if_go"):

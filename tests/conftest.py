@@ -57,19 +57,22 @@ def write_images(folder, count=16):
     (folder / "metadata.csv").write_text("\n".join(lines) + "\n")
 
 
+UNET = {
+    "sample_size": SIZE,
+    "block_out_channels": [8, 16],
+    "layers_per_block": 1,
+    "down_block_types": ["DownBlock2D", "AttnDownBlock2D"],
+    "up_block_types": ["AttnUpBlock2D", "UpBlock2D"],
+    "norm_num_groups": 4,
+    "attention_head_dim": 8,
+    "num_class_embeds": 3,
+}
+
+
 def write_model(folder, classes=3, seed=0):
     """A diffusers pipeline with random weights."""
     torch.manual_seed(seed)
-    unet = UNet2DModel(
-        sample_size=SIZE,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-        norm_num_groups=4,
-        attention_head_dim=8,
-        num_class_embeds=classes,
-    )
+    unet = UNet2DModel(**{**UNET, "num_class_embeds": classes})
     DDPMPipeline(unet, DDPMScheduler()).save_pretrained(folder)
 
 
@@ -95,6 +98,7 @@ def write_study(folder, **changes):
         "data": {"kind": "imagefolder", "path": "images", "holdout": 0.125},
         "model": {
             "path": "model",
+            "unet": UNET,
             "checkpoints": ["checkpoint-0.50"],
             "ensemble": ["member-1"],
             "classes": {"round": 1, "square": 2},

@@ -14,7 +14,7 @@ import pytest
 from dtrak.errors import DtrakError
 from dtrak.files import exclusive
 from dtrak.index import AttributionIndex
-from dtrak.processes import in_processes
+from dtrak.processes import SPAWN, in_processes, one_process_each
 from dtrak.store import FeatureStore
 from dtrak.verify import verify_study
 from index_builder import engine
@@ -145,3 +145,34 @@ def test_index_of_a_built_study(tiny):
         if folder.is_dir():
             index = AttributionIndex(folder, FeatureStore.open(tiny.features / folder.name))
             np.testing.assert_allclose(index.norms, np.linalg.norm(index.features, axis=1), rtol=1e-5)
+
+
+def _refuse(task, shared):
+    raise DtrakError(f"no {task}", hint="another")
+
+
+def _count(task, shared):
+    shared[task] += 1
+    if task == 0:
+        time.sleep(60)
+
+
+def test_a_process_a_task_tells_its_error_and_ends_when_unwanted():
+    with pytest.raises(DtrakError, match="no 1"):
+        one_process_each(_refuse, [1], 1, None, lambda: None)
+    counted = SPAWN.Array("i", 2)
+    start = time.monotonic()
+
+    def enough():
+        if sum(counted) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        one_process_each(_count, [0, 1], 2, counted, enough)
+    assert time.monotonic() - start < 50
+    with pytest.raises(DtrakError, match="ended with"):
+        one_process_each(_die_alone, [1], 1, None, lambda: None)
+
+
+def _die_alone(task, shared):
+    os._exit(9)

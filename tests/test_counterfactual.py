@@ -1,9 +1,12 @@
 """Training again without some images: keyed, resumable, stoppable; and how far pictures move."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from dtrak.attribution import Attributor
+from dtrak.errors import DtrakError
 from dtrak.evaluation import removal as module
 from dtrak.evaluation.counterfactual import (
     COMPARED,
@@ -18,6 +21,7 @@ from dtrak.evaluation.counterfactual import (
 from dtrak.evaluation.removal import Removal, Task, draw_all, draw_without, drawn, is_drawn
 from dtrak.evaluation.subsets import query_set
 from dtrak.sampling import GenerationSettings, sample
+from dtrak.settings import Setting
 from dtrak.studies import initial_model
 from dtrak.threads import one_thread
 from dtrak.training import Run
@@ -85,7 +89,8 @@ def test_a_report_that_raises_stops_the_training(fresh, workers):
 
 def test_an_adapter_draws_another_picture_without_training_again(fresh, monkeypatch):
     training = fresh.study.training.model_copy(update={"method": "lora", "rank": 2, "lora_modules": ("conv1", "to_q")})
-    lora = type(fresh)(fresh.study.model_copy(update={"training": training}))
+    model = fresh.study.model.model_copy(update={"unet": None, "adapter": Path("trained before")})
+    lora = type(fresh)(fresh.study.model_copy(update={"training": training, "model": model}))
     draw_without(lora, removal_of(lora, 4), SETTINGS[:1])
     first = drawn(lora, removal_of(lora, 4), SETTINGS[:1])
     monkeypatch.setattr(module, "initial_model", lambda folder: 1 / 0)
@@ -98,7 +103,7 @@ def test_a_shorter_recipe_shortens_its_schedule(fresh):
     study = type(fresh)(fresh.study.model_copy(update={"training": recipe}))
     short = Removal.of(study, [], 25, "fp32")
     assert (short.recipe(study).steps, short.recipe(study).warmup) == (25, 5)
-    assert short.epochs(study) == 25 * 4 / 14
+    assert short.epochs(study) == 25 / 4  # fourteen images make four batches
 
 
 def test_counterfactuals_of_each_method(fresh):
@@ -113,12 +118,20 @@ def test_counterfactuals_of_each_method(fresh):
         assert len(pair.after) == (RANDOM_SETS if pair.method == "random" else 1)
         for name in pair.after:
             assert found.picture(name).shape == (16, 16, 3)
+    assert found.before(found.queries[0]).shape == (16, 16, 3)
+    mean, low, high = found.further("dtrak", "random")
+    assert low <= mean <= high
+    differences = [a.distance - b.distance for a, b in zip(found.of("dtrak"), found.of("random"), strict=True)]
+    assert mean == pytest.approx(np.mean(differences))
+    assert found.behind["settings"]["dtrak"] == "dtrak"
+    with pytest.raises(DtrakError, match="two must stay"):
+        counterfactual(attributor, queries=1, remove=13, workers=1)
     kept = load_counterfactuals(fresh)
     assert kept.pairs == found.pairs
     assert kept.stale == ""
     assert kept.behind["recipe_steps"] == kept.behind["steps"] == 3
     for name in ("dtrak", "embedding-cos"):
-        (ids,) = removals(attributor, name, asked, 0, 3)
+        (ids,) = removals(attributor, Setting(name), asked, 0, 3)
         query = asked.queries[asked.heldout]
         answer = attributor.attribute(query, attributor.features(query), name, 3)
         assert ids[: len(answer.proponents)] == [s.record.id for s in answer.proponents]
@@ -137,3 +150,10 @@ def test_distances_and_intervals(tiny):
     assert compare(attributor, pixels[0], pixels[:1]) == pytest.approx((0, 1))
     mean, low, high = mean_with_interval(np.random.default_rng(0).normal(5, 1, 400))
     assert (mean, high - low) == pytest.approx((5, 4 / 20), abs=0.1)
+
+
+def test_a_changed_recipe_is_another_model(fresh):
+    recipe = fresh.study.training.model_copy(update={"learning_rate": 0.5})
+    other = type(fresh)(fresh.study.model_copy(update={"training": recipe}))
+    assert removal_of(fresh, 1).folder(fresh) != removal_of(other, 1).folder(other)
+    assert removal_of(fresh, 1).folder(fresh) == removal_of(fresh, 1).folder(fresh)

@@ -68,6 +68,11 @@ def test_reliability_says_how_sure_it_is():
     weak = reliability(found, Setting("trak"), generated=True)
     assert weak.kind == "weak"
     assert "not told apart from guessing" in weak.text
+    worse = reliability(evaluation(row("trak", -0.1, -0.15, -0.05)), Setting("trak"), generated=True)
+    assert "worse than guessing" in worse.text
+    curve = tuple(np.linspace(0, 0.16, 17))
+    named = reliability(evaluation(row("dtrak", 0.3, curve=curve)), Setting("dtrak", damping=1.0), generated=True)
+    assert "λ chosen on other models (about 0.32); at λ = 1, as here, it is 8.0 on all of them" in named.text
     assert reliability(found, Setting("dtrak", timesteps=3), generated=True).kind == "unknown"
     assert reliability(None, Setting("dtrak"), generated=True).kind == "unknown"
     assert (
@@ -95,7 +100,7 @@ def test_tables_and_curves_hold_what_was_measured():
     (along,) = curves(found, "timesteps", "generated", ())
     assert (along.values, along.lds) == ((1, 5, 10), (0.1, 0.2, 0.3))
     (along,) = curves(found, "checkpoint", "generated", ())
-    assert (along.values, along.lds) == (("last", "checkpoint-0.50"), (0.2, 0.15))
+    assert (along.values, along.lds) == (("checkpoint-0.50", "last"), (0.15, 0.2))
     (along,) = curves(found, "strategy", "generated", ())
     assert set(zip(along.values, along.lds, strict=True)) == {("uniform", 0.2), ("cumulative", 0.05)}
     damping = curves(found, "damping", "generated", (-1, 0, 1))
@@ -130,8 +135,10 @@ def test_standings_sum_to_one_and_tell_prolific_from_influential():
     assert few.total == pytest.approx(4 / 12)
     assert few.per_image == pytest.approx((4 / 12) / 0.2)
     assert many.total_low <= many.total <= many.total_high
-    assert "more than an average image" in sentence(few)
-    assert "less than an average image" in sentence(many)
+    assert "2 are too few" in sentence(few)
+    many_pictures = standings(records, scores * 5)
+    assert ": more than an average image" in sentence(many_pictures[1])
+    assert ": less than an average image" in sentence(many_pictures[0])
     table = list(csv.DictReader(io.StringIO(to_csv([many, few]).decode("utf-8-sig"))))
     assert [r["creator"] for r in table] == ["many", "'=few"]
     content = json.loads(to_json("tiny", "dtrak", "LDS 3", few, [{"seed": 1}]))

@@ -5,8 +5,10 @@ import pytest
 from scipy.stats import spearmanr
 
 from dtrak.evaluation.lds import bootstrap, lds, lds_with_interval
+from dtrak.evaluation.measure import _crossfit, _row
 from dtrak.noise import keyed_generator
-from dtrak.truth import datamodel, empirical_influence
+from dtrak.settings import Setting
+from dtrak.truth import SubsetTruth, datamodel, empirical_influence
 from tests.oracle import bootstrapped_lds
 
 
@@ -71,3 +73,40 @@ def test_a_method_fitted_to_other_retrained_models_beats_a_noisy_estimate():
         fitted = np.stack([estimate(others, seen[:, q]) for q in range(4)])
         assert lds(fitted, masks, losses).mean() > max(0.7, noisy)
     assert lds(np.stack([datamodel(others, seen[:, q]) for q in range(4)]), masks, losses).mean() > 0.95
+
+
+def judged(models=64):
+    random, masks, effects, losses = linear_world(models=models)
+    return random, effects, SubsetTruth(masks, losses, (), 1)
+
+
+def test_lambda_is_chosen_on_one_half_and_reported_on_the_other():
+    _, effects, truth = judged()
+    even = np.arange(64) % 2 == 0
+    losses = np.where(even[:, None], truth.losses, -truth.losses)  # what holds on one half is wrong on the other
+    truth = SubsetTruth(truth.masks, losses, (), 1)
+    found = _crossfit([effects, -effects], truth, slice(None))
+    assert found.chosen == [0, 1]
+    assert found.mean == pytest.approx(-1)
+
+
+def test_the_gain_over_trak_has_its_sign_and_its_pairing():
+    random, effects, truth = judged()
+    noisy = effects + 2 * random.standard_normal(effects.shape)
+    good, poor = (_crossfit([scores], truth, slice(None)) for scores in (effects, noisy))
+    rows = [_row(Setting("pixel-dot"), "generated", [s], f, poor, truth, slice(None))
+            for s, f in ((effects, good), (noisy, poor))]  # fmt: skip
+    gain, low, high = rows[0].over_trak
+    assert gain == pytest.approx(good.mean - poor.mean)
+    assert low > 0.2
+    assert high < 1
+    assert rows[1].over_trak == (0, 0, 0)
+    assert rows[0].lds_oracle == pytest.approx(1)
+
+
+def test_what_did_not_learn_scores_nothing():
+    random, effects, truth = judged()
+    shuffled = random.permuted(effects, axis=1)
+    row = _row(Setting("pixel-dot"), "generated", [shuffled], _crossfit([shuffled], truth, slice(None)), None, truth,
+               slice(None))  # fmt: skip
+    assert abs(row.lds_crossfit) < 0.1

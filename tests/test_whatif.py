@@ -18,6 +18,14 @@ def test_the_prediction_is_set_against_random_sets_of_the_same_size():
     assert found.beyond > 0.99
 
 
+def test_opponents_are_predicted_to_do_the_opposite():
+    scores = np.random.default_rng(0).standard_normal(200)
+    found = predict(scores, np.argsort(scores)[:5].tolist())
+    assert found.z < -3
+    assert found.beyond < 0.01
+    assert found.share == 0
+
+
 def test_sets_without_a_question_have_no_answer():
     scores = np.array([1.0, -2.0, 3.0])
     assert predict(scores, []).z == 0

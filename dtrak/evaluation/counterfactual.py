@@ -17,15 +17,16 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from dtrak.attribution import Attributor
+from dtrak.errors import DtrakError
 from dtrak.evaluation.removal import Removal, Task, draw_all, drawn
-from dtrak.evaluation.results import model_and_data, what_changed
+from dtrak.evaluation.results import Evaluation, load_evaluation, model_and_data, what_changed
 from dtrak.files import atomic_write, read_json, write_json
 from dtrak.methods import METHODS
 from dtrak.noise import keyed_generator
 from dtrak.query import QuerySet, load_query_set
 from dtrak.settings import Setting
 from dtrak.similarity import pixel_vectors
-from dtrak.studies import StudyFolder, truth_folders
+from dtrak.studies import StudyFolder, check_retrainable, truth_folders
 
 COMPARED = ("random", "embedding-cos", "trak", "dtrak")
 RANDOM_SETS = 4
@@ -79,14 +80,23 @@ class Counterfactuals:
         """Numbers of the queries."""
         return sorted({pair.query for pair in self.pairs})
 
+    def before(self, query: int) -> UInt8[np.ndarray, "r r 3"]:
+        """A query's picture with all images."""
+        return self.picture(before_name(query, self.behind["everything"]))
+
+    def further(self, method: str, other: str) -> tuple[float, float, float]:
+        """How much further a method moves the same pictures than another, in ℓ2: the mean with its interval."""
+        distances = [np.array([pair.distance for pair in self.of(name)]) for name in (method, other)]
+        return mean_with_interval(distances[0] - distances[1])
+
     def of(self, method: str) -> list[Pair]:
         """One method's pairs, by query."""
         return sorted((p for p in self.pairs if p.method == method), key=lambda p: p.query)
 
 
-def before_name(query: int) -> str:
-    """The file of a query's picture with all images."""
-    return f"{query:03d}-all.png"
+def before_name(query: int, model: str) -> str:
+    """The file of a query's picture by the model of that name, which saw all images."""
+    return f"{query:03d}-all-{model[:8]}.png"
 
 
 def chosen_queries(asked: QuerySet, count: int) -> list[int]:
@@ -111,14 +121,21 @@ def counterfactual(
         report: called with (steps trained, steps in all).
     """
     folder = attributor.folder
-    asked = load_query_set(folder)
+    if not 0 < remove < attributor.table.train_size - 1:
+        raise DtrakError(
+            f"{remove} of {attributor.table.train_size} training images cannot be left out; two must stay.",
+            hint="Give a smaller --remove.",
+        )
+    check_retrainable(folder)
+    asked, evaluation = load_query_set(folder), load_evaluation(folder)
+    settings_of = {name: measured_setting(evaluation, name) for name in COMPARED}
     numbers = chosen_queries(asked, queries)
     settings = {number: asked.settings(number) for number in numbers}
 
     def without(removed: Sequence[str]) -> Removal:
         return Removal.of(folder, removed, steps, precision)
 
-    plans = {(m, n): [without(ids) for ids in removals(attributor, m, asked, n, remove)]
+    plans = {(m, n): [without(ids) for ids in removals(attributor, settings_of[m], asked, n, remove)]
              for m in COMPARED for n in numbers}  # fmt: skip
     everything = without(())
     wanted: dict[Removal, set[int]] = {everything: set(numbers)}
@@ -131,12 +148,13 @@ def counterfactual(
     root = truth_folders(folder)[0]
     pairs = []
     for number in numbers:
-        _write_png(root / PICTURES / before_name(number), before[number])
+        _write_png(root / PICTURES / before_name(number, everything.folder(folder).name), before[number])
     for (method, number), found in plans.items():
         names, pictures = [], []
         for place, removal in enumerate(found):
             (after,) = drawn(folder, removal, [settings[number]])
-            names.append(f"{number:03d}-{method}{f'-{place}' if len(found) > 1 else ''}.png")
+            one = f"-{place}" if len(found) > 1 else ""
+            names.append(f"{number:03d}-{method}{one}-{removal.folder(folder).name[:8]}.png")
             pictures.append(after)
             _write_png(root / PICTURES / names[-1], after)
         distance, cosine = compare(attributor, before[number], np.stack(pictures))
@@ -152,21 +170,29 @@ def counterfactual(
         "precision": everything.precision,
         "seed": everything.seed,
         "embedding": folder.study.embedding,
+        "settings": {name: setting.text for name, setting in settings_of.items()},
+        "everything": everything.folder(folder).name,
         **model_and_data(folder),
     }
     write_json(root / RESULTS, {"pairs": [asdict(pair) for pair in pairs], "behind": behind})
     return Counterfactuals(tuple(pairs), behind, root)
 
 
-def removals(attributor: Attributor, method: str, asked: QuerySet, number: int, count: int) -> list[list[str]]:
+def measured_setting(evaluation: Evaluation | None, method: str) -> Setting:
+    """A method at the λ that was chosen by retrained models, where that was measured, else at its own."""
+    row = evaluation.of(Setting(method), "generated") if evaluation else None
+    return Setting(method, damping=row.chosen_damping) if row else Setting(method)
+
+
+def removals(attributor: Attributor, setting: Setting, asked: QuerySet, number: int, count: int) -> list[list[str]]:
     """The ids that a method would leave out for a query: one list, or one for each random set."""
     ids = attributor.table.train_ids
-    if METHODS[method].family == "random":
+    if METHODS[setting.method].family == "random":
         return [
             [ids[row] for row in keyed_generator("random removal", n, "").permutation(len(ids))[:count]]
             for n in range(RANDOM_SETS)
         ]
-    query, setting = asked.queries[asked.heldout + number], Setting(method)
+    query = asked.queries[asked.heldout + number]
     scores, _ = attributor.scores(setting, query, attributor.features(query, [setting], by_block=False))
     return [[ids[row] for row in np.argsort(-scores, kind="stable")[:count]]]
 

@@ -8,23 +8,23 @@ import numpy as np
 from jaxtyping import Float
 
 from dtrak.attribution import Attributor
-from dtrak.choices import changed, offer
+from dtrak.choices import changed, offer, stored
 from dtrak.config import LAST, RANDOMISED
 from dtrak.errors import DtrakError
 from dtrak.evaluation.lds import Score, bootstrap, lds, lds_with_interval
-from dtrak.evaluation.results import Row
+from dtrak.evaluation.results import POWERS, Row
 from dtrak.files import digest, write_npy
 from dtrak.methods import METHODS
 from dtrak.query import QuerySet, load_query_set
 from dtrak.settings import Setting
 from dtrak.truth import SubsetTruth
 
-POWERS = tuple(float(p) for p in np.arange(-4.0, 4.01, 0.5))
 LEAST_MODELS = 4
 HALF_RESAMPLES = 500
 NOW_RESAMPLES = 200
 ABLATED = ("dtrak", "trak")
-CHOICES = ("timesteps", "strategy", "draws", "projection_dim", "projection_seed", "output")
+CHOICES = ("timesteps", "draws", "projection_dim", "projection_seed")
+ALIGNED = ("checkpoint", "strategy", "output")  # stored with different timesteps or projections
 Scores = Float[np.ndarray, "q n"]
 
 
@@ -86,22 +86,25 @@ def all_settings(attributor: Attributor) -> list[Setting]:
         for choice in CHOICES:
             values = offer(attributor, Setting(name), choice).values
             found += [s for v in values if (s := changed(attributor, Setting(name), choice, v)) and s not in found]
-        found += [s for s in checkpoint_settings(attributor, name) if s not in found]
+        for choice in ALIGNED:
+            found += [s for s in aligned_settings(attributor, name, choice) if s not in found]
         found.append(Setting(name, checkpoint=RANDOMISED))
-    own = {Setting(name, output=METHODS[name].output): Setting(name) for name in ABLATED}
-    return list(dict.fromkeys(own.get(setting, setting) for setting in found))
+    return list(dict.fromkeys(found))
 
 
-def checkpoint_settings(attributor: Attributor, method: str) -> list[Setting]:
-    """One method at each checkpoint, all with the timesteps and the projection that the least of them has."""
-    names = [name for name, kind in attributor.variants.items() if kind != "member"]
-    stored = [s for name in names if (s := changed(attributor, Setting(method), "checkpoint", name))]
-    sides = [attributor.sides(setting)[0] for setting in stored]
+def aligned_settings(attributor: Attributor, method: str, choice: str) -> list[Setting]:
+    """One method along a choice, all with the timesteps and the projection that the least of them has."""
+    own = {"checkpoint": LAST, "strategy": "uniform", "output": METHODS[method].output}[choice]
+    members = {name for name, kind in attributor.variants.items() if kind == "member"}
+    values = [v for v in offer(attributor, Setting(method), choice).values if v not in members]
+    tried = [s for v in values if (s := changed(attributor, Setting(method), choice, v))]
+    sides = [attributor.sides(setting)[0] for setting in tried]
     if len(sides) < 2:
         return []
     alike = {"timesteps": min(len(s.pairs) for s in sides), "projection_dim": min(s.dim for s in sides)}
-    found = [setting.with_(**alike) for setting in stored]
-    return [s for s in found if s.checkpoint == LAST or changed(attributor, s, "checkpoint", s.checkpoint) == s]
+    found = [setting.with_(**alike) for setting in tried]
+    found = [s.with_(output=None) if choice == "output" and s.output == own else s for s in found]
+    return [s for s in found if stored(attributor, s)]
 
 
 def score_matrices(attributor: Attributor, setting: Setting, asked: QuerySet) -> list[Scores]:
@@ -138,7 +141,7 @@ def score_now(
     """The LDS of one setting at its own λ, fast enough to follow a toggle.
 
     Args:
-        queries: "held-out" or "generated".
+        queries: "held-out" or "generated"; where none was held out, the generated ones.
         judged: from :func:`judges`.
 
     Raises:
@@ -147,7 +150,7 @@ def score_now(
     truth, asked = judged
     method = METHODS[setting.method]
     fixed = setting if method.damping is None or setting.damping else setting.with_(damping=method.damping)
-    part = asked.groups[queries]
+    part = asked.groups.get(queries) or asked.groups["generated"]
     (scores,) = score_matrices(attributor, fixed, asked)
     return lds_with_interval(scores[part], truth.masks, truth.losses[:, part], resamples)
 
@@ -229,7 +232,7 @@ def _row(
         interval=found.interval,
         over_trak=over_trak,
         subset_models=len(truth.masks),
-        seeds=min(truth.seeds),
+        seeds=truth.seeds,
         dampings=tuple(10.0 ** POWERS[i] for i in found.chosen) if len(every) > 1 else (),
         curve=tuple(curve),
     )

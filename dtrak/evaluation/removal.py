@@ -4,10 +4,11 @@ Everything random is keyed by sample (see :mod:`dtrak.training`), so a retrained
 the one that saw all images by the missing images alone. A retrained model is one folder,
 
     retrained/<name>/removal.json                what was left out, how it was trained, that it is finished
-    retrained/<name>/model/                      its weights, where only an adapter was tuned
+    retrained/<name>/model/                      its weights, if only an adapter was tuned or nothing left out
     retrained/<name>/<settings>.npy              the pictures it drew
 
-whose name is a digest of what makes it: nothing is trained twice, and a killed run resumes.
+whose name is a digest of what makes it: data, recipe, base and what was left out. No finished model is
+trained twice for the same pictures.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,9 +23,9 @@ from jaxtyping import UInt8
 from dtrak.config import TrainingConfig
 from dtrak.files import digest, write_json, write_npy
 from dtrak.models import DiffusionModel, load_model, save_model
-from dtrak.processes import SPAWN, in_processes
+from dtrak.processes import SPAWN, one_process_each
 from dtrak.sampling import GenerationSettings, sample
-from dtrak.studies import StudyFolder, base_path, initial_model
+from dtrak.studies import StudyFolder, base_path, check_retrainable, initial_model, recipe_digest
 from dtrak.threads import one_thread
 from dtrak.training import Run
 
@@ -54,7 +55,7 @@ class Removal:
 
     def folder(self, study: StudyFolder) -> Path:
         """Where the retrained model is kept."""
-        return study.root / "retrained" / digest([asdict(self), study.table.fingerprint()])
+        return study.root / "retrained" / digest([asdict(self), study.table.fingerprint(), recipe_digest(study)])
 
     def recipe(self, study: StudyFolder) -> TrainingConfig:
         """The study's recipe, its warm-up shortened with its steps."""
@@ -64,7 +65,7 @@ class Removal:
 
     def epochs(self, study: StudyFolder) -> float:
         """How often the training sees each image."""
-        return self.steps * study.study.training.batch_size / study.table.train_size
+        return self.steps / -(-study.table.train_size // study.study.training.batch_size)
 
 
 def is_drawn(folder: StudyFolder, removal: Removal, settings: GenerationSettings) -> bool:
@@ -103,6 +104,7 @@ def _trained(folder: StudyFolder, removal: Removal, report: Callable[[int], None
     place, study = removal.folder(folder), folder.study
     if (place / "removal.json").exists() and (place / "model").exists():
         return _kept(folder, place)
+    check_retrainable(folder)
     config = removal.recipe(folder)
     model = initial_model(StudyFolder(study.model_copy(update={"training": config})))
     table = folder.table
@@ -114,15 +116,18 @@ def _trained(folder: StudyFolder, removal: Removal, report: Callable[[int], None
 
     run.train(lambda progress: report(progress.step))
     run.use_average()
-    if config.method == "lora":
+    keep = config.method == "lora" or not removal.removed
+    if keep:
         save_model(model, place / "model")
     write_json(place / "removal.json", asdict(removal))
-    return _kept(folder, place) if config.method == "lora" else model
+    return _kept(folder, place) if keep else model
 
 
 def _kept(folder: StudyFolder, place: Path) -> DiffusionModel:
-    study = folder.study
-    return load_model(base_path(study), study.resolution, place / "model", study.model.classes, study.model.null_class)
+    study, config = folder.study, folder.study.model
+    if study.training.method == "lora":
+        return load_model(base_path(study), study.resolution, place / "model", config.classes, config.null_class)
+    return load_model(place / "model", study.resolution, None, config.classes, config.null_class)
 
 
 def _picture(folder: StudyFolder, removal: Removal, settings: GenerationSettings) -> Path:
@@ -162,42 +167,17 @@ def draw_all(
             draw_without(folder, task.removal, task.settings, advance)
             finished += task.removal.steps
     elif left:
-        steps, stop = SPAWN.Array("i", len(left)), SPAWN.Event()
-
-        def meanwhile() -> None:
-            try:
-                report(finished + sum(steps), total)  # type: ignore[call-overload]
-            except BaseException:
-                stop.set()
-                raise
-
+        steps: Any = SPAWN.Array("i", len(left))
         numbered = [(number, folder, task) for number, task in enumerate(left)]
-        for _ in in_processes(_in_process, numbered, workers, _share, (steps, stop), meanwhile):
-            pass
+        one_process_each(_in_process, numbered, workers, steps, lambda: report(finished + sum(steps), total))
     report(total, total)
 
 
-class _Stopped(Exception):
-    """Raised inside a training whose parent asked it to stop."""
-
-
-_shared: tuple[Any, Any] | None = None  # steps of each task, and the wish to stop
-
-
-def _share(steps: Any, stop: Any) -> None:
-    global _shared
-    _shared = steps, stop
-
-
-def _in_process(numbered: tuple[int, StudyFolder, Task]) -> None:
+def _in_process(numbered: tuple[int, StudyFolder, Task], steps: Any) -> None:
     number, folder, task = numbered
-    assert _shared is not None
-    steps, stop = _shared
 
     def report(step: int) -> None:
         steps[number] = step
-        if stop.is_set():
-            raise _Stopped
 
     draw_without(folder, task.removal, task.settings, report)
     steps[number] = task.removal.steps

@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+
 from dtrak.files import read_json, write_json
 from dtrak.query import load_query_set
 from dtrak.settings import Setting
@@ -13,6 +15,7 @@ from dtrak.studies import StudyFolder, model_digest, truth_folders
 from dtrak.truth import SubsetTruth
 
 RESULTS_FILE = "evaluation.json"
+POWERS = tuple(float(p) for p in np.arange(-4.0, 4.01, 0.5))  # of ten: the λ that are tried
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,17 @@ class Row:
     seeds: int
     dampings: tuple[float, ...]
     curve: tuple[float, ...]
+
+    def at(self, damping: float) -> float | None:
+        """The LDS on all subset models at one λ, between those that were tried; None where λ does not enter."""
+        if len(self.curve) != len(POWERS):
+            return None
+        return float(np.interp(np.log10(damping), POWERS, self.curve))
+
+    @property
+    def chosen_damping(self) -> float | None:
+        """The geometric mean of the λ chosen on either half."""
+        return float(f"{np.exp(np.mean(np.log(self.dampings))):.4g}") if self.dampings else None
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON carries it."""
@@ -79,13 +93,20 @@ class Evaluation:
         return self._by_setting.get((setting.with_(damping=None).text, queries))
 
 
-def save_evaluation(folder: StudyFolder, rows: Sequence[Row], truth: SubsetTruth) -> None:
-    """Keep the rows in the workspace, with what stands behind them and what they belong to."""
+def save_evaluation(
+    folder: StudyFolder, rows: Sequence[Row], truth: SubsetTruth, fitted: SubsetTruth | None = None
+) -> None:
+    """Keep the rows in the workspace, with what stands behind them and what they belong to.
+
+    Args:
+        fitted: the models that fitted methods were fitted to.
+    """
     asked = load_query_set(folder)
     behind = {
         "subset_models": len(truth.masks),
-        "trainings": sum(truth.seeds),
-        "seeds": min(truth.seeds),
+        "trainings": len(truth.masks) * truth.seeds,
+        "seeds": truth.seeds,
+        "fitted": None if fitted is None else len(fitted.masks),
         "held-out": asked.heldout,
         "generated": len(asked.queries) - asked.heldout,
         "noise_draws": 1,
@@ -98,14 +119,14 @@ def save_evaluation(folder: StudyFolder, rows: Sequence[Row], truth: SubsetTruth
 
 
 def load_evaluation(folder: StudyFolder) -> Evaluation | None:
-    """What was measured here or came with the study, or None."""
+    """What was measured here or came with the study, or None; of two, what holds still, then what rests on more."""
+    found = []
     for root in truth_folders(folder):
-        if not (root / RESULTS_FILE).exists():
-            continue
-        content = read_json(root / RESULTS_FILE)
-        rows = tuple(_row(row) for row in content["rows"])
-        return Evaluation(rows, content["behind"], what_changed(folder, content["behind"]))
-    return None
+        if (root / RESULTS_FILE).exists():
+            content = read_json(root / RESULTS_FILE)
+            rows = tuple(_row(row) for row in content["rows"])
+            found.append(Evaluation(rows, content["behind"], what_changed(folder, content["behind"])))
+    return max(found, key=lambda e: (not e.stale, e.behind["trainings"]), default=None)
 
 
 def model_and_data(folder: StudyFolder) -> dict[str, str]:

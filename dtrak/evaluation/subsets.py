@@ -23,20 +23,21 @@ from jaxtyping import Float
 
 from dtrak.attribution import Attributor
 from dtrak.errors import DtrakError
-from dtrak.files import digest, write_json
+from dtrak.files import read_json, write_json
 from dtrak.models import DiffusionModel
 from dtrak.noise import feature_noise
 from dtrak.queries import generate_query
 from dtrak.query import Query, QuerySet, generated_settings, load_query_set, save_query_set
-from dtrak.studies import StudyFolder, initial_model, truth_folders
+from dtrak.studies import StudyFolder, check_retrainable, initial_model, model_digest, truth_folders
 from dtrak.threads import one_thread
 from dtrak.training import Run
-from dtrak.truth import Family, subset_mask
+from dtrak.truth import Family, belongs_to, subset_mask
 
 GENERATED = 200
 MOST_HELDOUT = 1000
 TIMESTEPS = tuple(range(50, 1000, 100))
 NOISE_SEED = 1  # features use 0
+FIT_SEEDS = 1000
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,11 @@ class SubsetModel:
     family: Family
     number: int
     seed: int
+
+    @property
+    def training_seed(self) -> int:
+        """Of the training; no seed of one family is one of the other."""
+        return self.seed + (FIT_SEEDS if self.family == "fit" else 0)
 
     @property
     def name(self) -> str:
@@ -70,7 +76,9 @@ def query_set(folder: StudyFolder, report: Callable[[int, int], None] = lambda d
         settings = generated_settings(number, labels[-1], folder.study.guidance)
         pixels.append(generate_query(attributor, settings).pixels)
         report(number + 1, GENERATED)
-    asked = QuerySet(np.stack(pixels), tuple(label or "" for label in labels), len(rows), folder.study.guidance)
+    asked = QuerySet(
+        np.stack(pixels), tuple(label or "" for label in labels), len(rows), folder.study.guidance, model_digest(folder)
+    )
     save_query_set(folder, asked)
     return asked
 
@@ -90,8 +98,10 @@ def query_losses(model: DiffusionModel, queries: Sequence[Query]) -> Float[np.nd
 
 
 def is_done(folder: StudyFolder, subset: SubsetModel) -> bool:
-    """Whether a subset model was trained and evaluated, here or before."""
-    return any((root / subset.family / f"{subset.name}.json").exists() for root in truth_folders(folder))
+    """Whether a subset model was trained and evaluated, here or before, by the recipe and on the queries of now."""
+    paths = [root / subset.family / f"{subset.name}.json" for root in truth_folders(folder)]
+    now = belongs_to(folder)
+    return any(path.exists() and read_json(path).get("belongs_to") == now for path in paths)
 
 
 def retrain(folder: StudyFolder, subset: SubsetModel, precision: Literal["fp32", "bf16"] | None = None) -> None:
@@ -100,10 +110,11 @@ def retrain(folder: StudyFolder, subset: SubsetModel, precision: Literal["fp32",
     Args:
         precision: of the arithmetic; default the recipe's. Processors without bfloat16 take many times as long.
     """
+    check_retrainable(folder)
     if is_done(folder, subset):
         return
     config = folder.study.training
-    config = config.model_copy(update={"seed": subset.seed, "precision": precision or config.precision})
+    config = config.model_copy(update={"seed": subset.training_seed, "precision": precision or config.precision})
     with one_thread():
         changed = StudyFolder(folder.study.model_copy(update={"training": config}))
         model, table = initial_model(changed), folder.table
@@ -121,9 +132,8 @@ def retrain(folder: StudyFolder, subset: SubsetModel, precision: Literal["fp32",
         "seed": subset.seed,
         "steps": config.steps,
         "precision": config.precision,
-        "data": table.fingerprint(),
+        "belongs_to": belongs_to(folder),
         "timesteps": list(TIMESTEPS),
-        "queries": digest(queries.ids),
         "losses": np.round(losses, 8).tolist(),
     }
     write_json(truth_folders(folder)[0] / subset.family / f"{subset.name}.json", content, indent=None)

@@ -1,8 +1,8 @@
 """The creator statement: what a creator's images weigh in the kept pictures, against their share of the data.
 
-Scores of two pictures have no common unit, so each picture's scores are divided by the sum of their
-magnitudes. A creator's total in a picture is the sum over their images, the mean that sum by image;
-sums favour the prolific, means the few, so both are shown, each against what an even spread would give.
+Scores of two pictures have no common unit, so each picture's positive scores are divided by their sum.
+A creator's total in a picture is the sum over their images, and what each image weighs is that total
+against the creator's share of the data; sums favour the prolific, means the few, so both are shown.
 """
 
 import csv
@@ -21,6 +21,7 @@ from dtrak.evaluation.counterfactual import mean_with_interval
 from dtrak.ui.report import STYLE
 
 UNKNOWN = "unknown"
+LEAST_PICTURES = 10  # for an interval over pictures to mean something
 COLUMNS = ("creator", "images", "share_of_data", "total", "total_low", "total_high", "per_image", "per_image_low",
            "per_image_high", "pictures")  # fmt: skip
 
@@ -59,10 +60,7 @@ def standings(records: Sequence[Record], scores: Sequence[Float[np.ndarray, " n"
     found = []
     for creator in sorted(set(names)):
         mine = np.array([name == creator for name in names])
-        shares = []
-        for row in scores:
-            positive = np.maximum(row, 0)
-            shares.append(float(positive[mine].sum() / positive.sum()) if positive.any() else 0.0)
+        shares = [float(mean_shares([row])[mine].sum()) for row in scores]
         data = float(mine.mean())
         total, low, high = mean_with_interval(np.array(shares))
         found.append(
@@ -73,10 +71,18 @@ def standings(records: Sequence[Record], scores: Sequence[Float[np.ndarray, " n"
     return sorted(found, key=lambda s: (-s.total, s.creator))
 
 
+def mean_shares(scores: Sequence[Float[np.ndarray, " n"]]) -> Float[np.ndarray, " n"]:
+    """Each training image's share of a picture's positive scores, the mean over pictures."""
+    rows = [np.maximum(row, 0) for row in scores]
+    return np.mean([row / (row.sum() or 1.0) for row in rows], axis=0)
+
+
 def sentence(found: Standing) -> str:
     """One creator's standing in plain words."""
     pictures = f"{found.pictures} kept picture" + ("s" if found.pictures > 1 else "")
-    if found.per_image_low > 1:
+    if found.pictures < LEAST_PICTURES:
+        compared = f"{found.pictures} are too few to say whether that is more or less than an average image"
+    elif found.per_image_low > 1:
         compared = "more than an average image"
     elif found.per_image_high < 1:
         compared = "less than an average image"

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
 
-from dtrak.config import RANDOMISED, ROOT
+from dtrak.config import LAST, RANDOMISED, ROOT
+from dtrak.evaluation.counterfactual import Counterfactuals
 from dtrak.evaluation.results import Evaluation, Row
 from dtrak.methods import METHODS
 from dtrak.settings import Setting
@@ -38,7 +39,7 @@ class Reliability:
 
     Attributes:
         text: for people.
-        kind: "measured", "weak" if the interval reaches zero, or "unknown".
+        kind: "measured", "weak" if the interval is not above zero, or "unknown".
         row: what was measured, if anything.
     """
 
@@ -59,12 +60,22 @@ def reliability(evaluation: Evaluation | None, setting: Setting, generated: bool
     row = evaluation.of(setting, kind)
     if row is None:
         return Reliability(f"Not measured under this setting ({METHODS[setting.method].title}).", "unknown")
-    count = evaluation.behind[kind]
-    what = f"on {count} {kind} images, against {row.subset_models} retrained models"
-    stale = f" But {evaluation.stale}." if evaluation.stale else ""
-    if row.interval[0] <= 0:
-        return Reliability(f"LDS {interval_text(row)} {what}: not told apart from guessing.{stale}", "weak", row)
-    return Reliability(f"LDS {interval_text(row)} {what}. 0 is guessing, 100 is perfect.{stale}", "measured", row)
+    what = f"on {evaluation.behind[kind]} {kind} images, against {row.subset_models} retrained models"
+    notes = _at_damping(row, setting) + (f" But {evaluation.stale}." if evaluation.stale else "")
+    low, high = row.interval
+    if low > 0:
+        return Reliability(f"LDS {interval_text(row)} {what}. 0 is guessing, 100 is perfect.{notes}", "measured", row)
+    verdict = "worse than guessing" if high < 0 else "not told apart from guessing"
+    return Reliability(f"LDS {interval_text(row)} {what}: {verdict}.{notes}", "weak", row)
+
+
+def _at_damping(row: Row, setting: Setting) -> str:
+    damping = METHODS[setting.method].damping if setting.damping is None else setting.damping
+    if row.chosen_damping is None or not isinstance(damping, float):
+        return ""
+    here = row.at(damping)
+    used = "" if here is None else f"; at λ = {damping:.3g}, as here, it is {percent(here)} on all of them"
+    return f" That is with λ chosen on other models (about {row.chosen_damping:.2g}){used}."
 
 
 def interval_text(row: Row) -> str:
@@ -101,8 +112,20 @@ def best(evaluation: Evaluation, queries: str) -> str:
         return ""
     first = rows[0]
     alike = [METHODS[r.method].title for r in rows[1:] if r.interval[1] >= first.interval[0]]
-    close = f" Within its interval: {', '.join(alike)}." if alike else ""
+    close = f" Intervals that overlap it: {', '.join(alike)}." if alike else ""
     return f"Highest is {METHODS[first.method].title} with {interval_text(first)}.{close}"
+
+
+def effect(found: Counterfactuals) -> str:
+    """Whether what D-TRAK names moves pictures further than random images and than what TRAK names."""
+    words = []
+    for other, title in (("random", "random images"), ("trak", "what TRAK names")):
+        if found.of("dtrak") and found.of(other):
+            mean, low, high = found.further("dtrak", other)
+            verdict = "further than" if low > 0 else "less far than" if high < 0 else "not measurably further than"
+            between = f"by {mean:+.2f}, 95 %: {low:+.2f} to {high:+.2f}".replace("-", "−")
+            words.append(f"**{verdict}** {title} ({between})")
+    return f"Leaving out what D-TRAK names moves pictures {'; '.join(words)}." if words else ""
 
 
 def table_rows(rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -175,6 +198,8 @@ def _along(method: str, rows: Sequence[Row], choice: str) -> list[tuple[Any, Row
         groups.setdefault(setting.with_(**{choice: default}), []).append((setting, row))
     settings = max(groups.values(), key=len, default=[])
     values = [(getattr(s, choice), row) for s, row in settings]
+    if choice == "checkpoint":  # in the order of the training
+        values.sort(key=lambda pair: (pair[0] == LAST, pair[0]))
     if choice == "output":
         values = [(value or METHODS[method].output, row) for value, row in values]
     known = [value for value, _ in values if value is not None]

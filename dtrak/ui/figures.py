@@ -207,7 +207,9 @@ def lds_bars(names: Sequence[str], lds: Sequence[float], low: Sequence[float], h
         y=names,
         x=values,
         orientation="h",
-        marker_color=[colour if bottom > 0 else NEUTRAL for bottom in lower],
+        marker_color=[
+            colour if bottom > 0 else NEGATIVE if top < 0 else NEUTRAL for bottom, top in zip(lower, upper, strict=True)
+        ],
         error_x={"array": upper - values, "arrayminus": values - lower, **WHISKER},
         name="LDS × 100",
         hovertemplate="%{y}<br>%{x:.1f}<extra></extra>",
@@ -232,8 +234,12 @@ def lds_bars(names: Sequence[str], lds: Sequence[float], low: Sequence[float], h
     return figure
 
 
-def lds_curves(found: Sequence[Curve], title: str, logarithmic: bool) -> go.Figure:
-    """The LDS × 100 of D-TRAK and TRAK along one choice, with intervals where they were worked out."""
+def lds_curves(found: Sequence[Curve], title: str, logarithmic: bool, ordered: bool = True) -> go.Figure:
+    """The LDS × 100 of D-TRAK and TRAK along one choice, with intervals where they were worked out.
+
+    Args:
+        ordered: whether a line between two values means something.
+    """
     figure = go.Figure()
     for curve, colour in zip(found, (POSITIVE, NEGATIVE, NEUTRAL, "#3b9b6d"), strict=False):
         values = 100 * np.array(curve.lds)
@@ -244,7 +250,8 @@ def lds_curves(found: Sequence[Curve], title: str, logarithmic: bool) -> go.Figu
         figure.add_scatter(
             x=list(curve.values),
             y=values,
-            mode="lines+markers" if logarithmic or len(values) > 2 else "markers",
+            mode="lines+markers" if ordered else "markers",
+            marker={"size": 9},
             name=curve.name,
             line={"color": colour},
             hovertemplate="%{x}<br>LDS %{y:.1f}<extra></extra>",

@@ -1,6 +1,7 @@
 """A queue with one worker: the only thread that touches a model, so two users never mix."""
 
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ class Job:
     Attributes:
         state: "queued", "running", "done", "failed" or "cancelled".
         done, total: progress in the job's own units.
+        started: seconds of the clock when it began to run.
         preview: whatever the job shows of itself while it runs.
         result: what it returned; error: the message and hint for the user if it failed.
     """
@@ -28,6 +30,7 @@ class Job:
     state: str = "queued"
     done: int = 0
     total: int = 1
+    started: float = 0.0
     preview: Any = None
     result: Any = None
     error: DtrakError | None = None
@@ -36,6 +39,14 @@ class Job:
     @property
     def active(self) -> bool:
         return self.state in ("queued", "running")
+
+    @property
+    def seconds_left(self) -> float | None:
+        """By its pace so far, or None while that says little."""
+        passed = time.monotonic() - self.started
+        if self.state != "running" or not self.done or passed < 5:
+            return None
+        return passed * (self.total - self.done) / self.done
 
     def cancel(self) -> None:
         """Ask the job to stop at its next step; a queued job never starts."""
@@ -79,6 +90,11 @@ class JobQueue:
             self._changed.notify_all()
             return job
 
+    def active(self) -> list[Job]:
+        """What waits or runs, the first first."""
+        with self._changed:
+            return [job for job in self._jobs.values() if job.active]
+
     def get(self, key: str) -> Job | None:
         """The latest job of that key, if it is remembered."""
         return self._jobs.get(key)
@@ -95,7 +111,7 @@ class JobQueue:
                 while not self._waiting:
                     self._changed.wait()
                 job, work = self._waiting.pop(0)
-                job.state = "running"
+                job.state, job.started = "running", time.monotonic()
             try:
                 job.progress(0, job.total)
                 job.result = work(job)

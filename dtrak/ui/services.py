@@ -36,7 +36,7 @@ from dtrak.whatif import random_rows
 ANSWERS_KEPT = 64
 DUPLICATES_LIMIT = 5_000
 REVERSE_RUNS = 50
-TRUTH_PARTS = ("lds", "fit", "evaluation.json", "counterfactual.json")
+TRUTH_PARTS = ("evaluation.json", "counterfactual.json")
 WHAT_IF_SHARE = 2  # of the recipe's steps, a what-if takes one part in so many
 T = TypeVar("T")
 
