@@ -77,7 +77,9 @@ class Setting:
         if self.output:
             words.append(self.output)
         if self.timesteps:
-            words.append(f"K = {self.timesteps}" + (" first" if self.strategy == "cumulative" else ""))
+            words.append(f"K = {self.timesteps}")
+        if self.strategy == "cumulative":
+            words.append("the first timesteps")
         if self.draws > 1:
             words.append(f"{self.draws} draws")
         if self.projection_dim:

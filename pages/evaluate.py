@@ -89,7 +89,15 @@ def methods(found: Evaluation, queries: str) -> None:
     checks = sanity_rows(found, queries)
     if checks:
         words = [f"{Setting.parse(r.setting).title} {interval_text(r)}" for r in checks]
-        st.markdown(f"**Sanity.** These should be near zero: {'; '.join(words)}. Randomised: all weights shuffled.")
+        st.markdown(
+            f"**Sanity.** Near zero for what knows nothing of the training: {'; '.join(words)}. Randomised: the same "
+            "network with all its weights shuffled, features and queries alike."
+        )
+        if any(r.interval[0] > 0 for r in checks):
+            st.warning(
+                "A method on the shuffled network scores above zero: what it predicts here, it owes in part to "
+                "how images resemble each other through any such network, not to what this one has learnt."
+            )
 
 
 def ablations(found: Evaluation, queries: str) -> None:

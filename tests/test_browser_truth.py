@@ -60,6 +60,8 @@ def test_a_creators_statement_is_exported(context, server):
     page = context.new_page()
     open_page(page, server, "creators", 54)
     expect(page.get_by_text(re.compile("of the training images .* are by"))).to_be_visible(timeout=60_000)
+    pictures_load(page)
+    settle(page)
     choose(page, "Creator", "artist 2")
     with page.expect_download() as download:
         page.get_by_role("button", name="Statement (HTML)").click()
