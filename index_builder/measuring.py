@@ -82,14 +82,14 @@ def evaluate(
         return
     print(f"LDS × 100 over {rows[0].subset_models} subset models of {rows[0].seeds} training seed(s) each.")
     print("λ is chosen on half of them and reported on the other half; oracle is the best λ on all, as papers report.")
-    print(f"{'setting':44}{'queries':12}{'LDS':>7}{'95 % interval':>18}{'oracle':>9}  λ chosen")
+    print(f"{'setting':50}{'queries':12}{'LDS':>7}{'95 % interval':>18}{'oracle':>9}  λ chosen")
     for row in sorted(rows, key=lambda r: (r.queries, -r.lds_crossfit)):
         low, high = row.interval
         between = f"{100 * low:.1f} to {100 * high:.1f}"
         dampings = ", ".join(f"{d:.3g}" for d in row.dampings)
         title = Setting.parse(row.setting).title
         score, oracle = 100 * row.lds_crossfit, 100 * row.lds_oracle
-        print(f"{title:44}{row.queries:12}{score:7.1f}{between:>18}{oracle:9.1f}  {dampings}")
+        print(f"{title:50}{row.queries:12}{score:7.1f}{between:>18}{oracle:9.1f}  {dampings}")
 
 
 def counterfactual(
