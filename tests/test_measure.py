@@ -80,7 +80,9 @@ def test_the_randomised_model_is_another_model_of_the_same_scales(attributor):
 def test_results_are_kept_and_know_what_they_belong_to(attributor):
     settings = all_settings(attributor)
     assert Setting("dtrak", timesteps=1) in settings
-    assert Setting("trak", output="weighted-mse") in settings
+    alike = {"timesteps": 5, "projection_dim": 64}
+    for output in ("weighted-mse", "mean", None):
+        assert Setting("trak", output=output, **alike) in settings
     assert Setting("dtrak", checkpoint=RANDOMISED) in settings
     rows = evaluate(attributor)
     truth = load_subsets(attributor.folder, "lds")
