@@ -8,7 +8,7 @@ from dtrak.evaluation.subsets import SubsetModel, is_done, query_set, retrain
 from dtrak.files import exclusive
 from dtrak.processes import in_processes
 from dtrak.studies import StudyFolder, check_retrainable
-from dtrak.truth import Family
+from dtrak.truth import Family, belongs_to
 
 Precision = Literal["fp32", "bf16"]
 Task = tuple[Study, SubsetModel, Precision | None]
@@ -37,7 +37,8 @@ def retrain_subsets(
         check_retrainable(folder)
         query_set(folder, drawing)
         wanted = [SubsetModel(family, number, seed) for seed in range(seeds) for number in range(subsets)]
-        missing = [subset for subset in wanted if not is_done(folder, subset)]
+        now = belongs_to(folder)
+        missing = [subset for subset in wanted if not is_done(folder, subset, now)]
         done = len(wanted) - len(missing)
         report(done, len(wanted))
         tasks: list[Task] = [(folder.study, subset, precision) for subset in missing]
