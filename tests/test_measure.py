@@ -81,8 +81,9 @@ def test_results_are_kept_and_know_what_they_belong_to(attributor):
     settings = all_settings(attributor)
     assert Setting("dtrak", timesteps=1) in settings
     alike = {"timesteps": 5, "projection_dim": 64}
+    assert not [s for s in settings if s.method == "trak" and s.output]  # that would be D-TRAK's row again
     for output in ("weighted-mse", "mean", None):
-        assert Setting("trak", output=output, **alike) in settings
+        assert Setting("dtrak", output=output, **alike) in settings
     assert Setting("dtrak", checkpoint=RANDOMISED) in settings
     rows = evaluate(attributor)
     truth = load_subsets(attributor.folder, "lds")

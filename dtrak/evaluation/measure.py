@@ -86,7 +86,7 @@ def all_settings(attributor: Attributor) -> list[Setting]:
         for choice in CHOICES:
             values = offer(attributor, Setting(name), choice).values
             found += [s for v in values if (s := changed(attributor, Setting(name), choice, v)) and s not in found]
-        for choice in ALIGNED:
+        for choice in ALIGNED if name == ABLATED[0] else ("checkpoint", "strategy"):  # another output is another method
             found += [s for s in aligned_settings(attributor, name, choice) if s not in found]
         found.append(Setting(name, checkpoint=RANDOMISED))
     return list(dict.fromkeys(found))
