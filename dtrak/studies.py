@@ -308,7 +308,8 @@ def recipe_digest(folder: StudyFolder) -> str:
     study = folder.study
     unrelated = {"seed", "precision", "save_every", "checkpoints", "members"}
     start = study.model.unet or weights_digest(base_path(study))
-    return digest([study.training.model_dump(mode="json", exclude=unrelated), start, study.resolution])
+    told = study.training.model_dump(mode="json", exclude=unrelated, exclude_defaults=True)
+    return digest([told, start, study.resolution])
 
 
 def model_digest(folder: StudyFolder) -> str:

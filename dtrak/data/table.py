@@ -139,7 +139,7 @@ _SCHEMA = pa.schema(
 
 def data_digest(study: Study) -> str:
     """A digest of the configuration that ``prepare`` depends on."""
-    return digest([study.data.model_dump(mode="json"), study.resolution, str(study.source.parent.name)])
+    return digest([study.data.model_dump(mode="json", exclude_defaults=True), study.resolution, str(study.source.parent.name)])
 
 
 def is_prepared(study: Study, folder: Path) -> bool:
