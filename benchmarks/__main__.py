@@ -29,7 +29,7 @@ from dtrak.index import AttributionIndex, QueryFeature, build_index
 from dtrak.models import DiffusionModel
 from dtrak.projection import SparseProjector
 from dtrak.readout import Readout
-from dtrak.sampling import sample
+from dtrak.sampling import GenerationSettings, sample
 from dtrak.store import FeatureStore
 from dtrak.studies import StudyFolder, load_study_model
 from dtrak.threads import one_thread
@@ -143,7 +143,7 @@ def query_rows(folder: StudyFolder) -> list[tuple[str, str, str]]:
     label = next(iter(model.classes))
 
     def draw() -> None:
-        for _ in sample(model, [0], 50, [label]):
+        for _ in sample(model, [GenerationSettings(0, 50, label)]):
             pass
 
     drawing = median_seconds(draw, 3)

@@ -34,17 +34,33 @@ class DataConfig(_Frozen):
     """Where the training images come from.
 
     ``imagefolder`` reads a folder of images (sub-folders are labels, ``metadata.csv`` adds
-    columns), ``parquet`` a file or folder of Parquet, ``hub`` a data set by its hub name, and
+    columns), ``parquet`` a file or folder of Parquet, ``hub`` a data set by its hub name,
+    ``cifar10``, ``celeba`` and ``artbench`` the archives in which these are distributed, and
     ``openmoji`` draws the emoji of the given groups.
+
+    With ``train_size`` or ``heldout_size`` that many images are drawn as the paper draws them, by
+    scikit-learn's ``train_test_split`` with ``split_seed``, and kept in the order of the draw. Where
+    ``heldout_split`` names another split of the source, held-out images come from there. A release that
+    is not at ``path`` is read from ``hub``, where that names a copy.
     """
 
-    kind: Literal["imagefolder", "parquet", "hub", "openmoji"]
+    kind: Literal["imagefolder", "parquet", "hub", "openmoji", "cifar10", "celeba", "artbench"]
     path: str | None = None
+    hub: str | None = None
+    md5: tuple[str, ...] = ()
     split: str = "train"
+    heldout_split: str | None = None
+    train_size: int | None = Field(None, gt=0)
+    heldout_size: int | None = Field(None, gt=0)
+    stratify: bool = True
+    crop: int | None = Field(None, gt=0)
+    resample: Literal["lanczos", "bilinear"] = "lanczos"
+    keep_duplicates: bool = False
+    caption_template: str | None = None
     config_name: str | None = None
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
-    image_column: str = "image"
+    image_column: str | None = None
     id_column: str | None = None
     label_column: str | None = None
     caption_column: str | None = None
@@ -59,20 +75,28 @@ class DataConfig(_Frozen):
 
     @model_validator(mode="after")
     def _needs_path(self) -> "DataConfig":
-        if self.kind != "openmoji" and not self.path:
+        if self.kind != "openmoji" and not (self.path or self.hub):
             raise ValueError(f"data of kind '{self.kind}' needs a 'path'")
+        if self.heldout_size and not self.heldout_split:
+            raise ValueError("'heldout_size' draws from a 'heldout_split', which is not named")
         return self
 
 
 class ModelConfig(_Frozen):
     """The model: a directory to load, a LoRA adapter on it, or an architecture to train.
 
+    ``kind`` "pixel" is a ``UNet2DModel`` that is told a label or nothing, "text-to-image" a Stable
+    Diffusion 1.x that is told captions. ``hub`` names a model of a hub that stands in for ``path``.
+    ``dtype`` is that of the frozen weights; what is tuned and every feature are in float32.
     ``checkpoints`` are earlier states of it (TracInCP, GAS), ``ensemble`` models trained on other
     halves of the data (ensembles); each is a directory of the same kind as the model itself.
     """
 
+    kind: Literal["pixel", "text-to-image"] = "pixel"
     path: Path | None = None
+    hub: str | None = None
     adapter: Path | None = None
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     checkpoints: tuple[Path, ...] = ()
     ensemble: tuple[Path, ...] = ()
     base: str | None = None
@@ -95,17 +119,36 @@ class TrainingConfig(_Frozen):
     epsilon: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.0, ge=0)
     min_snr_gamma: float | None = Field(5.0, gt=0)
+    clip: float | None = Field(None, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    dropout_modules: str = ""
     ema_decay: float = Field(0.0, ge=0, lt=1)
     class_dropout: float = Field(0.1, ge=0, le=1)
     flip: bool = False
     rank: int = Field(16, gt=0)
     alpha: float = Field(16.0, gt=0)
     lora_modules: tuple[str, ...] = ()
+    lora_init: Literal["default", "gaussian"] = "default"
     precision: Literal["fp32", "bf16"] = "fp32"
     seed: int = 0
     save_every: int = Field(500, gt=0)
     members: int = Field(0, ge=0)
     checkpoints: tuple[float, ...] = (1.0,)
+
+
+class TruthConfig(_Frozen):
+    """How methods are judged: what retrained models are asked about, and on which halves they are trained.
+
+    ``path`` is a folder of results that comes with the study. Losses are means over ``timesteps`` spread
+    over all, ``draws`` noises each. With ``first_seed`` the halves of a family are those that scikit-learn's
+    ``train_test_split`` gives for the seeds first, first + 2, …, as in the paper's code; else they are keyed.
+    """
+
+    path: Path | None = None
+    generated: int = Field(200, ge=1)
+    timesteps: int = Field(10, ge=1, le=1000)
+    draws: int = Field(1, ge=1)
+    first_seed: dict[Literal["lds", "fit"], int] | None = None
 
 
 class FeatureConfig(_Frozen):
@@ -165,7 +208,7 @@ class Study(_Frozen):
     ablations: tuple[FeatureConfig, ...] = ()
     index_factory: str = "Flat"
     embedding: str = "efficientnet-lite0"
-    truth: Path | None = None
+    truth: TruthConfig = TruthConfig()
     guidance: float = Field(1.0, ge=0)
     source: Path = Field(Path(), exclude=True)
 

@@ -142,7 +142,7 @@ class FeatureExtractor:
         result: dict[int, SampleFeature] = {}
         with one_thread():
             for (schedule, apart), members in self._groups.items():
-                result |= self._group(x, sample_id, self.model.class_index(label), schedule, apart, members)
+                result |= self._group(x, sample_id, self.model.condition([label]), schedule, apart, members)
         for i, feature in result.items():
             if not np.isfinite(feature.parts).all():
                 raise DtrakError(
@@ -155,7 +155,7 @@ class FeatureExtractor:
         self,
         x: Tensor,
         sample_id: str,
-        class_index: int | None,
+        condition: Tensor | None,
         schedule: NoiseSchedule,
         apart: bool,
         members: list[int],
@@ -164,7 +164,7 @@ class FeatureExtractor:
         totals: dict[str, Tensor] = {}
         parts: dict[int, list[Tensor]] = {i: [] for i in members if self.configs[i].apart}
         values = []
-        for chunk in gradient_chunks(self.model, x, sample_id, class_index, schedule, outputs, self.batch_size, apart):
+        for chunk in gradient_chunks(self.model, x, sample_id, condition, schedule, outputs, self.batch_size, apart):
             values.append(chunk.values)
             by_output = dict(zip(outputs, chunk.gradients, strict=True))
             for i, rows in parts.items():
@@ -201,8 +201,7 @@ def extract_rows(extractor: FeatureExtractor, table: Table, rows: Sequence[int])
     """Features of some rows of a table, one of each config, stacked along a new first axis."""
     latents = extractor.model.encode(table.pixels[list(rows)])
     found = [
-        extractor(latent, table.records[row].id, table.records[row].label)
-        for latent, row in zip(latents, rows, strict=True)
+        extractor(latent, table.records[row].id, table.names[row]) for latent, row in zip(latents, rows, strict=True)
     ]
     return [
         SampleFeature(np.stack([f.parts for f in column]), np.stack([f.values for f in column]))

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 from torch.func import functional_call, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -69,7 +69,7 @@ def gradient_chunks(
     model: DiffusionModel,
     x: Float[Tensor, "*pairs c h w"],
     sample_id: str,
-    class_index: int | None,
+    condition: Shaped[Tensor, "1 *shape"] | None,
     schedule: NoiseSchedule,
     outputs: Sequence[str],
     batch_size: int = 16,
@@ -80,7 +80,7 @@ def gradient_chunks(
     Args:
         x: the encoded image, or one for each pair (a sampling trajectory).
         sample_id: keys the noise.
-        class_index: what to condition on; None for a model without classes.
+        condition: what the network is told; None for one that is told nothing.
         outputs: names in ``OUTPUT_FUNCTIONS``; they share each forward pass.
         batch_size: pairs per forward pass; it bounds memory and changes nothing else.
         apart: give each pair's gradient by itself.
@@ -93,9 +93,9 @@ def gradient_chunks(
         chosen = pairs[start : numbers.stop]
         noise = torch.from_numpy(feature_noise(schedule.seed, sample_id, chosen, shape)).to(model.device)
         timesteps = torch.tensor([t for t, _ in chosen], device=model.device)
-        classes = None if class_index is None else torch.full((len(chosen),), class_index, device=model.device)
+        told = None if condition is None else condition.expand(len(chosen), *condition.shape[1:])
         x_t = model.add_noise(images[start : numbers.stop], noise, timesteps)
-        batch = _Batch(x_t, noise, timesteps, classes, elbo_weights(model, timesteps))
+        batch = _Batch(x_t, noise, timesteps, told, elbo_weights(model, timesteps))
         gradients, prediction = (_apart if apart else _summed)(model, batch, outputs)
         squares = [(prediction - noise).double().square(), prediction.double().square()]
         yield Chunk(numbers, gradients, torch.stack([s.flatten(1).mean(1) for s in squares], dim=1))
@@ -108,13 +108,13 @@ class _Batch:
     x_t: Tensor
     noise: Tensor
     timesteps: Tensor
-    classes: Tensor | None
+    condition: Tensor | None
     elbo_weights: Tensor
 
 
 def _summed(model: DiffusionModel, batch: _Batch, outputs: Sequence[str]) -> tuple[list[Tensor], Tensor]:
     parameters = list(model.parameters().values())
-    prediction = model.predict(batch.x_t, batch.timesteps, batch.classes)
+    prediction = model.predict(batch.x_t, batch.timesteps, batch.condition)
     found = []
     for i, name in enumerate(outputs):
         cotangent = OUTPUT_FUNCTIONS[name](prediction.detach(), batch.noise, batch.elbo_weights)
@@ -128,10 +128,11 @@ def _summed(model: DiffusionModel, batch: _Batch, outputs: Sequence[str]) -> tup
 def _apart(model: DiffusionModel, batch: _Batch, outputs: Sequence[str]) -> tuple[list[Tensor], Tensor]:
     tuned = {name: p.detach() for name, p in model.parameters().items()}
 
-    def one(x: Tensor, noise: Tensor, t: Tensor, index: Tensor | None, weight: Tensor) -> tuple[Tensor, ...]:
+    def one(x: Tensor, noise: Tensor, t: Tensor, told: Tensor | None, weight: Tensor) -> tuple[Tensor, ...]:
         def predict(parameters: dict[str, Tensor]) -> Tensor:
-            labels = None if index is None else index[None]
-            return functional_call(model.unet, parameters, (x[None], t[None]), {"class_labels": labels}).sample
+            keywords = model.told(None if told is None else told[None])
+            prediction = functional_call(model.unet, parameters, (x[None].to(model.dtype), t[None]), keywords).sample
+            return prediction if prediction.dtype == torch.float64 else prediction.float()
 
         prediction, pull = vjp(predict, tuned)  # type: ignore[misc]
         found = []
@@ -140,9 +141,9 @@ def _apart(model: DiffusionModel, batch: _Batch, outputs: Sequence[str]) -> tupl
             found.append(torch.cat([g.reshape(-1) for g in gradients.values()]))
         return (prediction[0], *found)
 
-    places = (0, 0, 0, None if batch.classes is None else 0, 0)
+    places = (0, 0, 0, None if batch.condition is None else 0, 0)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):  # fused attention has no rule for vmap
         prediction, *found = vmap(one, in_dims=places)(
-            batch.x_t, batch.noise, batch.timesteps, batch.classes, batch.elbo_weights
+            batch.x_t, batch.noise, batch.timesteps, batch.condition, batch.elbo_weights
         )
     return list(found), prediction

@@ -5,28 +5,34 @@ Wraps a diffusers ``UNet2DModel`` that predicts ε, its noise schedule, and what
 channels, folding p×p pixels into channels (an orthonormal reordering, so that noise stays noise).
 """
 
+import contextlib
 import functools
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler, UNet2DModel
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, Shaped, UInt8
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from dtrak.config import TrainingConfig
 from dtrak.errors import DtrakError
 from dtrak.files import digest, read_json, sha256_file, write_bytes
 from dtrak.noise import keyed_generator
 
 PREPROCESSING_VERSION = 1  # part of every fingerprint: raise it whenever ``encode`` changes
 CLASSES_FILE = "classes.json"
+
+
+ModelT = TypeVar("ModelT", bound="DiffusionModel")
 
 
 class DiffusionModel:
@@ -37,6 +43,8 @@ class DiffusionModel:
         resolution: width and height of the images it draws, in pixels.
         classes: label → class index; empty for a model without classes.
         null_class: the class index that stands for "any class", where the model has one.
+        dtype: of the network's frozen weights.
+        clips: whether the sampler clips predictions of x₀ to [−1, 1].
     """
 
     def __init__(
@@ -49,10 +57,12 @@ class DiffusionModel:
     ):
         config: Any = unet.config
         self.unet, self.scheduler, self.resolution = unet, scheduler, resolution
-        self.patch = _patch(config.in_channels, config.sample_size, resolution)
-        self.num_class_embeds: int | None = config.num_class_embeds
+        self.num_class_embeds: int | None = getattr(config, "num_class_embeds", None)
         self.classes = dict(classes or {}) if self.num_class_embeds else {}
         self.null_class = null_class if self.num_class_embeds else None
+        self.patch = self._check_input()
+        self.dtype = next(unet.parameters()).dtype
+        self.clips = True
         self.alphas_cumprod: Tensor = scheduler.alphas_cumprod.float()
         self.num_timesteps: int = scheduler.config.num_train_timesteps
         if scheduler.config.prediction_type != "epsilon":
@@ -60,6 +70,10 @@ class DiffusionModel:
                 f"The model predicts '{scheduler.config.prediction_type}'; attribution needs ε-prediction.",
                 hint="Use a model whose scheduler has prediction_type 'epsilon'.",
             )
+
+    def _check_input(self) -> int:
+        config: Any = self.unet.config
+        return _patch(config.in_channels, config.sample_size, self.resolution)
 
     @property
     def device(self) -> torch.device:
@@ -111,10 +125,47 @@ class DiffusionModel:
             )
         return index
 
-    def class_tensor(self, labels: Sequence[str | None]) -> Int[Tensor, " n"] | None:
-        """Class indices of several labels, or None for a model without classes."""
-        indices = [self.class_index(label) for label in labels]
+    def condition(self, names: Sequence[str | None]) -> Shaped[Tensor, "n *shape"] | None:
+        """What the network is told for each name: class indices here; None for a model that is told nothing."""
+        indices = [self.class_index(name) for name in names]
         return torch.tensor(indices, device=self.device) if self.num_class_embeds else None
+
+    def free_condition(self, count: int, negative: str = "") -> Shaped[Tensor, "n *shape"] | None:
+        """What guidance leads away from, or None for a model that cannot be told "anything"."""
+        return None if self.null_class is None else self.condition([None] * count)
+
+    def told(self, condition: Tensor | None) -> dict[str, Tensor | None]:
+        """The keyword arguments that carry a condition to the network."""
+        return {"class_labels": condition}
+
+    @property
+    def names(self) -> list[str]:
+        """Names that the model can be told; empty for one that is told nothing, or anything."""
+        return list(self.classes)
+
+    def check_name(self, name: str | None) -> None:
+        """Refuse a name that the model does not know.
+
+        Raises:
+            DtrakError: it says which there are.
+        """
+        if name is not None and name not in self.classes:
+            known = ", ".join(self.classes) or "none; this model has no classes"
+            raise DtrakError(f"The model has no class '{name}'.", hint=f"Classes: {known}.")
+
+    def training_inputs(self, pixels: UInt8[np.ndarray, "n h w 3"]) -> Float[Tensor, "n *kept"]:
+        """What :meth:`training_input` draws from, kept for all images while a model is trained."""
+        return self.encode(pixels)
+
+    def training_input(
+        self, kept: Float[Tensor, " *kept"], flip: bool, random: np.random.Generator
+    ) -> Float[Tensor, "c s s"]:
+        """One image as one step of training sees it.
+
+        Args:
+            random: for what is random about it, beside the flip.
+        """
+        return self.flip(kept) if flip else kept
 
     def add_noise(self, x: Tensor, noise: Tensor, timesteps: Int[Tensor, " n"]) -> Tensor:
         """x_t = √ᾱ_t x + √(1−ᾱ_t) ε."""
@@ -122,10 +173,12 @@ class DiffusionModel:
         return alpha.sqrt() * x + (1 - alpha).sqrt() * noise
 
     def predict(
-        self, x_t: Float[Tensor, "n c s s"], timesteps: Int[Tensor, " n"], classes: Int[Tensor, " n"] | None
+        self, x_t: Float[Tensor, "n c s s"], timesteps: Int[Tensor, " n"], condition: Tensor | None
     ) -> Float[Tensor, "n c s s"]:
-        """ε_θ(x_t, t, class)."""
-        return self.unet(x_t, timesteps, class_labels=classes).sample
+        """ε_θ(x_t, t, condition), in float32 whatever the weights' type."""
+        x_t = x_t if self.dtype == torch.float32 else x_t.to(self.dtype)
+        prediction = self.unet(x_t, timesteps, **self.told(condition)).sample
+        return prediction if prediction.dtype == torch.float64 else prediction.float()
 
     def fingerprint(self) -> str:
         """A digest of everything the prediction depends on: weights, architecture, schedule."""
@@ -145,7 +198,7 @@ def _patch(in_channels: int, sample_size: int | None, resolution: int) -> int:
     if in_channels != 3 * patch**2:
         raise DtrakError(
             f"The network takes {in_channels} channels; RGB images give 3, or 3·p² when p×p pixels are folded.",
-            hint="Latent-diffusion and greyscale networks cannot be used yet.",
+            hint="Stable Diffusion 1.x needs 'model.kind: text-to-image'; greyscale networks cannot be used.",
         )
     if patch > 1 and sample_size and sample_size * patch != resolution:
         raise DtrakError(
@@ -195,8 +248,8 @@ def load_model(
     kind = read_json(folder / "config.json").get("_class_name")
     if kind != "UNet2DModel":
         raise DtrakError(
-            f"{folder} holds a {kind}; only UNet2DModel (pixel diffusion) can be used yet.",
-            hint="Point model.path at an unconditional or class-conditional pixel model.",
+            f"{folder} holds a {kind}; a model of kind 'pixel' is a UNet2DModel.",
+            hint="For Stable Diffusion 1.x set 'model.kind: text-to-image'.",
         )
     try:
         unet = UNet2DModel.from_pretrained(
@@ -223,23 +276,38 @@ def load_model(
     return model
 
 
-def add_lora(model: DiffusionModel, rank: int, alpha: float, modules: Sequence[str], seed: int) -> DiffusionModel:
-    """Freeze the network and add LoRA to the named kinds of modules; the class embedding stays trainable.
+def add_lora(model: ModelT, config: TrainingConfig) -> ModelT:
+    """Freeze the network and add LoRA by a recipe; a class embedding stays trainable.
 
-    Args:
-        modules: suffixes of module names, as peft takes them.
-        seed: of the adapter's initial weights.
+    ``lora_modules`` are suffixes of module names, as peft takes them; ``lora_init`` "gaussian" draws A
+    from N(0, 1/rank²) as diffusers does; B starts at zero. Returns the model.
     """
-    torch.manual_seed(seed)
-    config = LoraConfig(
-        r=rank,
-        lora_alpha=alpha,  # type: ignore[arg-type]
-        target_modules=list(modules),
+    torch.manual_seed(config.seed)
+    lora = LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,  # type: ignore[arg-type]
+        target_modules=list(config.lora_modules),
         modules_to_save=["class_embedding"] if model.num_class_embeds else None,
+        init_lora_weights="gaussian" if config.lora_init == "gaussian" else True,
     )
-    network = get_peft_model(model.unet, config)  # type: ignore[arg-type]
+    network = get_peft_model(model.unet, lora)  # type: ignore[arg-type]
     network.config = model.unet.config  # type: ignore[assignment]
-    return DiffusionModel(network, model.scheduler, model.resolution, model.classes, model.null_class)
+    model.unet = network
+    return model
+
+
+@contextlib.contextmanager
+def lora_scaled(network: torch.nn.Module, scale: float) -> Iterator[None]:
+    """Let adapters act ``scale`` times as strongly."""
+    layers = [m for m in network.modules() if isinstance(m, LoraLayer)] if scale != 1 else []
+    kept = [dict(layer.scaling) for layer in layers]
+    for layer in layers:
+        layer.scaling.update({name: value * scale for name, value in layer.scaling.items()})
+    try:
+        yield
+    finally:
+        for layer, before in zip(layers, kept, strict=True):
+            layer.scaling.update(before)
 
 
 @torch.no_grad()
@@ -272,7 +340,7 @@ def save_model(model: DiffusionModel, folder: Path, dtype: torch.dtype = torch.f
 
 def weights_digest(folder: Path) -> str:
     """A digest of the weight files below ``folder``, for manifests."""
-    files = sorted(folder.rglob("*.safetensors"))
+    files = sorted(path for kind in ("*.safetensors", "*.bin") for path in folder.rglob(kind))
     return digest([[f.name, _file_digest(f, f.stat().st_size, f.stat().st_mtime_ns)] for f in files])
 
 

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 
 from dtrak.attribution import Attributor
-from dtrak.data import BadImage, open_image, to_model_pixels
+from dtrak.data import BadImage, model_pixels, open_image
 from dtrak.errors import DtrakError
 from dtrak.files import atomic_write, sha256_file
 from dtrak.query import Query
-from dtrak.sampling import GenerationSettings, sample
+from dtrak.sampling import GenerationSettings, generate
 from dtrak.settings import Setting
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
@@ -25,8 +25,8 @@ def query_from_bytes(attributor: Attributor, content: bytes, label: str | None) 
         DtrakError: the model does not know the label.
     """
     study = attributor.folder.study
-    check_label(attributor, label)
-    return Query(to_model_pixels(open_image(content, study.data.max_pixels), study.resolution), label)
+    attributor.model.check_name(label)
+    return Query(model_pixels(study, open_image(content, study.data.max_pixels)), label)
 
 
 def query_from_file(attributor: Attributor, path: Path, label: str | None) -> tuple[Query, dict[str, Any]]:
@@ -38,24 +38,10 @@ def query_from_file(attributor: Attributor, path: Path, label: str | None) -> tu
     return query, {"image": path.name, "sha256": sha256_file(path), "label": label}
 
 
-def check_label(attributor: Attributor, label: str | None) -> None:
-    """Refuse a label that the model does not know.
-
-    Raises:
-        DtrakError: it names the labels there are.
-    """
-    if label is not None and label not in attributor.model.classes:
-        known = ", ".join(attributor.model.classes) or "none; this model has no classes"
-        raise DtrakError(f"The model has no class '{label}'.", hint=f"Classes: {known}.")
-
-
 def generate_query(attributor: Attributor, settings: GenerationSettings) -> Query:
     """Generate an image, as the page does, and make it a query."""
-    check_label(attributor, settings.label)
-    model = attributor.model
-    for step in sample(model, [settings.seed], settings.steps, [settings.label], settings.guidance):
-        last = step
-    return Query(model.decode(last.x)[0], settings.label, settings)
+    attributor.model.check_name(settings.label)
+    return Query(generate(attributor.model, [settings])[0], settings.label, settings)
 
 
 def write_scores(

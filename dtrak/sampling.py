@@ -8,28 +8,43 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import DDIMScheduler
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from dtrak.models import DiffusionModel
+from dtrak.models import DiffusionModel, lora_scaled
 from dtrak.noise import keyed_generator
 from dtrak.threads import one_thread
 
 
 @dataclass(frozen=True)
 class GenerationSettings:
-    """What an image is generated from; together with the model it fixes every pixel."""
+    """What an image is generated from; together with the model it fixes every pixel.
+
+    Attributes:
+        label: the class, or the prompt of a text-to-image model; None for any.
+        guidance: 1 follows the label; above 1 exaggerates it (classifier-free guidance), where the
+            model can be told "anything".
+        negative: what guidance leads away from, for a text-to-image model.
+        lora_scale: how strongly an adapter acts.
+    """
 
     seed: int
     steps: int = 50
     label: str | None = None
     guidance: float = 1.0
+    negative: str = ""
+    lora_scale: float = 1.0
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON carries it."""
-        return asdict(self)
+        """As JSON carries it; what only some models take is left out where it is at its default."""
+        content = asdict(self)
+        for name in ("negative", "lora_scale"):
+            if content[name] == getattr(GenerationSettings, name):
+                del content[name]
+        return content
 
 
 @dataclass(frozen=True)
@@ -57,42 +72,38 @@ def initial_noise(seeds: Sequence[int], shape: tuple[int, ...]) -> Float[Tensor,
 
 
 @torch.no_grad()
-def sample(
-    model: DiffusionModel,
-    seeds: Sequence[int],
-    steps: int = 50,
-    labels: Sequence[str | None] | None = None,
-    guidance: float = 1.0,
-) -> Iterator[SamplingStep]:
+def sample(model: DiffusionModel, settings: Sequence[GenerationSettings]) -> Iterator[SamplingStep]:
     """Denoise from noise, yielding after each step; stop iterating to cancel.
 
     Args:
-        seeds: one an image.
-        labels: one an image for a model with classes; None draws from any class.
-        guidance: 1 follows the class; above 1 exaggerates it (classifier-free guidance), where the
-            model has a null class.
+        settings: one an image; they may differ in seed and label only.
     """
-    scheduler = DDIMScheduler.from_config(model.scheduler.config, clip_sample=True)
-    scheduler.set_timesteps(steps)
-    x = initial_noise(seeds, model.latent_shape).to(model.device)
-    classes = model.class_tensor(labels or [None] * len(seeds))
-    null = None
-    if guidance != 1 and classes is not None and model.null_class is not None:
-        null = torch.full_like(classes, model.null_class)
+    first = settings[0]
+    scheduler = DDIMScheduler.from_config(model.scheduler.config, clip_sample=model.clips)
+    scheduler.set_timesteps(first.steps)
+    x = initial_noise([s.seed for s in settings], model.latent_shape).to(model.device)
+    condition = model.condition([s.label for s in settings])
+    free = model.free_condition(len(settings), first.negative) if first.guidance != 1 else None
     for done, timestep in enumerate(scheduler.timesteps.tolist(), 1):
-        t = torch.full((len(seeds),), timestep, device=model.device)
-        with one_thread():
-            noise = model.predict(x, t, classes)
-            if null is not None:
-                free = model.predict(x, t, null)
-                noise = free + guidance * (noise - free)
+        t = torch.full((len(settings),), timestep, device=model.device)
+        with one_thread(), lora_scaled(model.unet, first.lora_scale):
+            noise = model.predict(x, t, condition)
+            if free is not None:
+                away = model.predict(x, t, free)
+                noise = away + first.guidance * (noise - away)
         result = scheduler.step(noise, timestep, x)
         x = result.prev_sample
-        yield SamplingStep(done, steps, timestep, x, result.pred_original_sample)
+        yield SamplingStep(done, first.steps, timestep, x, result.pred_original_sample)
+
+
+def generate(model: DiffusionModel, settings: Sequence[GenerationSettings]) -> UInt8[np.ndarray, "n r r 3"]:
+    """The pictures that :func:`sample` ends with."""
+    for step in sample(model, settings):
+        last = step
+    return model.decode(last.x)
 
 
 def trajectory(model: DiffusionModel, settings: GenerationSettings) -> tuple[Float[Tensor, "steps c s s"], list[int]]:
     """x̂₀ as predicted at each step of drawing an image, and the step's timestep."""
-    drawn = sample(model, [settings.seed], settings.steps, [settings.label], settings.guidance)
-    steps = [(step.x0[0], step.timestep) for step in drawn]
+    steps = [(step.x0[0], step.timestep) for step in sample(model, [settings])]
     return torch.stack([x0 for x0, _ in steps]), [t for _, t in steps]

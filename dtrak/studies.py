@@ -1,5 +1,6 @@
 """A study on disk: where its parts are, and how they are loaded and made."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,9 +10,21 @@ from typing import Literal
 import numpy as np
 import torch
 from jaxtyping import Bool
+from torch import Tensor
 
 from dtrak import training
-from dtrak.config import LAST, RANDOMISED, SOURCE_FILE, ModelConfig, Study, configs, load_study, study_source, workspace
+from dtrak.config import (
+    LAST,
+    RANDOMISED,
+    SOURCE_FILE,
+    ModelConfig,
+    Study,
+    TrainingConfig,
+    configs,
+    load_study,
+    study_source,
+    workspace,
+)
 from dtrak.data import Table, load_table
 from dtrak.errors import DtrakError
 from dtrak.files import digest, exclusive, read_json, write_json
@@ -27,6 +40,8 @@ from dtrak.models import (
 )
 from dtrak.noise import keyed_generator
 from dtrak.store import FeatureStore
+
+PROMPTS = 8
 
 
 @dataclass(frozen=True)
@@ -62,7 +77,7 @@ class StudyFolder:
     @cached_property
     def table(self) -> Table:
         """The prepared training set."""
-        return load_table(self.data)
+        return load_table(self.data, self.study.model.kind == "text-to-image")
 
 
 def trained_model_config(folder: StudyFolder) -> ModelConfig:
@@ -74,7 +89,7 @@ def trained_model_config(folder: StudyFolder) -> ModelConfig:
         if folder.study.training.method == "lora":
             return config.model_copy(update={"path": base_path(folder.study), "adapter": final})
         return config.model_copy(update={"path": final})
-    path = config.path or (base_path(folder.study) if config.base else None)
+    path = config.path or (base_path(folder.study) if config.base or config.hub else None)
     update = {
         "path": folder.study.resolve(path) if path else None,
         "adapter": folder.study.resolve(config.adapter) if config.adapter else None,
@@ -90,7 +105,39 @@ def base_path(study: Study) -> Path:
             return base.path
     if study.model.path:
         return study.resolve(study.model.path)
+    if study.model.hub:
+        return hub_folder(study.model.hub)
     raise DtrakError(f"Study '{study.name}' names no model to start from.", hint="Set model.base or model.path.")
+
+
+def hub_folder(name: str, download: bool = False) -> Path:
+    """The local copy of a hub's model.
+
+    Args:
+        download: fetch what is missing; nothing else does.
+
+    Raises:
+        DtrakError: there is no copy, or the hub cannot be reached.
+    """
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, local_files_only=not download, ignore_patterns=["*.ckpt", "*.msgpack"]))
+    except Exception as error:  # the hub raises many types
+        raise DtrakError(
+            f"The model '{name}' is not on this machine{f': {error}' if download else '.'}",
+            hint="python -m index_builder prepare STUDY fetches it; or set model.path to a copy of it.",
+        ) from error
+
+
+def load_any(study: Study, path: Path, adapter: Path | None = None, prompts: Sequence[str] = ()) -> DiffusionModel:
+    """Load a model of the study's kind; see :func:`load_model` and :func:`load_text_to_image`."""
+    config = study.model
+    if config.kind == "text-to-image":
+        from dtrak.text_to_image import load_text_to_image
+
+        return load_text_to_image(path, study.resolution, adapter, getattr(torch, config.dtype), prompts)
+    return load_model(path, study.resolution, adapter, config.classes, config.null_class)
 
 
 @dataclass(frozen=True)
@@ -156,12 +203,23 @@ def load_study_model(folder: StudyFolder, device: torch.device | str = "cpu", va
             f"Study '{folder.study.name}' has no model yet ({config.path}).",
             hint=f"python -m index_builder train {folder.study.name}",
         )
-    model = load_model(config.path, folder.study.resolution, config.adapter, config.classes, config.null_class)
-    return model.to(device)
+    return load_any(folder.study, config.path, config.adapter, _prompts(folder)).to(device)
 
 
-def initial_model(folder: StudyFolder) -> DiffusionModel:
+def _prompts(folder: StudyFolder) -> list[str]:
+    """The most frequent captions of the training set, for a text-to-image model to draw."""
+    if folder.study.model.kind != "text-to-image" or not (folder.data / "report.json").exists():
+        return []
+    counted = Counter(name for name in folder.table.names[: folder.table.train_size] if name)
+    return [name for name, _ in sorted(counted.items(), key=lambda item: (-item[1], item[0]))[:PROMPTS]]
+
+
+def initial_model(folder: StudyFolder, device: torch.device | str = "cpu") -> DiffusionModel:
     """The model that training starts from: new, or the base with what is to be tuned."""
+    return _initial_model(folder).to(device)
+
+
+def _initial_model(folder: StudyFolder) -> DiffusionModel:
     study = folder.study
     labels = folder.table.labels
     torch.manual_seed(study.training.seed)
@@ -175,7 +233,7 @@ def initial_model(folder: StudyFolder) -> DiffusionModel:
             classes,
             study.model.null_class,
         )
-    model = load_model(base_path(study), study.resolution, None, study.model.classes, study.model.null_class)
+    model = load_any(study, base_path(study), None, _prompts(folder))
     if model.num_class_embeds:
         taken = set(model.classes.values()) | {model.null_class}
         free = [i for i in range(model.num_class_embeds) if i not in taken]
@@ -185,9 +243,27 @@ def initial_model(folder: StudyFolder) -> DiffusionModel:
         model.classes = {label: model.classes.get(label, -1) for label in labels}
         model.classes |= dict(zip(new, free, strict=False))
     if study.training.method == "lora":
-        config = study.training
-        return add_lora(model, config.rank, config.alpha, config.lora_modules, config.seed)
+        return add_lora(model, study.training)
     return model
+
+
+def training_run(
+    folder: StudyFolder,
+    config: TrainingConfig,
+    place: Path | None = None,
+    weights: Tensor | None = None,
+    device: torch.device | str = "cpu",
+) -> training.Run:
+    """A training of the study's model by a recipe, from the start that the study names.
+
+    Args:
+        place: where its state is kept; None keeps none.
+        weights: of the training images, default ones; 0 leaves an image out.
+    """
+    model = initial_model(StudyFolder(folder.study.model_copy(update={"training": config})), device)
+    table = folder.table
+    inputs = model.training_inputs(table.pixels[: table.train_size])
+    return training.Run(model, config, inputs, table.train_ids, table.names[: table.train_size], place, weights)
 
 
 def train_study(
@@ -202,11 +278,8 @@ def train_study(
     """
     with exclusive(folder.root, f"study '{folder.study.name}'"):
         config = folder.study.training
-        model = initial_model(folder)
-        table = folder.table
-        latents = model.encode(table.pixels[: table.train_size])
-        classes = model.class_tensor([r.label for r in table.records[: table.train_size]])
-        run = training.Run(model, config, latents, table.train_ids, classes, folder.model_dir / "run")
+        run = training_run(folder, config, folder.model_dir / "run")
+        model = run.model
         wanted = {round(share * config.steps): f"checkpoint-{share:.2f}" for share in config.checkpoints}
 
         def at_step(step: int) -> None:
@@ -223,7 +296,7 @@ def train_study(
         content = {
             "checkpoints": names,
             "config": config.model_dump(mode="json"),
-            "data": table.fingerprint(),
+            "data": folder.table.fingerprint(),
             "weights": {path.name: weights_digest(path) for path in paths},
         }
         write_json(folder.model_dir / "training.json", content)
@@ -246,18 +319,12 @@ def train_member(
     :class:`dtrak.training.KeyedBatches`); all else is drawn as for the whole set.
     """
     with exclusive(folder.root, f"study '{folder.study.name}'"):
-        model, table = initial_model(folder), folder.table
-        path = folder.model_dir / member_name(number)
-        latents = model.encode(table.pixels[: table.train_size])
-        classes = model.class_tensor([r.label for r in table.records[: table.train_size]])
+        path, table = folder.model_dir / member_name(number), folder.table
         mask = half_mask(table.train_ids, number)
-        weights = torch.from_numpy(mask).float()
-        run = training.Run(
-            model, folder.study.training, latents, table.train_ids, classes, path / "run", weights=weights
-        )
+        run = training_run(folder, folder.study.training, path / "run", torch.from_numpy(mask).float())
         run.train(report)
         with run.averaged_weights():
-            save_model(model, path, torch.float16)
+            save_model(run.model, path, torch.float16)
         used = [sample for sample, kept in zip(table.train_ids, mask, strict=True) if kept]
         content = {"number": number, "images": len(used), "precision": folder.study.training.precision}
         write_json(path / "member.json", {**content, "data": table.fingerprint()})
@@ -282,7 +349,7 @@ def remember_source(folder: StudyFolder) -> None:
 
 def truth_folders(folder: StudyFolder) -> list[Path]:
     """Where truth is kept: what was made here, then what came with the study."""
-    shipped = folder.study.truth
+    shipped = folder.study.truth.path
     return [folder.root / "truth"] + ([folder.study.resolve(shipped)] if shipped else [])
 
 
@@ -293,7 +360,7 @@ def check_retrainable(folder: StudyFolder) -> None:
         DtrakError: it says what to describe.
     """
     study = folder.study
-    fresh_adapter = study.training.method == "lora" and (study.model.base or study.model.adapter)
+    fresh_adapter = study.training.method == "lora" and (study.model.base or study.model.adapter or study.model.hub)
     trained_here = (folder.model_dir / "training.json").exists()
     if not (study.model.unet or study.model.base or fresh_adapter or trained_here):
         raise DtrakError(

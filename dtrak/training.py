@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from dtrak.config import TrainingConfig
+from dtrak.dropout import keyed_dropout
 from dtrak.files import write_bytes
 from dtrak.models import DiffusionModel
 from dtrak.noise import keyed_generator
@@ -57,17 +58,18 @@ class _Batch:
     x: Tensor
     timesteps: Tensor
     noise: Tensor
-    classes: Tensor | None
+    condition: Tensor | None
     weights: Tensor
+    keys: list[int]  # of what is random inside the network, one a sample
 
 
 class KeyedBatches:
     """The batch of any step, by the rules of the module's docstring.
 
     Args:
-        latents: encoded training samples.
+        inputs: what :meth:`DiffusionModel.training_inputs` made of the training images.
         ids: their ids.
-        classes: their class indices, or None for a model without classes.
+        names: what the model is told of each.
         weights: how much each sample counts: 1, or 0 for one that is left out.
     """
 
@@ -75,13 +77,13 @@ class KeyedBatches:
         self,
         model: DiffusionModel,
         config: TrainingConfig,
-        latents: Float[Tensor, "n c h w"],
+        inputs: Float[Tensor, "n *kept"],
         ids: Sequence[str],
-        classes: Tensor | None,
+        names: Sequence[str | None],
         weights: Tensor,
     ):
         self._model, self._config = model, config
-        self._latents, self._ids, self._classes, self._weights = latents, ids, classes, weights
+        self._inputs, self._ids, self._names, self._weights = inputs, ids, names, weights
         self.steps_per_epoch = -(-len(ids) // config.batch_size)
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0))
 
@@ -92,28 +94,26 @@ class KeyedBatches:
         size = self._config.batch_size
         chosen = self._order[1][place * size : (place + 1) * size]
         chosen = chosen[self._weights[chosen].numpy() != 0]
-        shape = tuple(self._latents.shape[1:])
-        x, timesteps, noise, dropped = [], [], [], []
+        shape = self._model.latent_shape
+        can_drop = self._model.free_condition(1) is not None
+        x, timesteps, noise, names, keys = [], [], [], [], []
         for i in chosen.tolist():
             random = keyed_generator("training", self._config.seed, self._ids[i], epoch)
             flip, drop = random.random(2)
             timesteps.append(int(random.integers(self._model.num_timesteps)))
             noise.append(torch.from_numpy(random.standard_normal(shape, np.float32)))
-            sample = self._latents[i]
-            x.append(self._model.flip(sample) if self._config.flip and flip < 0.5 else sample)
-            dropped.append(drop < self._config.class_dropout)
-        classes = None
-        if self._classes is not None:
-            classes = self._classes[chosen].clone()
-            if self._model.null_class is not None:
-                classes[torch.tensor(dropped, dtype=torch.bool)] = self._model.null_class
-        empty = self._latents[:0]
+            flipped = self._config.flip and bool(flip < 0.5)
+            x.append(self._model.training_input(self._inputs[i], flipped, random))
+            names.append(None if can_drop and drop < self._config.class_dropout else self._names[i])
+            keys.append(int(random.integers(2**63)))
+        device, empty = self._model.device, torch.zeros(0, *shape)
         return _Batch(
-            torch.stack(x) if x else empty,
-            torch.tensor(timesteps, dtype=torch.long),
-            torch.stack(noise) if noise else empty,
-            classes,
-            self._weights[chosen],
+            (torch.stack(x) if x else empty).to(device),
+            torch.tensor(timesteps, dtype=torch.long, device=device),
+            (torch.stack(noise) if noise else empty).to(device),
+            self._model.condition(names) if names else None,
+            self._weights[chosen].to(device),
+            keys,
         )
 
 
@@ -144,9 +144,17 @@ class SmoothAdamW:
 def loss_weights(model: DiffusionModel, timesteps: Tensor, gamma: float | None) -> Tensor:
     """min(SNR, γ)/SNR for ε-prediction (Hang et al., 2023, arXiv 2303.09556), or ones."""
     if gamma is None:
-        return torch.ones(len(timesteps))
+        return torch.ones(len(timesteps), device=timesteps.device)
     alpha = model.alphas_cumprod[timesteps]
     return (gamma * (1 - alpha) / alpha).clamp(max=1)
+
+
+def clipped(gradients: Sequence[Tensor], norm: float | None) -> Sequence[Tensor]:
+    """Gradients scaled down to a joint ℓ2 norm of at most ``norm``; None leaves them."""
+    if norm is None:
+        return gradients
+    total = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients]))
+    return torch._foreach_mul(list(gradients), (norm / (total + 1e-6)).clamp(max=1.0))
 
 
 class Run:
@@ -161,15 +169,15 @@ class Run:
         self,
         model: DiffusionModel,
         config: TrainingConfig,
-        latents: Float[Tensor, "n c h w"],
+        inputs: Float[Tensor, "n *kept"],
         ids: Sequence[str],
-        classes: Tensor | None,
+        names: Sequence[str | None],
         folder: Path | None = None,
         weights: Tensor | None = None,
     ):
         self.model, self.config, self.folder = model, config, folder
         weights = torch.ones(len(ids)) if weights is None else weights
-        self.batches = KeyedBatches(model, config, latents, ids, classes, weights)
+        self.batches = KeyedBatches(model, config, inputs, ids, names, weights)
         self.steps = config.steps
         self.parameters = model.parameters()
         self.optimiser = SmoothAdamW(list(self.parameters.values()), config)
@@ -199,13 +207,14 @@ class Run:
         model, config = self.model, self.config
         parameters = list(self.parameters.values())
         if len(batch.x):
-            with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bf16"):
+            autocast = torch.autocast(model.device.type, torch.bfloat16, enabled=config.precision == "bf16")
+            with autocast, keyed_dropout(model.unet, config.dropout, config.dropout_modules, batch.keys):
                 x_t = model.add_noise(batch.x, batch.noise, batch.timesteps)
-                prediction = model.predict(x_t, batch.timesteps, batch.classes).float()
+                prediction = model.predict(x_t, batch.timesteps, batch.condition).float()
             errors = (prediction - batch.noise).square().flatten(1).mean(1)
             weights = batch.weights * loss_weights(model, batch.timesteps, config.min_snr_gamma)
             objective = (weights * errors).sum() / config.batch_size
-            gradients = torch.autograd.grad(objective, parameters)
+            gradients = clipped(torch.autograd.grad(objective, parameters), config.clip)
             value = errors.detach().mean().item()
         else:
             gradients = tuple(torch.zeros_like(p) for p in parameters)

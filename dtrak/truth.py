@@ -4,13 +4,13 @@ Masks follow from (family, number); :mod:`dtrak.evaluation.subsets` trains the m
 is for scoring methods, "fit" for methods that are fitted to truth: they never meet.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float
 
+from dtrak.data import drawn
 from dtrak.errors import DtrakError
 from dtrak.files import digest, read_json
 from dtrak.noise import keyed_generator
@@ -58,11 +58,13 @@ def belongs_to(folder: StudyFolder) -> dict[str, str]:
     Raises:
         DtrakError: the queries were not drawn yet.
     """
-    return {
+    found = {
         "data": folder.table.fingerprint(),
         "recipe": recipe_digest(folder),
         "queries": digest(load_query_set(folder).ids),
     }
+    asked = folder.study.truth.model_dump(mode="json", exclude={"path", "generated"}, exclude_defaults=True)
+    return found | ({"asked": digest(asked)} if asked else {})
 
 
 def load_subsets(folder: StudyFolder, family: Family) -> SubsetTruth:
@@ -73,7 +75,6 @@ def load_subsets(folder: StudyFolder, family: Family) -> SubsetTruth:
     Raises:
         DtrakError: nothing is.
     """
-    table = folder.table
     paths = [path for root in truth_folders(folder) for path in sorted((root / family).glob("*.json"))]
     hint = f"python -m index_builder retrain {folder.study.name}{' --family fit' if family == 'fit' else ''}"
     if not paths:
@@ -93,7 +94,7 @@ def load_subsets(folder: StudyFolder, family: Family) -> SubsetTruth:
     seeds = [seed for seed in sorted(set(every)) if all((number, seed) in found for number in numbers)]
     used = [found[number, seed] for number in numbers for seed in seeds]
     rows = np.array([content["losses"] for content in used]).reshape(len(numbers), len(seeds), -1).mean(1)
-    masks = np.stack([subset_mask(table.train_ids, family, n) for n in numbers])
+    masks = np.stack([subset_mask(folder, family, n) for n in numbers])
     recipe: dict[str, Any] = {
         "steps": used[0]["steps"],
         "timesteps": used[0]["timesteps"],
@@ -102,10 +103,17 @@ def load_subsets(folder: StudyFolder, family: Family) -> SubsetTruth:
     return SubsetTruth(masks, rows, tuple(load_query_set(folder).ids), len(seeds), recipe)
 
 
-def subset_mask(ids: Sequence[str], family: Family, number: int) -> Bool[np.ndarray, " n"]:
-    """Which images a subset model is trained with: half of them."""
-    mask = np.zeros(len(ids), dtype=bool)
-    mask[keyed_generator(f"subset-{family}", number, "").permutation(len(ids))[: len(ids) // 2]] = True
+def subset_mask(folder: StudyFolder, family: Family, number: int) -> Bool[np.ndarray, " n"]:
+    """Which training images a subset model is trained with: half of them (see :class:`TruthConfig`)."""
+    table, first = folder.table, folder.study.truth.first_seed
+    mask = np.zeros(table.train_size, dtype=bool)
+    if first is not None:
+        labels = [record.label for record in table.records[: table.train_size]]
+        chosen = drawn(labels, table.train_size // 2, first[family] + 2 * number, folder.study.data.stratify)
+    else:
+        order = keyed_generator(f"subset-{family}", number, "").permutation(table.train_size)
+        chosen = order[: table.train_size // 2]
+    mask[chosen] = True
     return mask
 
 

@@ -23,7 +23,6 @@ from playwright.sync_api import sync_playwright
 from dtrak.attribution import Attributor
 from dtrak.config import load_study
 from dtrak.data import prepare
-from dtrak.evaluation import subsets
 from dtrak.evaluation.measure import evaluate
 from dtrak.evaluation.results import save_evaluation
 from dtrak.query import Query
@@ -112,17 +111,10 @@ def write_study(folder, **changes):
             {"output": "loss", "timesteps": 5, "projection_dim": 64, "projection_seed": 1},
         ],
         "ablations": ABLATIONS,
+        "truth": {"generated": 4},
     } | changes
     (folder / "tiny.yaml").write_text(yaml.safe_dump(content))
     return folder / "tiny.yaml"
-
-
-@pytest.fixture(scope="session", autouse=True)
-def few_queries():
-    """Subset models are asked about four generated queries."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(subsets, "GENERATED", 4)
-        yield
 
 
 @pytest.fixture(scope="session")
@@ -138,7 +130,7 @@ def source(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def built(source, few_queries, tmp_path_factory):
+def built(source, tmp_path_factory):
     """The tiny study, prepared, built and judged by six subset models in a workspace of its own; not to be changed."""
     workspace = tmp_path_factory.mktemp("workspace")
     before = os.environ.get("DTRAK_WORKSPACE")

@@ -20,7 +20,7 @@ def output_value(name, prediction, noise, elbo_weight=1.0):
     }[name]()
 
 
-def gradient(model, x, sample_id, class_index, output, timesteps, draws=1, seed=0):
+def gradient(model, x, sample_id, condition, output, timesteps, draws=1, seed=0):
     """The unprojected float64 gradient of one sample: one timestep at a time, added in a loop.
 
     ``model`` must be in float64.
@@ -28,13 +28,12 @@ def gradient(model, x, sample_id, class_index, output, timesteps, draws=1, seed=
     parameters = list(model.parameters().values())
     total = torch.zeros(sum(p.numel() for p in parameters), dtype=torch.float64)
     alphas = model.alphas_cumprod.double()
-    betas = torch.linspace(0.0001, 0.02, 1000, dtype=torch.float64)
+    betas = model.scheduler.betas.double()
     for draw in range(draws):
         for t in timesteps:
             noise = torch.from_numpy(feature_noise(seed, sample_id, [(t, draw)], tuple(x.shape))[0]).double()
             x_t = alphas[t] ** 0.5 * x.double() + (1 - alphas[t]) ** 0.5 * noise
-            classes = None if class_index is None else torch.tensor([class_index])
-            prediction = model.unet(x_t[None], torch.tensor([t]), class_labels=classes).sample[0]
+            prediction = model.unet(x_t[None], torch.tensor([t]), **model.told(condition)).sample[0]
             weight = betas[t] / (2 * (1 - betas[t]) * (1 - alphas[t]))
             value = output_value(output, prediction, noise, weight)
             gradients = torch.autograd.grad(value, parameters, allow_unused=True)

@@ -38,12 +38,11 @@ def test_leaving_nothing_out_is_the_plain_training(fresh):
     draw_without(fresh, removal_of(fresh), SETTINGS)
     table, model = fresh.table, initial_model(fresh)
     latents = model.encode(table.pixels[: table.train_size])
-    classes = model.class_tensor([r.label for r in table.records[: table.train_size]])
-    run = Run(model, fresh.study.training, latents, table.train_ids, classes)
+    run = Run(model, fresh.study.training, latents, table.train_ids, table.names[: table.train_size])
     with one_thread():
         run.train()
     for number, one in enumerate(SETTINGS):
-        *_, last = sample(model, [one.seed], one.steps, [one.label])
+        *_, last = sample(model, [one])
         np.testing.assert_array_equal(drawn(fresh, removal_of(fresh), SETTINGS)[number], model.decode(last.x)[0])
 
 
@@ -64,7 +63,7 @@ def test_workers_change_no_pixel_and_nothing_is_trained_twice(fresh, monkeypatch
     np.testing.assert_array_equal(drawn(fresh, tasks[1].removal, SETTINGS), alone)
     assert seen[0] == (3, 9)
     assert seen[-1] == (9, 9)
-    monkeypatch.setattr(module, "initial_model", lambda folder: 1 / 0)
+    monkeypatch.setattr(module, "training_run", lambda *a, **k: 1 / 0)
     draw_all(fresh, tasks, workers=1)
 
 
@@ -93,7 +92,7 @@ def test_an_adapter_draws_another_picture_without_training_again(fresh, monkeypa
     lora = type(fresh)(fresh.study.model_copy(update={"training": training, "model": model}))
     draw_without(lora, removal_of(lora, 4), SETTINGS[:1])
     first = drawn(lora, removal_of(lora, 4), SETTINGS[:1])
-    monkeypatch.setattr(module, "initial_model", lambda folder: 1 / 0)
+    monkeypatch.setattr(module, "training_run", lambda *a, **k: 1 / 0)
     draw_without(lora, removal_of(lora, 4), SETTINGS)
     assert drawn(lora, removal_of(lora, 4), SETTINGS).shape == (2, *first.shape[1:])
 

@@ -12,6 +12,7 @@ from dtrak.outputs import OUTPUT_FUNCTIONS
 from dtrak.studies import load_study_model
 from tests import oracle
 
+ROUND = torch.tensor([1])
 SCHEDULE = NoiseSchedule((0, 100, 500, 900), draws=2, seed=3)
 
 
@@ -34,9 +35,9 @@ def x(tiny, model):
 
 @pytest.mark.parametrize("name", OUTPUT_FUNCTIONS)
 def test_gradient_equals_oracle(tiny, model, x, name):
-    fast = sample_gradients(model, x, "a", 1, SCHEDULE, [name])[0].numpy()
+    fast = sample_gradients(model, x, "a", ROUND, SCHEDULE, [name])[0].numpy()
     model.unet.double()
-    slow = oracle.gradient(model, x, "a", 1, name, SCHEDULE.timesteps, SCHEDULE.draws, SCHEDULE.seed)
+    slow = oracle.gradient(model, x, "a", ROUND, name, SCHEDULE.timesteps, SCHEDULE.draws, SCHEDULE.seed)
     assert np.abs(fast - slow).max() <= 1e-4 * np.abs(slow).max()
 
 
@@ -44,8 +45,8 @@ def test_gradient_equals_oracle(tiny, model, x, name):
 def test_batch_size_changes_nothing(model, x, batch_size):
     outputs = ["loss", "mean-squared-l2-norm"]
     for a, b in zip(
-        sample_gradients(model, x, "a", 1, SCHEDULE, outputs, batch_size),
-        sample_gradients(model, x, "a", 1, SCHEDULE, outputs, 5),
+        sample_gradients(model, x, "a", ROUND, SCHEDULE, outputs, batch_size),
+        sample_gradients(model, x, "a", ROUND, SCHEDULE, outputs, 5),
         strict=True,
     ):
         assert torch.linalg.norm(a - b) <= 1e-5 * torch.linalg.norm(b)
@@ -53,18 +54,18 @@ def test_batch_size_changes_nothing(model, x, batch_size):
 
 def test_pairs_kept_apart_add_up_to_the_sum(model, x):
     outputs = list(OUTPUT_FUNCTIONS)
-    together = sample_gradients(model, x, "a", 1, SCHEDULE, outputs)
-    for a, b in zip(sample_gradients(model, x, "a", 1, SCHEDULE, outputs, 3, apart=True), together, strict=True):
+    together = sample_gradients(model, x, "a", ROUND, SCHEDULE, outputs)
+    for a, b in zip(sample_gradients(model, x, "a", ROUND, SCHEDULE, outputs, 3, apart=True), together, strict=True):
         assert torch.linalg.norm(a - b) <= 1e-4 * torch.linalg.norm(b)
 
 
 def test_values_are_the_squares_of_error_and_prediction(model, x):
-    (chunk,) = gradient_chunks(model, x, "a", 1, SCHEDULE, ["loss"])
+    (chunk,) = gradient_chunks(model, x, "a", ROUND, SCHEDULE, ["loss"])
     for (t, draw), values in zip(SCHEDULE.pairs, chunk.values, strict=True):
         noise = torch.from_numpy(feature_noise(3, "a", [(t, draw)], tuple(x.shape)))
         step = torch.tensor([t])
         with torch.no_grad():
-            prediction = model.predict(model.add_noise(x[None], noise, step), step, torch.tensor([1]))
+            prediction = model.predict(model.add_noise(x[None], noise, step), step, ROUND)
         expected = torch.stack([(prediction - noise).square().mean(), prediction.square().mean()])
         torch.testing.assert_close(values.float(), expected, rtol=1e-4, atol=1e-6)
 
@@ -94,7 +95,7 @@ def test_feature_is_the_projected_oracle_gradient(model, x):
     extractor = FeatureExtractor(model, [config])
     fast = extractor(x, "a", "round")[0].vector
     model.unet.double()
-    slow = oracle.gradient(model, x, "a", 1, "loss", config.timestep_list())
+    slow = oracle.gradient(model, x, "a", ROUND, "loss", config.timestep_list())
     projected = extractor._projectors[0](torch.from_numpy(slow)[None])[0].numpy()
     assert np.linalg.norm(fast - projected) <= 1e-4 * np.linalg.norm(projected)
 

@@ -7,9 +7,12 @@ import pytest
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
 
+from dtrak.config import TrainingConfig
 from dtrak.errors import DtrakError
 from dtrak.models import DiffusionModel, add_lora, load_model, save_model
 from tests.conftest import SIZE, write_model
+
+LORA = TrainingConfig(method="lora", rank=2, alpha=2, lora_modules=("conv1", "to_q"))
 
 
 def small_unet(channels=3, size=SIZE, classes=None):
@@ -32,7 +35,7 @@ def test_a_bare_unconditional_network_loads(tmp_path):
     small_unet().save_pretrained(tmp_path)
     model = load_model(tmp_path, SIZE)
     assert model.class_index("anything") is None
-    assert model.class_tensor(["a", None]) is None
+    assert model.condition(["a", None]) is None
 
 
 def test_folded_pixels_round_trip():
@@ -46,7 +49,7 @@ def test_folded_pixels_round_trip():
 
 def test_an_adapter_saves_and_loads_to_the_same_prediction(tmp_path):
     small_unet(classes=4).save_pretrained(tmp_path / "base")
-    model = add_lora(load_model(tmp_path / "base", SIZE, classes={"a": 1}, null_class=0), 2, 2, ["conv1", "to_q"], 0)
+    model = add_lora(load_model(tmp_path / "base", SIZE, classes={"a": 1}, null_class=0), LORA)
     names = set(model.parameters())
     assert names
     assert all("lora" in n or "class_embedding" in n for n in names)

@@ -13,19 +13,18 @@ from dtrak.truth import load_subsets, subset_mask
 from index_builder.retraining import retrain_subsets
 
 
-def test_masks_are_keyed_halves():
-    ids = [str(i) for i in range(101)]
-    first = subset_mask(ids, "lds", 3)
-    assert first.sum() == 50
-    assert (first == subset_mask(ids, "lds", 3)).all()
-    assert (first != subset_mask(ids, "fit", 3)).any()
-    assert (first != subset_mask(ids, "lds", 4)).any()
+def test_masks_are_keyed_halves(tiny):
+    first = subset_mask(tiny, "lds", 3)
+    assert first.sum() == 7
+    assert (first == subset_mask(tiny, "lds", 3)).all()
+    assert (first != subset_mask(tiny, "fit", 3)).any()
+    assert (first != subset_mask(tiny, "lds", 4)).any()
 
 
 def test_retraining_resumes_and_is_read_back(fresh, monkeypatch):
     assert retrain_subsets(fresh, "fit", 2, 1, workers=1) == 2
     trained = []
-    monkeypatch.setattr(subsets, "initial_model", lambda folder: trained.append(folder) or 1 / 0)
+    monkeypatch.setattr(subsets, "training_run", lambda *a, **k: trained.append(a) or 1 / 0)
     assert retrain_subsets(fresh, "fit", 2, 1, workers=1) == 0
     assert trained == []
     truth = load_subsets(fresh, "fit")
@@ -70,8 +69,8 @@ def test_only_what_is_missing_is_trained(fresh, monkeypatch):
     retrain_subsets(fresh, "lds", 3, 1, workers=1)
     whole = load_subsets(fresh, "lds").losses
     (fresh.root / "truth" / "lds" / "subset-001-seed-0.json").unlink()
-    real, trained = subsets.initial_model, []
-    monkeypatch.setattr(subsets, "initial_model", lambda folder: trained.append(folder) or real(folder))
+    real, trained = subsets.training_run, []
+    monkeypatch.setattr(subsets, "training_run", lambda *a, **k: trained.append(a) or real(*a, **k))
     assert retrain_subsets(fresh, "lds", 3, 1, workers=1) == 1
     assert len(trained) == 1
     np.testing.assert_array_equal(load_subsets(fresh, "lds").losses, whole)

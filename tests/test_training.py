@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dtrak.config import TrainingConfig
-from dtrak.sampling import initial_noise, sample
+from dtrak.sampling import GenerationSettings, initial_noise, sample
 from dtrak.studies import load_study_model
 from dtrak.training import KeyedBatches, Run, SmoothAdamW, epoch_order, learning_rate
 
@@ -19,8 +19,7 @@ def setting(tiny):
     model = load_study_model(tiny)
     table = tiny.table
     latents = model.encode(table.pixels[: table.train_size])
-    classes = model.class_tensor([r.label for r in table.records[: table.train_size]])
-    return model, latents, table.train_ids, classes
+    return model, latents, table.train_ids, table.names[: table.train_size]
 
 
 def weights(run):
@@ -101,8 +100,8 @@ def test_learning_rate_warms_up_and_falls():
 
 def test_a_seed_gives_the_same_pixels_alone_and_among_others(tiny):
     model = load_study_model(tiny)
-    *_, alone = sample(model, [5], 4, ["round"])
-    *_, among = sample(model, [4, 5], 4, ["square", "round"])
+    *_, alone = sample(model, [GenerationSettings(5, 4, "round")])
+    *_, among = sample(model, [GenerationSettings(4, 4, "square"), GenerationSettings(5, 4, "round")])
     np.testing.assert_array_equal(model.decode(alone.x)[0], model.decode(among.x)[1])
     assert (initial_noise([4], (2,)) != initial_noise([5], (2,))).all()
     np.testing.assert_array_equal(model.decode(model.encode(tiny.table.pixels)), tiny.table.pixels)

@@ -2,8 +2,9 @@
 
 from dtrak.data.images import BadImage, open_image, to_model_pixels
 from dtrak.data.records import Item, Record
+from dtrak.data.rows import drawn
 from dtrak.data.sources import read_source
-from dtrak.data.table import PrepareReport, Table, load_table, prepare
+from dtrak.data.table import PrepareReport, Table, load_table, model_pixels, prepare
 
 __all__ = [
     "BadImage",
@@ -11,7 +12,9 @@ __all__ = [
     "PrepareReport",
     "Record",
     "Table",
+    "drawn",
     "load_table",
+    "model_pixels",
     "open_image",
     "prepare",
     "read_source",

@@ -58,8 +58,25 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def to_model_pixels(image: Image.Image, resolution: int) -> UInt8[np.ndarray, "r r 3"]:
-    """Scale the shorter side to ``resolution`` (Lanczos) and crop the centre to a square."""
+def to_model_pixels(
+    image: Image.Image, resolution: int, crop: int | None = None, resample: str = "lanczos"
+) -> UInt8[np.ndarray, "r r 3"]:
+    """Scale the shorter side to ``resolution`` and crop the centre to a square.
+
+    Args:
+        crop: first cut out the central square of this many pixels. An image that has the resolution
+            already, such as a generated one, is left alone.
+        resample: "lanczos" or "bilinear".
+    """
     if image.size != (resolution, resolution):
-        image = ImageOps.fit(image, (resolution, resolution), Image.Resampling.LANCZOS)
+        if crop is not None and min(image.size) > crop:
+            image = _centre(image, crop)
+        scale = resolution / min(image.size)
+        size = (max(resolution, int(image.width * scale)), max(resolution, int(image.height * scale)))
+        image = _centre(image.resize(size, Image.Resampling[resample.upper()]), resolution)
     return np.asarray(image, dtype=np.uint8)
+
+
+def _centre(image: Image.Image, side: int) -> Image.Image:
+    left, top = round((image.width - side) / 2), round((image.height - side) / 2)
+    return image.crop((left, top, left + side, top + side))

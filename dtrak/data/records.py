@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Item:
-    """One image as its source gave it, undecoded."""
+    """One image as its source gave it, undecoded; ``split`` where the source says it."""
 
     id: str
     image: bytes
@@ -13,6 +13,7 @@ class Item:
     caption: str = ""
     creator: str = ""
     licence: str = ""
+    split: str | None = None
 
 
 @dataclass(frozen=True)

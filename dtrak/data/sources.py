@@ -3,16 +3,19 @@
 import os
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from dtrak.config import DataConfig, Study
 from dtrak.data.openmoji import read_openmoji
 from dtrak.data.records import Item
+from dtrak.data.releases import release_rows
+from dtrak.data.rows import Rows
 from dtrak.errors import DtrakError
 
-__all__ = ["Item", "read_source"]
-
+IMAGE_COLUMNS = ("image", "img", "jpg", "png")
+RELEASES = ("cifar10", "celeba", "artbench")
 _COLUMNS = {
     "label": ("label", "labels", "class", "style", "genre"),
     "caption": ("caption", "text", "title"),
@@ -25,40 +28,61 @@ def read_source(study: Study) -> Iterator[Item]:
     """The items of a study's data, in a fixed order, images still undecoded.
 
     Raises:
-        DtrakError: the source is missing, empty or has no image column.
+        DtrakError: the source is missing, empty, damaged or has no image column.
     """
     data = study.data
     if data.kind == "openmoji":
         yield from read_openmoji(data.include, data.exclude)
         return
+    parts = [("train" if data.heldout_split else None, data.split, data.train_size)]
+    if data.heldout_split:
+        parts.append(("heldout", data.heldout_split, data.heldout_size))
     with tempfile.TemporaryDirectory(prefix="dtrak-") as cache:
-        table = _load(study, cache)
-        yield from _items(table, data, study)
+        for split, name, size in parts:
+            rows = _open(study, name, cache)
+            for number in rows.chosen(data.include, size, data.split_seed, data.stratify):
+                item = rows.read(number)
+                if data.caption_template and item.label is not None:
+                    said = data.caption_template.format(label=item.label.replace("_", " ").lower())
+                    item = replace(item, caption=said)
+                yield replace(
+                    item,
+                    split=split,
+                    creator=item.creator or data.creator or "",
+                    licence=item.licence or data.licence or "",
+                )
 
 
-def _load(study: Study, cache: str) -> Any:
+def _open(study: Study, split: str, cache: str) -> Rows:
     data = study.data
-    assert data.path is not None
-    if data.kind != "hub":
+    if data.kind in RELEASES and data.path:
+        path = study.resolve(data.path)
+        if path.exists() or not data.hub:
+            return release_rows(data, path, split)
+    return _table_rows(_load(study, split, cache), split, data, study)
+
+
+def _load(study: Study, split: str, cache: str) -> Any:
+    data = study.data
+    hub = data.hub or data.path if data.kind in (*RELEASES, "hub") else None
+    if not hub:
         os.environ.setdefault("HF_DATASETS_OFFLINE", "1")  # a local folder never needs the network
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     import datasets
 
     datasets.disable_progress_bars()
-    path = study.resolve(data.path)
+    path = study.resolve(data.path or ".")
     try:
         if data.kind == "imagefolder":
             if not path.is_dir():
                 raise DtrakError(f"There is no folder {path}.", hint="data.path is relative to the YAML file.")
-            return datasets.load_dataset("imagefolder", data_dir=str(path), split=data.split, cache_dir=cache)
+            return datasets.load_dataset("imagefolder", data_dir=str(path), split=split, cache_dir=cache)
         if data.kind == "parquet":
             found = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
             if not found or not found[0].exists():
                 raise DtrakError(f"There is no Parquet at {path}.", hint="data.path is relative to the YAML file.")
-            return datasets.load_dataset(
-                "parquet", data_files=[str(f) for f in found], split=data.split, cache_dir=cache
-            )
-        return datasets.load_dataset(data.path, data.config_name, split=data.split)
+            return datasets.load_dataset("parquet", data_files=[str(f) for f in found], split=split, cache_dir=cache)
+        return datasets.load_dataset(hub, data.config_name, split=split)
     except DtrakError:
         raise
     except Exception as error:  # datasets raises many types, all about the source
@@ -69,15 +93,17 @@ def _load(study: Study, cache: str) -> Any:
         ) from error
 
 
-def _items(table: Any, data: DataConfig, study: Study) -> Iterator[Item]:
+def _table_rows(table: Any, split: str, data: DataConfig, study: Study) -> Rows:
     import datasets
 
-    if data.image_column not in table.column_names:
+    wanted = [data.image_column] if data.image_column else list(IMAGE_COLUMNS)
+    image_column = next((c for c in wanted if c in table.column_names), None)
+    if image_column is None:
         raise DtrakError(
-            f"The data has no column '{data.image_column}'; it has {', '.join(table.column_names)}.",
+            f"The data has no column '{wanted[0]}'; it has {', '.join(table.column_names)}.",
             hint="Set data.image_column.",
         )
-    table = table.cast_column(data.image_column, datasets.Image(decode=False))
+    table = table.cast_column(image_column, datasets.Image(decode=False))
     columns = {
         field: getattr(data, f"{field}_column") or next((c for c in names if c in table.column_names), None)
         for field, names in _COLUMNS.items()
@@ -89,17 +115,23 @@ def _items(table: Any, data: DataConfig, study: Study) -> Iterator[Item]:
                 hint=f"Correct data.{field}_column.",
             )
     root = study.resolve(data.path or ".")
-    for row_number, row in enumerate(table):
-        image = row[data.image_column]
+    label = columns["label"]
+    labels = [_text(table, label, value) for value in table[label]] if label else [None] * len(table)
+
+    def read(number: int) -> Item:
+        row = table[number]
+        image = row[image_column]
         values = {field: _text(table, column, row[column]) if column else None for field, column in columns.items()}
-        yield Item(
-            id=_identify(row, row_number, image["path"], data, root),
+        return Item(
+            id=_identify(row, number, image["path"], split, data, root),
             image=_read(image),
             label=values["label"],
             caption=values["caption"] or "",
-            creator=values["creator"] or data.creator or "",
-            licence=values["licence"] or data.licence or "",
+            creator=values["creator"] or "",
+            licence=values["licence"] or "",
         )
+
+    return Rows(labels, read)
 
 
 def _read(image: dict[str, Any]) -> bytes:
@@ -111,12 +143,12 @@ def _read(image: dict[str, Any]) -> bytes:
         return b""
 
 
-def _identify(row: dict[str, Any], number: int, path: str | None, data: DataConfig, root: Path) -> str:
+def _identify(row: dict[str, Any], number: int, path: str | None, split: str, data: DataConfig, root: Path) -> str:
     if data.id_column:
         return str(row[data.id_column])
     if data.kind == "imagefolder" and path:
         return Path(path).relative_to(root).as_posix() if Path(path).is_relative_to(root) else Path(path).name
-    return f"{number:06d}"
+    return f"{split}/{number:05d}" if data.heldout_split else f"{number:06d}"
 
 
 def _text(table: Any, column: str, value: Any) -> str | None:

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import UInt8
+from PIL import Image
 
 from dtrak.config import Study
 from dtrak.data.images import BadImage, open_image, to_model_pixels
@@ -45,11 +46,13 @@ class Table:
     Attributes:
         records: one a row.
         pixels: uint8 [rows, r, r, 3], memory-mapped.
+        captioned: whether the model is told captions, not labels.
     """
 
     folder: Path
     records: tuple[Record, ...]
     pixels: UInt8[np.ndarray, "n r r 3"]
+    captioned: bool = False
 
     @cached_property
     def train_size(self) -> int:
@@ -65,6 +68,11 @@ class Table:
         return [record.id for record in self.records[: self.train_size]]
 
     @cached_property
+    def names(self) -> list[str | None]:
+        """What the model is told of each row: its label, or its caption."""
+        return [record.caption if self.captioned else record.label for record in self.records]
+
+    @cached_property
     def labels(self) -> list[str]:
         """The distinct labels, sorted."""
         return sorted({record.label for record in self.records if record.label is not None})
@@ -75,9 +83,14 @@ class Table:
         return column[self.rows[sample_id]].as_py()
 
     def fingerprint(self) -> str:
-        """A digest of what features depend on: ids, labels and pixels of the training rows."""
+        """A digest of what features depend on: ids, names and pixels of the training rows."""
         pixels = hashlib.sha256(np.ascontiguousarray(self.pixels[: self.train_size]).tobytes()).hexdigest()
-        return digest([self.train_ids, [r.label for r in self.records[: self.train_size]], pixels])
+        return digest([self.train_ids, self.names[: self.train_size], pixels])
+
+
+def model_pixels(study: Study, image: Image.Image) -> UInt8[np.ndarray, "r r 3"]:
+    """An image as the study's model sees it."""
+    return to_model_pixels(image, study.resolution, study.data.crop, study.data.resample)
 
 
 def split_of(study: Study, ids: Iterable[str]) -> dict[str, str]:
@@ -103,12 +116,12 @@ def prepare(study: Study, folder: Path, report_progress: Callable[[int], None] =
     for number, item in enumerate(read_source(study), 1):
         report_progress(number)
         try:
-            array = to_model_pixels(open_image(item.image, study.data.max_pixels), study.resolution)
+            array = model_pixels(study, open_image(item.image, study.data.max_pixels))
         except BadImage as reason:
             report.refused.append({"id": item.id, "reason": str(reason)})
             continue
         key = hashlib.sha256(array.tobytes()).hexdigest()
-        if key in first_with:
+        if key in first_with and not study.data.keep_duplicates:
             report.duplicates.append({"id": item.id, "same_as": first_with[key]})
             continue
         first_with[key] = item.id
@@ -119,7 +132,8 @@ def prepare(study: Study, folder: Path, report_progress: Callable[[int], None] =
         raise DtrakError(f"No usable image for study '{study.name}'.{refused}", hint="Check data.path.")
     if repeated := [i for i, n in Counter(item.id for item in items).items() if n > 1]:
         raise DtrakError(f"{len(repeated)} ids are not unique, such as '{repeated[0]}'.", hint="Check data.id_column.")
-    splits = split_of(study, [item.id for item in items])
+    drawn = split_of(study, [item.id for item in items])
+    splits = {item.id: item.split or drawn[item.id] for item in items}
     order = sorted(range(len(items)), key=lambda i: (SPLITS.index(splits[items[i].id]), i))
     rows: list[dict[str, Any]] = [{**asdict(items[i]), "split": splits[items[i].id]} for i in order]
     write_npy(folder / "pixels.npy", np.stack([pixels[i] for i in order]))
@@ -139,7 +153,9 @@ _SCHEMA = pa.schema(
 
 def data_digest(study: Study) -> str:
     """A digest of the configuration that ``prepare`` depends on."""
-    return digest([study.data.model_dump(mode="json", exclude_defaults=True), study.resolution, str(study.source.parent.name)])
+    return digest(
+        [study.data.model_dump(mode="json", exclude_defaults=True), study.resolution, str(study.source.parent.name)]
+    )
 
 
 def is_prepared(study: Study, folder: Path) -> bool:
@@ -148,7 +164,7 @@ def is_prepared(study: Study, folder: Path) -> bool:
     return path.exists() and read_json(path).get("config") == data_digest(study)
 
 
-def load_table(folder: Path) -> Table:
+def load_table(folder: Path, captioned: bool = False) -> Table:
     """Open a prepared table.
 
     Raises:
@@ -161,4 +177,4 @@ def load_table(folder: Path) -> Table:
         )
     table = pq.read_table(folder / "records.parquet", columns=["id", "label", "caption", "creator", "licence", "split"])
     records = tuple(Record(**row) for row in table.to_pylist())
-    return Table(folder, records, np.load(folder / "pixels.npy", mmap_mode="r"))
+    return Table(folder, records, np.load(folder / "pixels.npy", mmap_mode="r"), captioned)

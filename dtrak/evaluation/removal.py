@@ -22,12 +22,11 @@ from jaxtyping import UInt8
 
 from dtrak.config import TrainingConfig
 from dtrak.files import digest, write_json, write_npy
-from dtrak.models import DiffusionModel, load_model, save_model
+from dtrak.models import DiffusionModel, save_model
 from dtrak.processes import SPAWN, one_process_each
-from dtrak.sampling import GenerationSettings, sample
-from dtrak.studies import StudyFolder, base_path, check_retrainable, initial_model, recipe_digest
+from dtrak.sampling import GenerationSettings, generate
+from dtrak.studies import StudyFolder, base_path, check_retrainable, load_any, recipe_digest, training_run
 from dtrak.threads import one_thread
-from dtrak.training import Run
 
 Pixels = UInt8[np.ndarray, "n r r 3"]
 
@@ -95,25 +94,19 @@ def draw_without(
     with one_thread():
         model = _trained(folder, removal, report)
         for one in missing:
-            for step in sample(model, [one.seed], one.steps, [one.label], one.guidance):
-                last = step
-            write_npy(_picture(folder, removal, one), model.decode(last.x)[0])
+            write_npy(_picture(folder, removal, one), generate(model, [one])[0])
 
 
 def _trained(folder: StudyFolder, removal: Removal, report: Callable[[int], None]) -> DiffusionModel:
-    place, study = removal.folder(folder), folder.study
+    place = removal.folder(folder)
     if (place / "removal.json").exists() and (place / "model").exists():
         return _kept(folder, place)
     check_retrainable(folder)
     config = removal.recipe(folder)
-    model = initial_model(StudyFolder(study.model_copy(update={"training": config})))
-    table = folder.table
-    latents = model.encode(table.pixels[: table.train_size])
-    classes = model.class_tensor([r.label for r in table.records[: table.train_size]])
     gone = set(removal.removed)
-    weights = torch.tensor([0.0 if i in gone else 1.0 for i in table.train_ids])
-    run = Run(model, config, latents, table.train_ids, classes, weights=weights)
-
+    weights = torch.tensor([0.0 if i in gone else 1.0 for i in folder.table.train_ids])
+    run = training_run(folder, config, weights=weights)
+    model = run.model
     run.train(lambda progress: report(progress.step))
     run.use_average()
     keep = config.method == "lora" or not removal.removed
@@ -124,10 +117,9 @@ def _trained(folder: StudyFolder, removal: Removal, report: Callable[[int], None
 
 
 def _kept(folder: StudyFolder, place: Path) -> DiffusionModel:
-    study, config = folder.study, folder.study.model
-    if study.training.method == "lora":
-        return load_model(base_path(study), study.resolution, place / "model", config.classes, config.null_class)
-    return load_model(place / "model", study.resolution, None, config.classes, config.null_class)
+    if folder.study.training.method == "lora":
+        return load_any(folder.study, base_path(folder.study), place / "model")
+    return load_any(folder.study, place / "model")
 
 
 def _picture(folder: StudyFolder, removal: Removal, settings: GenerationSettings) -> Path:

@@ -22,21 +22,20 @@ import torch
 from jaxtyping import Float
 
 from dtrak.attribution import Attributor
+from dtrak.config import TruthConfig
 from dtrak.errors import DtrakError
 from dtrak.files import read_json, write_json
 from dtrak.models import DiffusionModel
 from dtrak.noise import feature_noise
 from dtrak.queries import generate_query
 from dtrak.query import Query, QuerySet, generated_settings, load_query_set, save_query_set
-from dtrak.studies import StudyFolder, check_retrainable, initial_model, model_digest, truth_folders
+from dtrak.studies import StudyFolder, check_retrainable, model_digest, training_run, truth_folders
 from dtrak.threads import one_thread
-from dtrak.training import Run
 from dtrak.truth import Family, belongs_to, subset_mask
 
-GENERATED = 200
 MOST_HELDOUT = 1000
-TIMESTEPS = tuple(range(50, 1000, 100))
 NOISE_SEED = 1  # features use 0
+BATCH = 100
 FIT_SEEDS = 1000
 
 
@@ -62,20 +61,21 @@ class SubsetModel:
 def query_set(folder: StudyFolder, report: Callable[[int, int], None] = lambda done, total: None) -> QuerySet:
     """The study's evaluation queries; drawn once, then kept, for pixels may differ between machines.
 
-    The held-out images (the first thousand of them), and two hundred generated ones, classes in turn.
+    The held-out images (the first thousand of them), and generated ones, classes or prompts in turn.
     """
     with contextlib.suppress(DtrakError):
         return load_query_set(folder)
     attributor, table = Attributor(folder), folder.table
     rows = range(table.train_size, len(table.records))[:MOST_HELDOUT]
     pixels = [np.asarray(table.pixels[row]) for row in rows]
-    labels = [table.records[row].label for row in rows]
-    classes: list[str | None] = [*attributor.model.classes] or [None]
-    for number in range(GENERATED):
-        labels.append(classes[number % len(classes)])
+    labels = [table.names[row] for row in rows]
+    names: list[str | None] = [*attributor.model.names] or [None]
+    count = folder.study.truth.generated
+    for number in range(count):
+        labels.append(names[number % len(names)])
         settings = generated_settings(number, labels[-1], folder.study.guidance)
         pixels.append(generate_query(attributor, settings).pixels)
-        report(number + 1, GENERATED)
+        report(number + 1, count)
     asked = QuerySet(
         np.stack(pixels), tuple(label or "" for label in labels), len(rows), folder.study.guidance, model_digest(folder)
     )
@@ -84,17 +84,31 @@ def query_set(folder: StudyFolder, report: Callable[[int, int], None] = lambda d
 
 
 @torch.no_grad()
-def query_losses(model: DiffusionModel, queries: Sequence[Query]) -> Float[np.ndarray, " q"]:
-    """L_simple of each query: mean((ε_θ − ε)²) over fixed timesteps, one keyed noise each."""
-    steps = torch.tensor(TIMESTEPS)
+def query_losses(
+    model: DiffusionModel, queries: Sequence[Query], config: TruthConfig = TruthConfig()
+) -> Float[np.ndarray, " q"]:
+    """L_simple of each query: mean((ε_θ − ε)²) over fixed timesteps and keyed noises."""
+    pairs = [(t, draw) for draw in range(config.draws) for t in judged_timesteps(config)]
     found = []
     for query in queries:
         x = model.encode(query.pixels[None])
-        noise = torch.from_numpy(feature_noise(NOISE_SEED, query.id, [(t, 0) for t in TIMESTEPS], tuple(x.shape[1:])))
-        classes = model.class_tensor([query.label] * len(TIMESTEPS))
-        prediction = model.predict(model.add_noise(x, noise, steps), steps, classes)
-        found.append((prediction - noise).square().mean().item())
+        total = 0.0
+        for start in range(0, len(pairs), BATCH):
+            chosen = pairs[start : start + BATCH]
+            noise = torch.from_numpy(feature_noise(NOISE_SEED, query.id, chosen, tuple(x.shape[1:]))).to(x.device)
+            steps = torch.tensor([t for t, _ in chosen], device=x.device)
+            condition = model.condition([query.label])
+            told = None if condition is None else condition.expand(len(chosen), *condition.shape[1:])
+            prediction = model.predict(model.add_noise(x, noise, steps), steps, told)
+            total += (prediction - noise).square().flatten(1).mean(1).sum().item()
+        found.append(total / len(pairs))
     return np.array(found)
+
+
+def judged_timesteps(config: TruthConfig) -> list[int]:
+    """The timesteps at which losses are measured: in the middle of as many equal parts."""
+    part = 1000 // config.timesteps
+    return list(range(part // 2, 1000, part))[: config.timesteps]
 
 
 def is_done(folder: StudyFolder, subset: SubsetModel, now: dict[str, str] | None = None) -> bool:
@@ -120,16 +134,13 @@ def retrain(folder: StudyFolder, subset: SubsetModel, precision: Literal["fp32",
     config = folder.study.training
     config = config.model_copy(update={"seed": subset.training_seed, "precision": precision or config.precision})
     with one_thread():
-        changed = StudyFolder(folder.study.model_copy(update={"training": config}))
-        model, table = initial_model(changed), folder.table
-        latents = model.encode(table.pixels[: table.train_size])
-        classes = model.class_tensor([r.label for r in table.records[: table.train_size]])
-        mask = subset_mask(table.train_ids, subset.family, subset.number)
-        run = Run(model, config, latents, table.train_ids, classes, weights=torch.from_numpy(mask).float())
+        mask = subset_mask(folder, subset.family, subset.number)
+        run = training_run(folder, config, weights=torch.from_numpy(mask).float())
+        model = run.model
         run.train()
         run.use_average()
         queries = query_set(folder)
-        losses = query_losses(model, queries.queries)
+        losses = query_losses(model, queries.queries, folder.study.truth)
     content = {
         "family": subset.family,
         "number": subset.number,
@@ -137,7 +148,8 @@ def retrain(folder: StudyFolder, subset: SubsetModel, precision: Literal["fp32",
         "steps": config.steps,
         "precision": config.precision,
         "belongs_to": belongs_to(folder),
-        "timesteps": list(TIMESTEPS),
+        "timesteps": judged_timesteps(folder.study.truth),
+        "draws": folder.study.truth.draws,
         "losses": np.round(losses, 8).tolist(),
     }
     write_json(truth_folders(folder)[0] / subset.family / f"{subset.name}.json", content, indent=None)

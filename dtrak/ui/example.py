@@ -29,7 +29,7 @@ class Example:
 def write_example(folder: StudyFolder) -> None:
     """Compute the example of a built study and keep it beside the index."""
     attributor = Attributor(folder)
-    label = next(iter(attributor.model.classes), None)
+    label = next(iter(attributor.model.names), None)
     query = generate_query(attributor, GenerationSettings(EXAMPLE_SEED, 50, label, folder.study.guidance))
     setting = Setting(attributor.methods()[0].name)
     answer = attributor.attribute(query, attributor.features(query, [setting]), setting, top=SHOWN)

@@ -22,7 +22,6 @@ from dtrak.evaluation.removal import Removal, Task, draw_all, drawn, is_drawn
 from dtrak.evaluation.results import Evaluation, load_evaluation
 from dtrak.evidence import Null, near_duplicates, null_band, standardise
 from dtrak.files import digest, exclusive
-from dtrak.queries import check_label
 from dtrak.query import Query, QuerySet
 from dtrak.sampling import GenerationSettings, sample
 from dtrak.settings import Setting
@@ -83,7 +82,7 @@ class StudyService:
     def classes(self) -> list[str]:
         """Labels that can be drawn."""
         with self.lock:
-            return list(self.attributor.model.classes)
+            return self.attributor.model.names
 
     def find(self, settings: list[GenerationSettings]) -> list[Run] | None:
         """The runs of these settings, if all of them were drawn before."""
@@ -93,12 +92,11 @@ class StudyService:
     def generate(self, settings: list[GenerationSettings]) -> Job:
         """Queue the drawing of several images that differ in their seeds."""
         fingerprint = self.model_fingerprint
-        check_label(self.attributor, settings[0].label)
+        self.attributor.model.check_name(settings[0].label)
 
         def work(job: Job) -> list[str]:
-            model, first = self.attributor.model, settings[0]
-            labels = [s.label for s in settings]
-            for step in sample(model, [s.seed for s in settings], first.steps, labels, first.guidance):
+            model = self.attributor.model
+            for step in sample(model, settings):
                 job.progress(step.done, step.total, model.decode(step.x0))
             pixels = model.decode(step.x)
             return [

@@ -1,0 +1,96 @@
+"""Reading members of a folder, zip or tar by name; nothing is unpacked, nothing outside of it is read."""
+
+import gzip
+import hashlib
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path, PurePosixPath
+
+from dtrak.errors import DtrakError
+
+_DAMAGE = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError)
+
+
+class Files:
+    """The files of a folder or archive, by their names inside it.
+
+    Args:
+        path: a folder, or a zip or tar archive.
+        md5: what an archive's MD5 may be; any if empty.
+
+    Raises:
+        DtrakError: nothing is there, it is damaged or another archive than expected, or a name in it
+            leads out of it.
+    """
+
+    def __init__(self, path: Path, md5: Sequence[str] = ()):
+        self.path = path
+        if not path.exists():
+            raise DtrakError(f"There is nothing at {path}.", hint="data.path is relative to the YAML file.")
+        if path.is_file() and md5:
+            _check(path, md5)
+        try:
+            self.names, self._read = _opened(path)
+        except _DAMAGE as error:
+            raise self._damaged(error) from error
+        for name in self.names:
+            inside = PurePosixPath(name.replace("\\", "/"))
+            if inside.is_absolute() or ".." in inside.parts:
+                raise DtrakError(
+                    f"{path} holds the name '{name}', which leads out of it.", hint="Do not use this archive."
+                )
+        self._by_end: dict[str, str] = {}
+        for name in self.names:
+            parts = PurePosixPath(name).parts
+            for depth in (1, 2, 3):
+                self._by_end.setdefault("/".join(parts[-depth:]), name)
+
+    def has(self, end: str) -> bool:
+        """Whether some file's path ends so (up to three parts)."""
+        return end in self._by_end
+
+    def read(self, end: str) -> bytes:
+        """The first file whose path ends so.
+
+        Raises:
+            DtrakError: there is none, or it is damaged.
+        """
+        if end not in self._by_end:
+            raise DtrakError(f"{self.path} has no file '{end}'.", hint="Is it complete, and the right one?")
+        try:
+            return self._read(self._by_end[end])
+        except _DAMAGE as error:
+            raise self._damaged(error) from error
+
+    def _damaged(self, error: Exception) -> DtrakError:
+        return DtrakError(f"{self.path} is damaged: {error}.", hint="Fetch it again.")
+
+
+def _opened(path: Path) -> tuple[list[str], Callable[[str], bytes]]:
+    if path.is_dir():
+        names = [p.relative_to(path).as_posix() for p in sorted(path.rglob("*")) if p.is_file()]
+        return names, lambda name: (path / name).read_bytes()
+    if zipfile.is_zipfile(path):
+        archive = zipfile.ZipFile(path)
+        return [i.filename for i in archive.infolist() if not i.is_dir()], archive.read
+    tar = tarfile.open(path)  # noqa: SIM115  # stays open for reading
+    members = {m.name: m for m in tar.getmembers()}
+
+    def read(name: str) -> bytes:
+        file = tar.extractfile(members[name])
+        assert file is not None
+        return file.read()
+
+    return [name for name, member in members.items() if member.isfile()], read
+
+
+def _check(path: Path, md5: Sequence[str]) -> None:
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "md5").hexdigest()
+    if found not in md5:
+        raise DtrakError(
+            f"The MD5 of {path} is {found}, not {' or '.join(md5)}.",
+            hint="The download is incomplete, or it is another file: fetch it again, or correct data.md5.",
+        )
