@@ -45,7 +45,10 @@ class DiffusionModel:
         null_class: the class index that stands for "any class", where the model has one.
         dtype: of the network's frozen weights.
         clips: whether the sampler clips predictions of x₀ to [−1, 1].
+        takes_text: whether any text is a name it can be told.
     """
+
+    takes_text = False
 
     def __init__(
         self,

@@ -19,6 +19,7 @@ from jaxtyping import Float, UInt8
 from peft import PeftModel
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
+from transformers.utils.logging import disable_progress_bar
 
 from dtrak.errors import DtrakError
 from dtrak.files import digest, read_json
@@ -35,6 +36,8 @@ class TextToImageModel(DiffusionModel):
     Args:
         prompts: what pictures are drawn of where nobody names a prompt.
     """
+
+    takes_text = True
 
     def __init__(
         self,
@@ -172,6 +175,7 @@ def load_text_to_image(
         options: dict[str, Any] = {"torch_dtype": dtype, "local_files_only": True}
         unet = UNet2DConditionModel.from_pretrained(path / "unet", **options)
         vae = AutoencoderKL.from_pretrained(path / "vae", **options)
+        disable_progress_bar()
         text_encoder = CLIPTextModel.from_pretrained(path / "text_encoder", dtype=dtype, local_files_only=True)
         tokenizer = CLIPTokenizer.from_pretrained(path / "tokenizer", local_files_only=True)
         with warnings.catch_warnings():
@@ -186,7 +190,6 @@ def load_text_to_image(
     network: torch.nn.Module = unet
     if adapter is not None:
         network = _with_adapter(unet, adapter)
-        network.config = unet.config  # type: ignore[assignment]
         for name, parameter in network.named_parameters():
             tuned = "lora_" in name
             parameter.requires_grad_(tuned)
@@ -200,7 +203,9 @@ def load_text_to_image(
 
 def _with_adapter(unet: Any, adapter: Path) -> torch.nn.Module:
     if (adapter / "adapter_config.json").is_file():
-        return PeftModel.from_pretrained(unet, adapter, is_trainable=True)
+        network = PeftModel.from_pretrained(unet, adapter, is_trainable=True)
+        network.config = unet.config
+        return network
     file = adapter / LORA_FILE if adapter.is_dir() else adapter
     if not file.is_file() or file.suffix != ".safetensors":
         raise DtrakError(
@@ -216,7 +221,7 @@ def _with_adapter(unet: Any, adapter: Path) -> torch.nn.Module:
         if not any(name.startswith("unet.") for name in state):
             raise ValueError("it holds nothing for the UNet")
         unet.load_lora_adapter(state, network_alphas=alphas or None, prefix="unet", adapter_name="default")
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, IndexError) as error:
         raise DtrakError(
             f"The LoRA {file} does not fit the model: {error}", hint="Was it made for this base?"
         ) from error

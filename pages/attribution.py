@@ -54,7 +54,9 @@ def upload() -> None:
     """Take an image from disk."""
     file = st.file_uploader("Attribute an image of yours", type=["png", "jpg", "jpeg", "webp", "gif", "bmp", "tif"])
     label = ANY
-    if service.classes:
+    if service.takes_text:
+        label = st.text_input("Read it as", help="The prompt that the model is told; empty for none.").strip() or ANY
+    elif service.classes:
         label = st.selectbox("Read it as", [ANY, *service.classes], help="The class that the model is told.")
     if file is not None and st.button("Attribute this image", type="primary"):
         try:

@@ -26,12 +26,27 @@ def restore() -> None:
         return
     st.session_state.update(seed=settings.seed, steps=min(max(settings.steps, 5), 200), images=1)
     st.session_state.update(guidance=settings.guidance, label=settings.label or ANY, restored=True)
+    st.session_state.update(prompt=settings.label or "", negative=settings.negative, lora=settings.lora_scale)
+
+
+def told() -> tuple[str | None, str]:
+    """The class, or the prompt and what to avoid, that the form says."""
+    if service.takes_text:
+        suggestion = service.classes[0] if service.classes else ""
+        prompt = st.text_area("Prompt", suggestion, height=80, max_chars=500, key="prompt", bind="query-params")
+        avoid = st.text_input(
+            "Negative prompt", max_chars=500, key="negative", bind="query-params", help="What guidance leads away from."
+        )
+        return prompt.strip() or None, avoid.strip()
+    if service.classes:
+        label = st.selectbox("Class", [ANY, *service.classes], index=1, key="label", bind="query-params")
+        return (None if label == ANY else label), ""
+    return None, ""
 
 
 hand_over_to_app()
 st.title("Generate")
 service = current_service()
-labels = [ANY, *service.classes]
 form, results = st.columns([1, 2], gap="large")
 with form:
     st.number_input(
@@ -39,16 +54,29 @@ with form:
     )
     st.slider("Steps", 5, 200, 50, key="steps", bind="query-params", help="Denoising steps (DDIM).")
     st.slider("Images", 1, 8, 1, key="images", bind="query-params", help="Drawn from this seed and those after it.")
-    if len(labels) > 1:
-        st.selectbox("Class", labels, index=1, key="label", bind="query-params")
-        st.slider("Guidance", 0.0, 5.0, service.folder.study.guidance, 0.5, key="guidance", bind="query-params")
-    label = st.session_state.get("label", ANY)
+    label, negative = told()
+    if service.takes_text or service.classes:
+        most = 20.0 if service.takes_text else 5.0
+        st.slider("Guidance", 0.0, most, service.folder.study.guidance, 0.5, key="guidance", bind="query-params")
+    if service.takes_text and service.has_adapter:
+        st.slider(
+            "LoRA scale",
+            0.0,
+            2.0,
+            1.0,
+            0.05,
+            key="lora",
+            bind="query-params",
+            help="0 draws with the base model alone.",
+        )
     settings = [
         GenerationSettings(
             int(st.session_state["seed"]) + i,
             st.session_state["steps"],
-            None if label == ANY else label,
+            label,
             float(st.session_state.get("guidance", 1.0)),
+            negative,
+            float(st.session_state.get("lora", 1.0)),
         )
         for i in range(st.session_state["images"])
     ]

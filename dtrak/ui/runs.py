@@ -123,8 +123,9 @@ def png_bytes(pixels: UInt8[np.ndarray, "r r 3"], parameters: dict[str, Any] | N
     info = PngImagePlugin.PngInfo()
     if parameters is not None:
         info.add_itxt(METADATA_KEY, json.dumps(parameters, sort_keys=True))
+        negative = f"Negative prompt: {parameters['negative']}\n" if parameters.get("negative") else ""
         text = f"Steps: {parameters['steps']}, Sampler: DDIM, CFG scale: {parameters['guidance']}"
-        info.add_itxt("parameters", f"{parameters['label'] or ''}\n{text}, Seed: {parameters['seed']}")
+        info.add_itxt("parameters", f"{parameters['label'] or ''}\n{negative}{text}, Seed: {parameters['seed']}")
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", pnginfo=info)
     return buffer.getvalue()
@@ -147,8 +148,11 @@ def read_settings(content: bytes) -> GenerationSettings:
             int(value["steps"]),
             None if value["label"] is None else str(value["label"]),
             float(value["guidance"]),
+            str(value.get("negative", "")),
+            float(value.get("lora_scale", 1.0)),
         )
-        if not (0 <= settings.seed < 2**32 and 1 <= settings.steps <= 1000 and 0 <= settings.guidance <= 20):
+        within = 0 <= settings.guidance <= 20 and 0 <= settings.lora_scale <= 2
+        if not (0 <= settings.seed < 2**32 and 1 <= settings.steps <= 1000 and within):
             raise BadImage("they are out of range")
         return settings
     except (BadImage, OSError, SyntaxError, ValueError, KeyError, TypeError) as error:

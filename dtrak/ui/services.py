@@ -25,7 +25,7 @@ from dtrak.files import digest, exclusive
 from dtrak.query import Query, QuerySet
 from dtrak.sampling import GenerationSettings, sample
 from dtrak.settings import Setting
-from dtrak.studies import StudyFolder, truth_folders
+from dtrak.studies import StudyFolder, trained_model_config, truth_folders
 from dtrak.truth import SubsetTruth
 from dtrak.ui.evaluate import Reliability, reliability
 from dtrak.ui.jobs import Job, JobQueue
@@ -80,9 +80,19 @@ class StudyService:
 
     @property
     def classes(self) -> list[str]:
-        """Labels that can be drawn."""
+        """Labels that can be drawn, or prompts to begin with."""
         with self.lock:
             return self.attributor.model.names
+
+    @property
+    def takes_text(self) -> bool:
+        """Whether the model is told a prompt."""
+        return self.folder.study.model.kind == "text-to-image"
+
+    @property
+    def has_adapter(self) -> bool:
+        """Whether an adapter acts in the model, whose strength can be set."""
+        return bool(trained_model_config(self.folder).adapter)
 
     def find(self, settings: list[GenerationSettings]) -> list[Run] | None:
         """The runs of these settings, if all of them were drawn before."""
