@@ -14,6 +14,7 @@ from dtrak.config import FeatureConfig
 from dtrak.data import Table
 from dtrak.errors import DtrakError
 from dtrak.gradients import NoiseSchedule, gradient_chunks
+from dtrak.memory import with_smaller_batches
 from dtrak.models import PREPROCESSING_VERSION, DiffusionModel
 from dtrak.noise import NOISE_VERSION
 from dtrak.projection import PROJECTION_VERSION, Projector, make_projector
@@ -140,9 +141,17 @@ class FeatureExtractor:
             DtrakError: a feature is not finite.
         """
         result: dict[int, SampleFeature] = {}
+        told = self.model.condition([label])
         with one_thread():
             for (schedule, apart), members in self._groups.items():
-                result |= self._group(x, sample_id, self.model.condition([label]), schedule, apart, members)
+
+                def work(
+                    size: int, schedule: NoiseSchedule = schedule, apart: bool = apart, members: list[int] = members
+                ) -> dict[int, SampleFeature]:
+                    return self._group(x, sample_id, told, schedule, apart, members, size)
+
+                found, self.batch_size = with_smaller_batches(work, self.batch_size)
+                result |= found
         for i, feature in result.items():
             if not np.isfinite(feature.parts).all():
                 raise DtrakError(
@@ -159,12 +168,13 @@ class FeatureExtractor:
         schedule: NoiseSchedule,
         apart: bool,
         members: list[int],
+        batch_size: int,
     ) -> dict[int, SampleFeature]:
         outputs = list(dict.fromkeys(self.configs[i].output for i in members))
         totals: dict[str, Tensor] = {}
         parts: dict[int, list[Tensor]] = {i: [] for i in members if self.configs[i].apart}
         values = []
-        for chunk in gradient_chunks(self.model, x, sample_id, condition, schedule, outputs, self.batch_size, apart):
+        for chunk in gradient_chunks(self.model, x, sample_id, condition, schedule, outputs, batch_size, apart):
             values.append(chunk.values)
             by_output = dict(zip(outputs, chunk.gradients, strict=True))
             for i, rows in parts.items():

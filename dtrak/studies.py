@@ -222,6 +222,8 @@ def initial_model(folder: StudyFolder, device: torch.device | str = "cpu") -> Di
 def _initial_model(folder: StudyFolder) -> DiffusionModel:
     study = folder.study
     labels = folder.table.labels
+    if study.model.kind == "text-to-image" and study.training.method != "lora":
+        raise DtrakError("A text-to-image model is tuned by LoRA alone.", hint="Set training.method: lora.")
     torch.manual_seed(study.training.seed)
     if study.model.unet:
         offset = 0 if study.model.null_class is None else 1
@@ -270,6 +272,7 @@ def train_study(
     folder: StudyFolder,
     report: Callable[[training.Progress], None] = lambda progress: None,
     on_save: Callable[[DiffusionModel, int], None] = lambda model, step: None,
+    device: torch.device | str = "cpu",
 ) -> list[Path]:
     """Train the study's model, or resume it; returns the checkpoints' directories.
 
@@ -278,7 +281,7 @@ def train_study(
     """
     with exclusive(folder.root, f"study '{folder.study.name}'"):
         config = folder.study.training
-        run = training_run(folder, config, folder.model_dir / "run")
+        run = training_run(folder, config, folder.model_dir / "run", device=device)
         model = run.model
         wanted = {round(share * config.steps): f"checkpoint-{share:.2f}" for share in config.checkpoints}
 
@@ -311,7 +314,10 @@ def half_mask(ids: Sequence[str], number: int) -> Bool[np.ndarray, " n"]:
 
 
 def train_member(
-    folder: StudyFolder, number: int, report: Callable[[training.Progress], None] = lambda progress: None
+    folder: StudyFolder,
+    number: int,
+    report: Callable[[training.Progress], None] = lambda progress: None,
+    device: torch.device | str = "cpu",
 ) -> Path:
     """Train an ensemble member, or resume it: the study's recipe on a random half, for as many epochs.
 
@@ -321,7 +327,7 @@ def train_member(
     with exclusive(folder.root, f"study '{folder.study.name}'"):
         path, table = folder.model_dir / member_name(number), folder.table
         mask = half_mask(table.train_ids, number)
-        run = training_run(folder, folder.study.training, path / "run", torch.from_numpy(mask).float())
+        run = training_run(folder, folder.study.training, path / "run", torch.from_numpy(mask).float(), device)
         run.train(report)
         with run.averaged_weights():
             save_model(run.model, path, torch.float16)
@@ -387,8 +393,12 @@ def model_digest(folder: StudyFolder) -> str:
 
 def needs_training(folder: StudyFolder) -> bool:
     """Whether the study's model is neither trained in the workspace nor shipped."""
-    path = trained_model_config(folder).path
-    return path is None or not path.exists()
+    try:
+        config = trained_model_config(folder)
+    except DtrakError:
+        return True  # its base is not on this machine
+    untuned = folder.study.training.method == "lora" and config.adapter is None
+    return config.path is None or not config.path.exists() or untuned
 
 
 def study_status(folder: StudyFolder) -> dict[str, str]:
@@ -406,6 +416,15 @@ def study_status(folder: StudyFolder) -> dict[str, str]:
         "features": _features_status(stores),
         "index": f"{len(indexes)} built" if indexes else "not built",
     }
+
+
+def commands_left(folder: StudyFolder) -> list[str]:
+    """The commands that a study still needs before it can be asked."""
+    name = folder.study.name
+    left = ["prepare"] if not (folder.data / "report.json").exists() else []
+    left += ["train"] if needs_training(folder) else []
+    left += ["build"] if not list(folder.index.glob("*/manifest.json")) else []
+    return [f"python -m index_builder {command} {name}" for command in left]
 
 
 def _features_status(stores: list[FeatureStore]) -> str:

@@ -22,6 +22,7 @@ from torch import Tensor
 from dtrak.config import TrainingConfig
 from dtrak.dropout import keyed_dropout
 from dtrak.files import write_bytes
+from dtrak.memory import with_smaller_batches
 from dtrak.models import DiffusionModel
 from dtrak.noise import keyed_generator
 
@@ -61,6 +62,18 @@ class _Batch:
     condition: Tensor | None
     weights: Tensor
     keys: list[int]  # of what is random inside the network, one a sample
+
+    def parts(self, size: int) -> Iterator["_Batch"]:
+        """The batch in parts of at most ``size`` samples."""
+        if size >= len(self.x):
+            yield self
+            return
+        for start in range(0, len(self.x), size):
+            place = slice(start, start + size)
+            told = None if self.condition is None else self.condition[place]
+            yield _Batch(
+                self.x[place], self.timesteps[place], self.noise[place], told, self.weights[place], self.keys[place]
+            )
 
 
 class KeyedBatches:
@@ -182,7 +195,7 @@ class Run:
         self.parameters = model.parameters()
         self.optimiser = SmoothAdamW(list(self.parameters.values()), config)
         self.average = {name: p.detach().clone() for name, p in self.parameters.items()}
-        self.step = 0
+        self.step, self._part = 0, config.batch_size
         self._losses: list[str] = []
         if folder and (folder / "state.safetensors").exists():
             self._load()
@@ -203,28 +216,39 @@ class Run:
         self.model.unet.eval()
 
     def _step(self) -> float:
+        config, parameters = self.config, list(self.parameters.values())
         batch = self.batches(self.step)
-        model, config = self.model, self.config
-        parameters = list(self.parameters.values())
         if len(batch.x):
-            autocast = torch.autocast(model.device.type, torch.bfloat16, enabled=config.precision == "bf16")
-            with autocast, keyed_dropout(model.unet, config.dropout, config.dropout_modules, batch.keys):
-                x_t = model.add_noise(batch.x, batch.noise, batch.timesteps)
-                prediction = model.predict(x_t, batch.timesteps, batch.condition).float()
-            errors = (prediction - batch.noise).square().flatten(1).mean(1)
-            weights = batch.weights * loss_weights(model, batch.timesteps, config.min_snr_gamma)
-            objective = (weights * errors).sum() / config.batch_size
-            gradients = clipped(torch.autograd.grad(objective, parameters), config.clip)
-            value = errors.detach().mean().item()
+            (sums, errors), self._part = with_smaller_batches(lambda size: self._gradients(batch, size), self._part)
+            gradients, value = clipped(sums, config.clip), errors.mean().item()
         else:
-            gradients = tuple(torch.zeros_like(p) for p in parameters)
-            value = math.nan
+            gradients, value = [torch.zeros_like(p) for p in parameters], math.nan
         self.optimiser.step(gradients, self.step, learning_rate(config, self.step, self.steps))
         decay = min(config.ema_decay, (1 + self.step) / (10 + self.step))
         torch._foreach_lerp_(list(self.average.values()), [p.detach() for p in parameters], 1 - decay)
         self._losses.append(json.dumps({"step": self.step, "loss": round(value, 6)}))
         self.step += 1
         return value
+
+    def _gradients(self, batch: _Batch, size: int) -> tuple[list[Tensor], Tensor]:
+        """The objective's gradients, ``size`` samples a pass, and each sample's error."""
+        model, config, parameters = self.model, self.config, list(self.parameters.values())
+        sums: list[Tensor] = []
+        errors = []
+        for part in batch.parts(size):
+            autocast = torch.autocast(model.device.type, torch.bfloat16, enabled=config.precision == "bf16")
+            with autocast, keyed_dropout(model.unet, config.dropout, config.dropout_modules, part.keys):
+                x_t = model.add_noise(part.x, part.noise, part.timesteps)
+                prediction = model.predict(x_t, part.timesteps, part.condition).float()
+            found = (prediction - part.noise).square().flatten(1).mean(1)
+            weights = part.weights * loss_weights(model, part.timesteps, config.min_snr_gamma)
+            gradients = torch.autograd.grad((weights * found).sum() / config.batch_size, parameters)
+            errors.append(found.detach())
+            if sums:
+                torch._foreach_add_(sums, list(gradients))
+            else:
+                sums = list(gradients)
+        return sums, torch.cat(errors)
 
     @contextlib.contextmanager
     def averaged_weights(self) -> Iterator[None]:

@@ -72,8 +72,13 @@ def prepare(
     study: StudyArgument,
     force: Annotated[bool, typer.Option(help="Read the data again even if it is prepared.")] = False,
 ) -> None:
-    """Read and check the images of STUDY; broken ones and duplicates are named and left out."""
-    prepare_data(StudyFolder(load_study(study)), force)
+    """Read and check the images of STUDY, and fetch the model it names on a hub; what is left out is named."""
+    from dtrak.studies import hub_folder
+
+    folder = StudyFolder(load_study(study))
+    prepare_data(folder, force)
+    if folder.study.model.hub:
+        errors.print(f"Model '{folder.study.model.hub}': {hub_folder(folder.study.model.hub, download=True)}")
 
 
 @app.command()
@@ -83,6 +88,7 @@ def train(
         int | None,
         typer.Option(min=1, help="Train this ensemble member, on a random half, instead.", show_default=False),
     ] = None,
+    device: DeviceOption = "cpu",
 ) -> None:
     """Train the model of STUDY, or resume its training; a base it needs is trained first."""
     from dtrak.studies import needs_training, train_member, train_study
@@ -92,7 +98,7 @@ def train(
     if member is not None:
         prepare_data(folder)
         with progress(f"train member {member}", folder.study.training.steps) as advance:
-            path = train_member(folder, member, lambda step: advance(step.step, f"loss {step.loss:.4f}"))
+            path = train_member(folder, member, lambda step: advance(step.step, f"loss {step.loss:.4f}"), device)
         errors.print(f"Member {member} of '{folder.study.name}': {path}")
         return
     base = folder.study.model.base
@@ -104,8 +110,36 @@ def train(
             def report(step: Step, advance: Callable[[int, str], None] = advance) -> None:
                 advance(step.step, f"loss {step.loss:.4f}")
 
-            paths = train_study(part, report)
+            paths = train_study(part, report, device=device)
         errors.print(f"Model of '{part.study.name}': {paths[-1]}")
+
+
+@app.command()
+def plan(
+    studies: Annotated[
+        list[str], typer.Argument(metavar="STUDY...", help="Names in configs/, or paths of YAML files.")
+    ],
+    images: Annotated[
+        int | None, typer.Option(min=1, help="Training images, before the data are prepared.", show_default=False)
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Estimate what building and judging studies takes, before anything is computed."""
+    from dtrak.plan import DEVICES, estimate, in_words, size_in_words
+
+    found = [estimate(StudyFolder(load_study(name)), images) for name in studies]
+    if as_json:
+        print(json.dumps([one.as_dict() for one in found], indent=2))
+        return
+    for one in found:
+        print(
+            f"{one.study.name}: {one.images:,} images, {one.passes.parameters:,} parameters, {one.passes.tuned:,} tuned"
+        )
+        print(f"  {'':42}{'disk':>9}" + "".join(f"{device.title:>14}" for device in DEVICES))
+        for step in one.steps:
+            times = "".join(f"{in_words(step.seconds(device.rate(one.study))):>14}" for device in DEVICES)
+            print(f"  {step.title:42}{size_in_words(step.bytes):>9}{times}")
+    print("Estimates: operations counted on the traced network, over rates that docs/scale.md states.")
 
 
 @app.command()

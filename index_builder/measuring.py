@@ -14,6 +14,7 @@ from dtrak.settings import Setting
 from dtrak.studies import StudyFolder
 from index_builder.options import (
     BatchOption,
+    DeviceOption,
     JsonOption,
     PrecisionName,
     StudyArgument,
@@ -33,6 +34,7 @@ def retrain(
     ] = TruthFamily("lds"),
     workers: WorkersOption = None,
     precision: Annotated[PrecisionName | None, typer.Option(help="Of the arithmetic. [default: the recipe's]")] = None,
+    device: DeviceOption = "cpu",
 ) -> None:
     """Train STUDY again on random halves and keep what each model loses on fixed queries; resumes."""
     from index_builder.retraining import retrain_subsets
@@ -50,10 +52,11 @@ def retrain(
             family.value,
             subsets,
             seeds,
-            workers or cores(),
+            (workers or cores()) if device == "cpu" else 1,  # one process drives an accelerator
             chosen,
             advance,
             lambda done, total: show(done, "queries to be asked about", total),
+            device,
         )  # type: ignore[arg-type]
     errors.print(f"{subsets * seeds} subset models of '{folder.study.name}' are there, {new} of them new.")
 

@@ -11,7 +11,7 @@ from dtrak.studies import StudyFolder, check_retrainable
 from dtrak.truth import Family, belongs_to
 
 Precision = Literal["fp32", "bf16"]
-Task = tuple[Study, SubsetModel, Precision | None]
+Task = tuple[Study, SubsetModel, Precision | None, str]
 
 
 def retrain_subsets(
@@ -23,6 +23,7 @@ def retrain_subsets(
     precision: Precision | None = None,
     report: Callable[[int, int], None] = lambda done, total: None,
     drawing: Callable[[int, int], None] = lambda done, total: None,
+    device: str = "cpu",
 ) -> int:
     """Train and evaluate what is missing of ``subsets × seeds`` models; gives how many were missing.
 
@@ -35,13 +36,13 @@ def retrain_subsets(
     """
     with exclusive(folder.root / "truth", f"the ground truth of '{folder.study.name}'"):
         check_retrainable(folder)
-        query_set(folder, drawing)
+        query_set(folder, drawing, device)
         wanted = [SubsetModel(family, number, seed) for seed in range(seeds) for number in range(subsets)]
         now = belongs_to(folder)
         missing = [subset for subset in wanted if not is_done(folder, subset, now)]
         done = len(wanted) - len(missing)
         report(done, len(wanted))
-        tasks: list[Task] = [(folder.study, subset, precision) for subset in missing]
+        tasks: list[Task] = [(folder.study, subset, precision, device) for subset in missing]
         for _ in map(_retrain, tasks) if workers == 1 else in_processes(_retrain, tasks, workers):
             done += 1
             report(done, len(wanted))
@@ -49,5 +50,5 @@ def retrain_subsets(
 
 
 def _retrain(task: Task) -> None:
-    study, subset, precision = task
-    retrain(StudyFolder(study), subset, precision)
+    study, subset, precision, device = task
+    retrain(StudyFolder(study), subset, precision, device)

@@ -4,8 +4,9 @@ import streamlit as st
 
 from dtrak.config import load_study
 from dtrak.errors import DtrakError
-from dtrak.studies import StudyFolder, study_status
+from dtrak.studies import StudyFolder, commands_left, study_status
 from dtrak.ui.example import home_example
+from dtrak.ui.needs import needs_in_words
 from dtrak.ui.views import plain
 from pages_ui import hand_over_to_app, open_sample, show_error
 
@@ -53,9 +54,10 @@ try:
     status = study_status(StudyFolder(study))
     for part in ("data", "model", "features", "index"):
         st.markdown(f"- **{part}**: {status[part]}")
-    if status["index"] == "not built":
-        st.info("The index is not built yet. In a terminal:")
-        st.code(f"python -m index_builder build {study.name}", language=None)
+    if missing := commands_left(StudyFolder(study)):
+        st.info("This study cannot be asked yet. In a terminal:")
+        st.code("\n".join(missing), language=None)
+        st.markdown(needs_in_words(StudyFolder(study)))
 except DtrakError as error:
     show_error(error)
 if study.data.credit:

@@ -58,14 +58,16 @@ class SubsetModel:
         return f"subset-{self.number:03d}-seed-{self.seed}"
 
 
-def query_set(folder: StudyFolder, report: Callable[[int, int], None] = lambda done, total: None) -> QuerySet:
+def query_set(
+    folder: StudyFolder, report: Callable[[int, int], None] = lambda done, total: None, device: str = "cpu"
+) -> QuerySet:
     """The study's evaluation queries; drawn once, then kept, for pixels may differ between machines.
 
     The held-out images (the first thousand of them), and generated ones, classes or prompts in turn.
     """
     with contextlib.suppress(DtrakError):
         return load_query_set(folder)
-    attributor, table = Attributor(folder), folder.table
+    attributor, table = Attributor(folder, device), folder.table
     rows = range(table.train_size, len(table.records))[:MOST_HELDOUT]
     pixels = [np.asarray(table.pixels[row]) for row in rows]
     labels = [table.names[row] for row in rows]
@@ -122,7 +124,9 @@ def is_done(folder: StudyFolder, subset: SubsetModel, now: dict[str, str] | None
     return any(path.exists() and read_json(path).get("belongs_to") == now for path in paths)
 
 
-def retrain(folder: StudyFolder, subset: SubsetModel, precision: Literal["fp32", "bf16"] | None = None) -> None:
+def retrain(
+    folder: StudyFolder, subset: SubsetModel, precision: Literal["fp32", "bf16"] | None = None, device: str = "cpu"
+) -> None:
     """Train one subset model with the study's recipe, for as many epochs, and keep what it loses on the queries.
 
     Args:
@@ -135,7 +139,7 @@ def retrain(folder: StudyFolder, subset: SubsetModel, precision: Literal["fp32",
     config = config.model_copy(update={"seed": subset.training_seed, "precision": precision or config.precision})
     with one_thread():
         mask = subset_mask(folder, subset.family, subset.number)
-        run = training_run(folder, config, weights=torch.from_numpy(mask).float())
+        run = training_run(folder, config, weights=torch.from_numpy(mask).float(), device=device)
         model = run.model
         run.train()
         run.use_average()
