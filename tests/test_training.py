@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from dtrak.config import TrainingConfig
+from dtrak.dropout import KeyedDropout, keyed_dropout
 from dtrak.sampling import GenerationSettings, initial_noise, sample
 from dtrak.studies import load_study_model
-from dtrak.training import KeyedBatches, Run, SmoothAdamW, epoch_order, learning_rate
+from dtrak.training import KeyedBatches, Run, SmoothAdamW, clipped, epoch_order, learning_rate
 
 CONFIG = TrainingConfig(steps=6, batch_size=5, warmup=2, save_every=2, learning_rate=1e-3, flip=True)
 
@@ -105,3 +106,42 @@ def test_a_seed_gives_the_same_pixels_alone_and_among_others(tiny):
     np.testing.assert_array_equal(model.decode(alone.x)[0], model.decode(among.x)[1])
     assert (initial_noise([4], (2,)) != initial_noise([5], (2,))).all()
     np.testing.assert_array_equal(model.decode(model.encode(tiny.table.pixels)), tiny.table.pixels)
+
+
+def test_parts_of_a_batch_add_up_and_dropout_belongs_to_samples(tiny, setting):
+    """One pass over a batch, and one sample a pass, give the same step; so does leaving another sample out."""
+    config = CONFIG.model_copy(update={"dropout": 0.3, "clip": 0.5, "min_snr_gamma": None})
+    found = []
+    for part in (5, 1):
+        model = load_study_model(tiny)
+        run = Run(model, config, *setting[1:])
+        run._part = part
+        run.train()
+        found.append(weights(run))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-3, atol=1e-5)
+    model, inputs, ids, names = setting
+    kept = torch.ones(len(ids))
+    everyone = KeyedBatches(model, config, inputs, ids, names, kept)(0)
+    gone = ids.index(ids[int(epoch_order(config.seed, 0, ids)[0])])
+    kept = kept.clone()
+    kept[gone] = 0
+    without = KeyedBatches(model, config, inputs, ids, names, kept)(0)
+    assert without.keys == everyone.keys[1:]
+    model.unet.train()
+
+    def predictions(batch):
+        with torch.no_grad(), keyed_dropout(model.unet, 0.3, "", batch.keys):
+            return model.predict(batch.x, batch.timesteps, batch.condition)
+
+    torch.testing.assert_close(predictions(without), predictions(everyone)[1:], rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        plain = model.predict(everyone.x, everyone.timesteps, everyone.condition)
+    assert not torch.allclose(plain, predictions(everyone), atol=1e-3)
+    assert not any(isinstance(m, KeyedDropout) for m in model.unet.modules())
+
+
+def test_clipping_bounds_the_joint_norm():
+    gradients = [torch.full((3,), 2.0), torch.full((1,), 2.0)]
+    assert sum(g.square().sum() for g in clipped(gradients, 1.0)).sqrt() == pytest.approx(1.0, rel=1e-4)
+    assert clipped(gradients, 100.0)[0].tolist() == [2.0] * 3
+    assert clipped(gradients, None) is gradients
