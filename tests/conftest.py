@@ -30,6 +30,7 @@ from dtrak.studies import StudyFolder
 from dtrak.truth import load_subsets
 from index_builder.engine import build_features, build_indexes, evaluation_sets
 from index_builder.retraining import retrain_subsets
+from tests.stable_diffusion import build_paintings
 
 ROOT = Path(__file__).resolve().parent.parent
 KNOWN_404 = re.compile(r"/(_stcore/(health|host-config))$")
@@ -147,6 +148,16 @@ def built(source, tmp_path_factory):
     os.environ.pop("DTRAK_WORKSPACE")
     if before:
         os.environ["DTRAK_WORKSPACE"] = before
+
+
+@pytest.fixture(scope="session")
+def paintings(tmp_path_factory):
+    """A tiny Stable Diffusion fine-tuned by LoRA and built, with its workspace; not to be changed."""
+    folder = tmp_path_factory.mktemp("paintings")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DTRAK_WORKSPACE", str(folder / "workspace"))
+        build_paintings(folder)
+    return folder
 
 
 @pytest.fixture

@@ -7,6 +7,11 @@ from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNe
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from dtrak.config import load_study
+from dtrak.data import prepare
+from dtrak.studies import StudyFolder, train_study
+from index_builder.engine import build_features, build_indexes
+
 SIDE = 16
 STYLES = ("round", "square")
 
@@ -55,6 +60,16 @@ def write_paintings(folder, count=12):
         Image.fromarray(pixels).save(folder / f"{i:02d}.png")
         lines.append(f"{i:02d}.png,{STYLES[i % 2]},a {STYLES[i % 2]} painting,artist {i % 3}")
     (folder / "metadata.csv").write_text("\n".join(lines) + "\n")
+
+
+def build_paintings(folder):
+    """Base, pictures and study in ``folder``, trained and built in its workspace; DTRAK_WORKSPACE must name that."""
+    write_stable_diffusion(folder / "base")
+    write_paintings(folder / "paintings")
+    study = StudyFolder(load_study(str(write_lora_study(folder))))
+    prepare(study.study, study.data)
+    train_study(study)
+    build_indexes(study, build_features(study, workers=1))
 
 
 def write_lora_study(folder, **model):

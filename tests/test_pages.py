@@ -5,6 +5,7 @@ from streamlit.testing.v1 import AppTest
 
 from dtrak.sampling import GenerationSettings
 from dtrak.settings import Setting
+from dtrak.ui.runs import read_settings
 from dtrak.ui.services import study_service
 from tests.test_jobs_runs import wait_until
 
@@ -42,6 +43,44 @@ def test_home_without_an_index_gives_the_command(app, monkeypatch, tmp_path):
     app.run()
     assert not app.exception
     assert "index_builder build tiny" in app.code[0].value
+
+
+def test_a_study_of_the_paper_says_what_it_needs(monkeypatch, tmp_path):
+    monkeypatch.setenv("DTRAK_WORKSPACE", str(tmp_path))
+    app = AppTest.from_file("../app.py", default_timeout=60)
+    app.run()
+    app.selectbox(key="study").set_value("cifar2").run()
+    assert not app.exception
+    assert [line.split()[3] for line in app.code[0].value.splitlines()] == ["prepare", "train", "build"]
+    assert "uoft-cs/cifar10" in text(app)
+    assert "1 A100" in text(app)
+
+
+def test_generate_with_a_text_to_image_model(paintings, monkeypatch):
+    monkeypatch.setenv("DTRAK_WORKSPACE", str(paintings / "workspace"))
+    monkeypatch.setenv("DTRAK_CONFIGS", str(paintings))
+    app = AppTest.from_file("../app.py", default_timeout=60)
+    app.run()
+    app.switch_page("pages/generate.py").run()
+    assert not app.exception
+    assert app.text_area(key="prompt").value.endswith("painting")
+    assert app.slider(key="guidance").value == 2.0
+    app.text_area(key="prompt").set_value("a round square")
+    app.text_input(key="negative").set_value("round")
+    app.slider(key="lora").set_value(0.5)
+    app.slider(key="steps").set_value(5)
+    app.button(key="generate").click().run()
+    assert not app.exception
+    service = study_service("paintings")
+    wanted = GenerationSettings(7, 5, "a round square", 2.0, "round", 0.5)
+    wait_until(lambda: service.find([wanted]) is not None, 30)
+    app.run()
+    (run,) = service.find([wanted])
+    assert app.button(key=f"attribute-{run.id}")
+    assert read_settings(service.runs.image_bytes(run)) == wanted
+    app.query_params["run"] = run.id
+    app.switch_page("pages/attribution.py").run()
+    assert not app.exception
 
 
 def test_generate(app, run):

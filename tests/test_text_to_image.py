@@ -21,31 +21,21 @@ from dtrak.models import lora_scaled
 from dtrak.query import Query
 from dtrak.sampling import GenerationSettings, generate, initial_noise, sample
 from dtrak.settings import Setting
-from dtrak.studies import StudyFolder, initial_model, load_study_model, train_study
+from dtrak.studies import StudyFolder, initial_model, load_study_model
 from dtrak.text_to_image import load_text_to_image
 from dtrak.training import KeyedBatches
 from dtrak.truth import load_subsets
 from index_builder.engine import build_features, build_indexes
 from index_builder.retraining import retrain_subsets
 from tests import oracle
-from tests.stable_diffusion import SIDE, write_lora_study, write_paintings, write_stable_diffusion
+from tests.stable_diffusion import SIDE, write_lora_study
 
 SCHEDULE = NoiseSchedule((0, 300, 900), draws=2, seed=3)
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("paintings")
-    write_stable_diffusion(folder / "base")
-    write_paintings(folder / "paintings")
-    write_lora_study(folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DTRAK_WORKSPACE", str(folder / "workspace"))
-        study = StudyFolder(load_study(str(folder / "paintings.yaml")))
-        prepare(study.study, study.data)
-        train_study(study)
-        build_indexes(study, build_features(study, workers=1))
-    return folder
+@pytest.fixture
+def place(paintings):
+    return paintings
 
 
 @pytest.fixture
