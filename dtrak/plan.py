@@ -40,16 +40,18 @@ class Step:
     Attributes:
         operations: in all.
         bytes: left on disk.
+        spreads: whether several GPUs share it; one training does not spread.
     """
 
     title: str
     command: str
     operations: float
     bytes: float
+    spreads: bool = True
 
-    def seconds(self, rate: float) -> float:
-        """Time at so many operations a second."""
-        return self.operations / rate
+    def seconds(self, device: "Device", study: Study) -> float:
+        """Time on a device."""
+        return self.operations / device.rate(study, self.spreads)
 
 
 def count_passes(study: Study) -> Passes:
@@ -138,7 +140,7 @@ def plan(study: Study, images: int, subsets: int = 64, seeds: int = 3) -> tuple[
     (index_ops, index_bytes), (more_ops, more_bytes) = features(study.features), features(train_sets)
     command = "python -m index_builder"
     steps = [
-        Step("train the model", f"{command} train {name}", training, weights * len(recipe.checkpoints)),
+        Step("train the model", f"{command} train {name}", training, weights * len(recipe.checkpoints), False),
         Step("features and index", f"{command} build {name} --index-only", index_ops, 2 * index_bytes),
         Step("features of the ablations", f"{command} build {name}", more_ops, more_bytes),
         Step(
@@ -168,12 +170,12 @@ class Device:
         """For people."""
         return f"{self.count} {self.kind}" + ("s" if self.count > 1 else "")
 
-    def rate(self, study: Study) -> float:
-        """Operations a second. With frozen weights in half precision it computes at that precision's rate."""
+    def rate(self, study: Study, spreads: bool = True) -> float:
+        """Operations a second, of one of them where the work does not spread over GPUs. With frozen weights in half precision it computes at that precision's rate."""
         if self.kind == "core":
             return CORE * self.count
         half = study.model.dtype != "float32" or study.training.precision == "bf16"
-        return RATES["bfloat16" if half else "float32"][self.kind] * UTILISATION * self.count
+        return RATES["bfloat16" if half else "float32"][self.kind] * UTILISATION * (self.count if spreads else 1)
 
 
 DEVICES = (Device("core", 2), Device("A100", 1), Device("H100", 1), Device("A100", 8), Device("H100", 8))
@@ -191,8 +193,7 @@ class Estimate:
     def as_dict(self) -> dict[str, Any]:
         """As JSON carries it; seconds by device."""
         steps = [
-            {**asdict(step), "seconds": {d.title: step.seconds(d.rate(self.study)) for d in DEVICES}}
-            for step in self.steps
+            {**asdict(step), "seconds": {d.title: step.seconds(d, self.study) for d in DEVICES}} for step in self.steps
         ]
         return {"study": self.study.name, "images": self.images, "passes": asdict(self.passes), "steps": steps}
 

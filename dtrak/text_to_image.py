@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers.loaders import StableDiffusionLoraLoaderMixin
 from jaxtyping import Float, UInt8
 from peft import PeftModel
 from torch import Tensor
@@ -128,7 +129,7 @@ class TextToImageModel(DiffusionModel):
 
     def _posteriors(self, pixels: UInt8[np.ndarray, "n h w 3"]) -> Any:
         for start in range(0, len(pixels), IMAGES_A_PASS):
-            part = np.ascontiguousarray(pixels[start : start + IMAGES_A_PASS])
+            part = np.array(pixels[start : start + IMAGES_A_PASS])
             x = torch.from_numpy(part).permute(0, 3, 1, 2).float() / 127.5 - 1
             yield self.vae.encode(x.to(self.device, self.vae.dtype)).latent_dist
 
@@ -213,7 +214,7 @@ def _with_adapter(unet: Any, adapter: Path) -> torch.nn.Module:
             hint=f"model.adapter takes a directory of peft, a directory with {LORA_FILE}, or a .safetensors file.",
         )
     try:
-        state, alphas = StableDiffusionPipeline.lora_state_dict(  # type: ignore[misc]
+        state, alphas = StableDiffusionLoraLoaderMixin.lora_state_dict(  # type: ignore[misc]
             str(file.parent), weight_name=file.name, unet_config=unet.config, local_files_only=True
         )
         if any(name.startswith("text_encoder") for name in state):

@@ -137,7 +137,7 @@ def plan(
         )
         print(f"  {'':42}{'disk':>9}" + "".join(f"{device.title:>14}" for device in DEVICES))
         for step in one.steps:
-            times = "".join(f"{in_words(step.seconds(device.rate(one.study))):>14}" for device in DEVICES)
+            times = "".join(f"{in_words(step.seconds(device, one.study)):>14}" for device in DEVICES)
             print(f"  {step.title:42}{size_in_words(step.bytes):>9}{times}")
     print("Estimates: operations counted on the traced network, over rates that docs/scale.md states.")
 

@@ -10,7 +10,7 @@ from dtrak.config import load_study, study_names
 from dtrak.errors import DtrakError
 from dtrak.methods import METHODS
 from dtrak.settings import Setting
-from dtrak.studies import StudyFolder, study_status
+from dtrak.studies import StudyFolder, commands_left, study_status
 from dtrak.ui.components import component_file
 from dtrak.ui.jobs import Job, JobQueue
 from dtrak.ui.runs import Run
@@ -55,6 +55,10 @@ def current_service() -> StudyService:
         return service
     except DtrakError as error:
         show_error(error)
+        if missing := commands_left(StudyFolder(load_study(name))):
+            st.markdown("This study still needs:")
+            st.code("\n".join(missing), language=None)
+            st.page_link("pages/home.py", label="What that takes")
         st.stop()
 
 

@@ -60,6 +60,7 @@ def test_the_plan_adds_up():
     assert truth.operations == 192 * (4000 * 128 * both + 2000 * 3000 * passes.forward)
     halves = [d.rate(study) for d in DEVICES]
     assert halves[3] == 8 * halves[1]
+    assert train.seconds(DEVICES[3], study) == train.seconds(DEVICES[1], study)
     assert DEVICES[1].rate(load_study("artbench2")) == 2 * DEVICES[1].rate(study)
 
 

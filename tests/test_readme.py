@@ -29,8 +29,8 @@ def test_the_example_study_builds_and_answers(tmp_path, monkeypatch):
 
 
 def test_every_configuration_key_is_documented():
-    from dtrak.config import DataConfig, FeatureConfig, ModelConfig, Study, TrainingConfig
+    from dtrak.config import DataConfig, FeatureConfig, ModelConfig, Study, TrainingConfig, TruthConfig
 
-    for model in (Study, DataConfig, ModelConfig, TrainingConfig, FeatureConfig):
-        for key in set(model.model_fields) - {"source", "data", "model", "training", "features"}:
+    for model in (Study, DataConfig, ModelConfig, TrainingConfig, TruthConfig, FeatureConfig):
+        for key in set(model.model_fields) - {"source", "data", "model", "training", "features", "truth"}:
             assert re.search(rf"\b{key}\b", README), key

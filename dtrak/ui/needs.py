@@ -28,7 +28,7 @@ def needs_in_words(folder: StudyFolder) -> str:
     header = f"| | disk | {' | '.join(device.title for device in SHOWN)} |\n|---|--:|{'--:|' * len(SHOWN)}"
     rows = [
         f"| {step.title} | {size_in_words(step.bytes)} | "
-        + " | ".join(in_words(step.seconds(device.rate(study))) for device in SHOWN)
+        + " | ".join(in_words(step.seconds(device, study)) for device in SHOWN)
         + " |"
         for step in found.steps
     ]

@@ -1,0 +1,44 @@
+"""The estimates of docs/scale.md: ``python -m benchmarks.scale`` writes its table again."""
+
+from pathlib import Path
+
+from dtrak.config import ROOT, load_study
+from dtrak.plan import DEVICES, estimate, in_words, size_in_words
+from dtrak.studies import StudyFolder
+
+STUDIES = ("cifar2", "cifar10", "celeba", "artbench2", "artbench5")
+START, END = "<!-- table: python -m benchmarks.scale -->\n", "<!-- end of table -->\n"
+DOCUMENT = ROOT / "docs" / "scale.md"
+
+
+def table() -> str:
+    """Markdown: a row for each step of each study."""
+    found = [estimate(StudyFolder(load_study(name))) for name in STUDIES]
+    sizes = ["| study | images | parameters | of them tuned | forward | backward |", "|---|--:|--:|--:|--:|--:|"]
+    times = [
+        f"| study | step | operations | disk | {' | '.join(d.title for d in DEVICES)} |",
+        f"|---|---|--:|--:|{'--:|' * len(DEVICES)}",
+    ]
+    for one in found:
+        p = one.passes
+        sizes.append(
+            f"| {one.study.name} | {one.images:,} | {p.parameters:,} | {p.tuned:,} "
+            f"| {p.forward / 1e9:.1f} G | {p.backward / 1e9:.1f} G |"
+        )
+        for step in one.steps:
+            seconds = " | ".join(in_words(step.seconds(device, one.study)) for device in DEVICES)
+            times.append(
+                f"| {one.study.name} | {step.title} | {step.operations:.1e} | {size_in_words(step.bytes)} | {seconds} |"
+            )
+    return "\n".join([*sizes, "", *times]) + "\n"
+
+
+def write(path: Path = DOCUMENT) -> None:
+    """Put the table between its marks."""
+    before, rest = path.read_text(encoding="utf-8").split(START)
+    _, after = rest.split(END)
+    path.write_text(before + START + table() + END + after, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write()
