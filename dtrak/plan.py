@@ -171,7 +171,10 @@ class Device:
         return f"{self.count} {self.kind}" + ("s" if self.count > 1 else "")
 
     def rate(self, study: Study, spreads: bool = True) -> float:
-        """Operations a second, of one of them where the work does not spread over GPUs. With frozen weights in half precision it computes at that precision's rate."""
+        """Operations a second; of one GPU alone where the work does not spread.
+
+        With frozen weights in half precision it computes at that precision's rate.
+        """
         if self.kind == "core":
             return CORE * self.count
         half = study.model.dtype != "float32" or study.training.precision == "bf16"

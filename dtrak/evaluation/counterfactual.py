@@ -19,7 +19,7 @@ from PIL import Image
 from dtrak.attribution import Attributor
 from dtrak.errors import DtrakError
 from dtrak.evaluation.removal import Removal, Task, draw_all, drawn
-from dtrak.evaluation.results import Evaluation, load_evaluation, model_and_data, what_changed
+from dtrak.evaluation.results import model_and_data, what_changed
 from dtrak.files import atomic_write, read_json, write_json
 from dtrak.methods import METHODS
 from dtrak.noise import keyed_generator
@@ -127,8 +127,8 @@ def counterfactual(
             hint="Give a smaller --remove.",
         )
     check_retrainable(folder)
-    asked, evaluation = load_query_set(folder), load_evaluation(folder)
-    settings_of = {name: measured_setting(evaluation, name) for name in COMPARED}
+    asked = load_query_set(folder)
+    settings_of = {name: Setting(name) for name in COMPARED}
     numbers = chosen_queries(asked, queries)
     settings = {number: asked.settings(number) for number in numbers}
 
@@ -176,12 +176,6 @@ def counterfactual(
     }
     write_json(root / RESULTS, {"pairs": [asdict(pair) for pair in pairs], "behind": behind})
     return Counterfactuals(tuple(pairs), behind, root)
-
-
-def measured_setting(evaluation: Evaluation | None, method: str) -> Setting:
-    """A method at the λ that was chosen by retrained models, where that was measured, else at its own."""
-    row = evaluation.of(Setting(method), "generated") if evaluation else None
-    return Setting(method, damping=row.chosen_damping) if row else Setting(method)
 
 
 def removals(attributor: Attributor, setting: Setting, asked: QuerySet, number: int, count: int) -> list[list[str]]:
