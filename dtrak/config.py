@@ -75,8 +75,12 @@ class DataConfig(_Frozen):
 
     @model_validator(mode="after")
     def _needs_path(self) -> "DataConfig":
-        if self.kind != "openmoji" and not (self.path or self.hub):
+        if self.kind != "openmoji" and not (self.path or (self.hub and self.kind not in ("imagefolder", "parquet"))):
             raise ValueError(f"data of kind '{self.kind}' needs a 'path'")
+        try:
+            (self.caption_template or "").format(label="a")
+        except (KeyError, IndexError, ValueError) as error:
+            raise ValueError("'caption_template' takes {label} and nothing else in braces") from error
         if self.heldout_size and not self.heldout_split:
             raise ValueError("'heldout_size' draws from a 'heldout_split', which is not named")
         return self
@@ -103,6 +107,12 @@ class ModelConfig(_Frozen):
     unet: dict[str, Any] | None = None
     classes: dict[str, int] | None = None
     null_class: int | None = None
+
+    @model_validator(mode="after")
+    def _frozen_weights(self) -> "ModelConfig":
+        if self.kind == "pixel" and (self.dtype != "float32" or self.hub):
+            raise ValueError("'dtype' and 'hub' are for models of kind 'text-to-image'")
+        return self
 
 
 class TrainingConfig(_Frozen):
@@ -149,6 +159,12 @@ class TruthConfig(_Frozen):
     timesteps: int = Field(10, ge=1, le=1000)
     draws: int = Field(1, ge=1)
     first_seed: dict[Literal["lds", "fit"], int] | None = None
+
+    @model_validator(mode="after")
+    def _both_families(self) -> "TruthConfig":
+        if self.first_seed is not None and len(self.first_seed) != 2:
+            raise ValueError("'first_seed' needs both 'lds' and 'fit'")
+        return self
 
 
 class FeatureConfig(_Frozen):

@@ -65,6 +65,11 @@ def elbo_weights(model: DiffusionModel, timesteps: Tensor) -> Float[Tensor, " n"
     return betas / (2 * (1 - betas) * (1 - model.alphas_cumprod[timesteps]))
 
 
+def underflow_scale(model: DiffusionModel, size: int) -> float:
+    """What cotangents of means over ``size`` numbers are multiplied by, so that float16 can hold them."""
+    return float(size) if model.dtype == torch.float16 else 1.0
+
+
 def gradient_chunks(
     model: DiffusionModel,
     x: Float[Tensor, "*pairs c h w"],
@@ -115,13 +120,14 @@ class _Batch:
 def _summed(model: DiffusionModel, batch: _Batch, outputs: Sequence[str]) -> tuple[list[Tensor], Tensor]:
     parameters = list(model.parameters().values())
     prediction = model.predict(batch.x_t, batch.timesteps, batch.condition)
+    scale = underflow_scale(model, prediction[0].numel())
     found = []
     for i, name in enumerate(outputs):
         cotangent = OUTPUT_FUNCTIONS[name](prediction.detach(), batch.noise, batch.elbo_weights)
         gradients = torch.autograd.grad(
-            prediction, parameters, cotangent, retain_graph=i + 1 < len(outputs), materialize_grads=True
+            prediction, parameters, cotangent * scale, retain_graph=i + 1 < len(outputs), materialize_grads=True
         )
-        found.append(torch.cat([g.reshape(1, -1) for g in gradients], dim=1))
+        found.append(torch.cat([g.reshape(1, -1) for g in gradients], dim=1) / scale)
     return found, prediction.detach()
 
 
@@ -136,9 +142,10 @@ def _apart(model: DiffusionModel, batch: _Batch, outputs: Sequence[str]) -> tupl
 
         prediction, pull = vjp(predict, tuned)  # type: ignore[misc]
         found = []
+        scale = underflow_scale(model, prediction[0].numel())
         for name in outputs:
-            (gradients,) = pull(OUTPUT_FUNCTIONS[name](prediction, noise[None], weight[None]))
-            found.append(torch.cat([g.reshape(-1) for g in gradients.values()]))
+            (gradients,) = pull(OUTPUT_FUNCTIONS[name](prediction, noise[None], weight[None]) * scale)
+            found.append(torch.cat([g.reshape(-1) for g in gradients.values()]) / scale)
         return (prediction[0], *found)
 
     places = (0, 0, 0, None if batch.condition is None else 0, 0)

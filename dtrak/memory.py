@@ -35,7 +35,11 @@ def with_smaller_batches(work: Callable[[int], T], size: int) -> tuple[T, int]:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        print(f"Out of memory: going on with batches of {size}; results stay the same.", file=sys.stderr, flush=True)
+        print(
+            f"Out of memory: going on with batches of {size}; results stay the same up to rounding.",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def _out_of_memory(error: BaseException) -> bool:

@@ -49,6 +49,7 @@ class DiffusionModel:
     """
 
     takes_text = False
+    preview_every = 1  # denoising steps
 
     def __init__(
         self,
@@ -280,23 +281,28 @@ def load_model(
 
 
 def add_lora(model: ModelT, config: TrainingConfig) -> ModelT:
-    """Freeze the network and add LoRA by a recipe; a class embedding stays trainable.
+    """Freeze the model's network and add LoRA by a recipe; see :func:`with_lora`. Returns the model."""
+    model.unet = with_lora(model.unet, config, bool(model.num_class_embeds))
+    return model
+
+
+def with_lora(unet: torch.nn.Module, config: TrainingConfig, classes: bool = False) -> torch.nn.Module:
+    """A frozen network with LoRA by a recipe; its class embedding, where it has ``classes``, stays trainable.
 
     ``lora_modules`` are suffixes of module names, as peft takes them; ``lora_init`` "gaussian" draws A
-    from N(0, 1/rank²) as diffusers does; B starts at zero. Returns the model.
+    from N(0, 1/rank²) as diffusers does; B starts at zero.
     """
     torch.manual_seed(config.seed)
     lora = LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,  # type: ignore[arg-type]
         target_modules=list(config.lora_modules),
-        modules_to_save=["class_embedding"] if model.num_class_embeds else None,
+        modules_to_save=["class_embedding"] if classes else None,
         init_lora_weights="gaussian" if config.lora_init == "gaussian" else True,
     )
-    network = get_peft_model(model.unet, lora)  # type: ignore[arg-type]
-    network.config = model.unet.config  # type: ignore[assignment]
-    model.unet = network
-    return model
+    network = get_peft_model(unet, lora)  # type: ignore[arg-type]
+    network.config = unet.config  # type: ignore[assignment]
+    return network
 
 
 @contextlib.contextmanager
@@ -342,8 +348,9 @@ def save_model(model: DiffusionModel, folder: Path, dtype: torch.dtype = torch.f
 
 
 def weights_digest(folder: Path) -> str:
-    """A digest of the weight files below ``folder``, for manifests."""
-    files = sorted(path for kind in ("*.safetensors", "*.bin") for path in folder.rglob(kind))
+    """A digest of the weight files below ``folder``, or of the file that it is, for manifests."""
+    found = [path for kind in ("*.safetensors", "*.bin") for path in folder.rglob(kind)]
+    files = [folder] if folder.is_file() else sorted(found)
     return digest([[f.name, _file_digest(f, f.stat().st_size, f.stat().st_mtime_ns)] for f in files])
 
 

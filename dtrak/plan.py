@@ -11,15 +11,17 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from dtrak.config import FeatureConfig, Study
+from dtrak.config import FeatureConfig, Study, TrainingConfig, load_study
 from dtrak.errors import DtrakError
-from dtrak.models import DiffusionModel, add_lora, new_scheduler, new_unet
+from dtrak.evaluation.subsets import MOST_HELDOUT
+from dtrak.files import read_json
+from dtrak.models import DiffusionModel, new_scheduler, new_unet, with_lora
 from dtrak.studies import StudyFolder, base_path
 
 UTILISATION = 0.3
 CORE = 30e9  # operations a second of one core in this project's training; see docs/scale.md
 RATES = {"float32": {"A100": 156e12, "H100": 495e12}, "bfloat16": {"A100": 312e12, "H100": 989e12}}
-SIZES = {"cifar10": 50_000}  # of studies that take all there is
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 SD_LATENT = 8  # pixels a side for one of the latent
 
 
@@ -76,34 +78,35 @@ def count_passes(study: Study) -> Passes:
 
 
 def _network(study: Study) -> tuple[torch.nn.Module, torch.Tensor, dict[str, torch.Tensor]]:
+    network: Any
     if study.model.kind == "text-to-image":
         from diffusers import UNet2DConditionModel
 
         side = study.resolution // SD_LATENT
-        unet: Any = UNet2DConditionModel(sample_size=side, cross_attention_dim=768, attention_head_dim=8)
+        network = UNet2DConditionModel(sample_size=side, cross_attention_dim=768, attention_head_dim=8)
         x, told = torch.zeros(1, 4, side, side), {"encoder_hidden_states": torch.zeros(1, 77, 768)}
-        model: DiffusionModel = _Traced(unet)
     else:
-        unet = new_unet(study.model.unet or _architecture(study))
-        model = DiffusionModel(unet, new_scheduler(), study.resolution)
+        network = new_unet(study.model.unet or _architecture(study))
+        model = DiffusionModel(network, new_scheduler(), study.resolution)
         x = torch.zeros(1, *model.latent_shape)
         told = {"class_labels": torch.zeros(1, dtype=torch.long)} if model.num_class_embeds else {}
+    recipe = _adapter_recipe(study)
+    return (with_lora(network, recipe, "class_labels" in told) if recipe else network), x, told
+
+
+def _adapter_recipe(study: Study) -> TrainingConfig | None:
+    """Rank and modules of the study's adapter; None where the whole network is tuned."""
     if study.training.method == "lora":
-        model = add_lora(model, study.training)
-    return model.unet, x, told
-
-
-class _Traced(DiffusionModel):
-    """A network alone."""
-
-    def __init__(self, unet: torch.nn.Module):
-        self.unet, self.num_class_embeds = unet, None
+        return study.training
+    if study.model.adapter is None:
+        return None
+    described = study.resolve(study.model.adapter) / "adapter_config.json"
+    content = read_json(described) if described.is_file() else {}
+    modules = content.get("target_modules") or ATTENTION  # what LoRA files of diffusers mostly hold
+    return TrainingConfig(method="lora", rank=content.get("r", 16), lora_modules=tuple(modules))
 
 
 def _architecture(study: Study) -> dict[str, object]:
-    from dtrak.config import load_study
-    from dtrak.files import read_json
-
     if study.model.base and (unet := load_study(study.model.base).model.unet):
         return unet
     path = base_path(study)
@@ -115,21 +118,22 @@ def _architecture(study: Study) -> dict[str, object]:
     )
 
 
-def plan(study: Study, images: int, subsets: int = 64, seeds: int = 3) -> tuple[Passes, list[Step]]:
+def plan(study: Study, images: int, heldout: int, subsets: int = 64, seeds: int = 3) -> tuple[Passes, list[Step]]:
     """The steps of building and judging a study.
 
     Args:
         images: in the training set.
+        heldout: images held out of it.
         subsets, seeds: of the ground truth.
     """
     passes, recipe, name = count_passes(study), study.training, study.name
     full = passes.forward + passes.backward
     training = recipe.steps * recipe.batch_size * full
-    queries = study.truth.generated + (study.data.heldout_size or round(images * study.data.holdout))
+    queries = study.truth.generated + min(MOST_HELDOUT, heldout)
     asked = queries * study.truth.timesteps * study.truth.draws * passes.forward
     weights = 4 * (passes.tuned if recipe.method == "lora" else passes.parameters) / 2
 
-    def features(sets: tuple[FeatureConfig, ...]) -> tuple[float, float]:
+    def features(sets: tuple[FeatureConfig, ...], images: int = images) -> tuple[float, float]:
         looks = {(c.timesteps, c.strategy, c.first_draw, c.noise_draws, c.noise_seed, c.model, c.split) for c in sets}
         operations = sum(images * look[0] * look[3] * passes.forward for look in looks)
         operations += sum(images * len(c.pairs()) * passes.backward for c in sets)
@@ -138,6 +142,7 @@ def plan(study: Study, images: int, subsets: int = 64, seeds: int = 3) -> tuple[
 
     train_sets = tuple(c for c in study.ablations if c.split == "train")
     (index_ops, index_bytes), (more_ops, more_bytes) = features(study.features), features(train_sets)
+    asked_ops, asked_bytes = features(study.features + train_sets, queries)
     command = "python -m index_builder"
     steps = [
         Step("train the model", f"{command} train {name}", training, weights * len(recipe.checkpoints), False),
@@ -149,9 +154,10 @@ def plan(study: Study, images: int, subsets: int = 64, seeds: int = 3) -> tuple[
             subsets * seeds * (training / 2 + asked),
             subsets * seeds * 12.0 * queries,
         ),
+        Step("features of the queries", f"{command} evaluate {name}", asked_ops, asked_bytes),
     ]
-    trained = study.model.path or study.model.adapter
-    return passes, steps[1:] if trained and not study.model.unet else steps
+    trained = study.model.adapter or (study.model.path and recipe.method != "lora" and not study.model.unet)
+    return passes, steps[1:] if trained else steps
 
 
 def _width(config: FeatureConfig) -> int:
@@ -208,15 +214,17 @@ def estimate(folder: StudyFolder, images: int | None = None) -> Estimate:
         DtrakError: nobody knows how many images there will be.
     """
     study = folder.study
-    known = images or study.data.train_size or SIZES.get(study.name)
-    if (folder.data / "report.json").exists():
-        known = folder.table.train_size
+    data, report = study.data, folder.data / "report.json"
+    counted = read_json(report) if report.exists() else {}
+    known = images or counted.get("train") or data.train_size
     if known is None:
         raise DtrakError(
             f"How many images '{study.name}' has is known once they are prepared.",
             hint=f"python -m index_builder prepare {study.name}, or plan --images N.",
         )
-    return Estimate(study, known, *plan(study, known))
+    share = round(known * data.holdout / (1 - data.holdout))
+    heldout = counted.get("heldout", data.heldout_size if data.heldout_split else share)
+    return Estimate(study, known, *plan(study, known, heldout or 0))
 
 
 def in_words(seconds: float) -> str:

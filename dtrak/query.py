@@ -1,5 +1,6 @@
 """What is attributed: one image, and the fixed set of images that retrained models are asked about."""
 
+import functools
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
@@ -101,11 +102,8 @@ def load_query_set(folder: StudyFolder) -> QuerySet:
     """
     found, model = [root for root in truth_folders(folder) if (root / QUERIES_FILE).exists()], model_digest(folder)
     for root in found:
-        with np.load(root / QUERIES_FILE) as stored:
-            labels = tuple(stored["labels"].tolist())
-            asked = QuerySet(
-                stored["pixels"], labels, int(stored["heldout"]), folder.study.guidance, str(stored["model"])
-            )
+        path = root / QUERIES_FILE
+        asked = _read(path, path.stat().st_mtime_ns, folder.study.guidance)
         if asked.model == model:
             return asked
     why = "those it has were asked about pictures of another model" if found else "there are none yet"
@@ -113,6 +111,13 @@ def load_query_set(folder: StudyFolder) -> QuerySet:
         f"Study '{folder.study.name}' has no retrained models to be judged by: {why}.",
         hint=f"python -m index_builder retrain {folder.study.name}",
     )
+
+
+@functools.lru_cache(8)
+def _read(path: Path, modified: int, guidance: float) -> QuerySet:
+    with np.load(path) as stored:
+        labels = tuple(stored["labels"].tolist())
+        return QuerySet(stored["pixels"], labels, int(stored["heldout"]), guidance, str(stored["model"]))
 
 
 def save_query_set(folder: StudyFolder, queries: QuerySet) -> None:

@@ -79,6 +79,9 @@ def sample(model: DiffusionModel, settings: Sequence[GenerationSettings]) -> Ite
         settings: one an image; they may differ in seed and label only.
     """
     first = settings[0]
+    alike = {(s.steps, s.guidance, s.negative, s.lora_scale) for s in settings}
+    if len(alike) > 1:
+        raise ValueError("pictures drawn together may differ in seed and label only")
     scheduler = DDIMScheduler.from_config(model.scheduler.config, clip_sample=model.clips)
     scheduler.set_timesteps(first.steps)
     x = initial_noise([s.seed for s in settings], model.latent_shape).to(model.device)

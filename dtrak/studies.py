@@ -42,6 +42,10 @@ from dtrak.noise import keyed_generator
 from dtrak.store import FeatureStore
 
 PROMPTS = 8
+PIPELINE_FILES = [
+    "model_index.json",
+    *(f"{part}/*" for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler")),
+]
 
 
 @dataclass(frozen=True)
@@ -122,7 +126,7 @@ def hub_folder(name: str, download: bool = False) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, local_files_only=not download, ignore_patterns=["*.ckpt", "*.msgpack"]))
+        return Path(snapshot_download(name, local_files_only=not download, allow_patterns=PIPELINE_FILES))
     except Exception as error:  # the hub raises many types
         raise DtrakError(
             f"The model '{name}' is not on this machine{f': {error}' if download else '.'}",
@@ -202,6 +206,11 @@ def load_study_model(folder: StudyFolder, device: torch.device | str = "cpu", va
         raise DtrakError(
             f"Study '{folder.study.name}' has no model yet ({config.path}).",
             hint=f"python -m index_builder train {folder.study.name}",
+        )
+    if folder.study.model.kind == "text-to-image" and config.adapter is None:
+        raise DtrakError(
+            f"Study '{folder.study.name}' has no LoRA to attribute over.",
+            hint="Name one under model.adapter, or set training.method: lora and train it.",
         )
     return load_any(folder.study, config.path, config.adapter, _prompts(folder)).to(device)
 
@@ -382,7 +391,8 @@ def recipe_digest(folder: StudyFolder) -> str:
     unrelated = {"seed", "precision", "save_every", "checkpoints", "members"}
     start = study.model.unet or weights_digest(base_path(study))
     told = study.training.model_dump(mode="json", exclude=unrelated, exclude_defaults=True)
-    return digest([told, start, study.resolution])
+    model = study.model.model_dump(mode="json", include={"kind", "dtype"}, exclude_defaults=True)
+    return digest([told, start, study.resolution, *([model] if model else [])])
 
 
 def model_digest(folder: StudyFolder) -> str:
@@ -391,13 +401,22 @@ def model_digest(folder: StudyFolder) -> str:
     return digest([weights_digest(path) for path in (config.path, config.adapter) if path])
 
 
+def _not_fetched(study: Study) -> bool:
+    if study.model.hub is None or study.model.path:
+        return False
+    try:
+        return not hub_folder(study.model.hub).exists()
+    except DtrakError:
+        return True
+
+
 def needs_training(folder: StudyFolder) -> bool:
     """Whether the study's model is neither trained in the workspace nor shipped."""
-    try:
-        config = trained_model_config(folder)
-    except DtrakError:
-        return True  # its base is not on this machine
-    untuned = folder.study.training.method == "lora" and config.adapter is None
+    study = folder.study
+    if _not_fetched(study):
+        return study.model.adapter is None and not (folder.model_dir / "training.json").exists()
+    config = trained_model_config(folder)
+    untuned = study.training.method == "lora" and config.adapter is None
     return config.path is None or not config.path.exists() or untuned
 
 
@@ -412,7 +431,7 @@ def study_status(folder: StudyFolder) -> dict[str, str]:
         "name": study.name,
         "title": study.title,
         "data": f"{report['train']} training images, {report['heldout']} held out" if prepared else "not prepared",
-        "model": "not trained" if needs_training(folder) else "ready",
+        "model": "not trained" if needs_training(folder) else "not fetched" if _not_fetched(study) else "ready",
         "features": _features_status(stores),
         "index": f"{len(indexes)} built" if indexes else "not built",
     }
@@ -421,7 +440,7 @@ def study_status(folder: StudyFolder) -> dict[str, str]:
 def commands_left(folder: StudyFolder) -> list[str]:
     """The commands that a study still needs before it can be asked."""
     name = folder.study.name
-    left = ["prepare"] if not (folder.data / "report.json").exists() else []
+    left = ["prepare"] if not (folder.data / "report.json").exists() or _not_fetched(folder.study) else []
     left += ["train"] if needs_training(folder) else []
     left += ["build"] if not list(folder.index.glob("*/manifest.json")) else []
     return [f"python -m index_builder {command} {name}" for command in left]

@@ -18,6 +18,7 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from diffusers.loaders import StableDiffusionLoraLoaderMixin
 from jaxtyping import Float, UInt8
 from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils.logging import disable_progress_bar
@@ -39,6 +40,7 @@ class TextToImageModel(DiffusionModel):
     """
 
     takes_text = True
+    preview_every = 10  # a VAE's pass costs more than the step itself
 
     def __init__(
         self,
@@ -118,11 +120,17 @@ class TextToImageModel(DiffusionModel):
         """Any text can be a prompt."""
 
     def fingerprint(self) -> str:
-        parts = {name: _state_digest(part) for name, part in self._parts().items()}
-        return digest([parts, digest(self.alphas_cumprod.cpu().tolist()), self.resolution, "text-to-image"])
-
-    def _parts(self) -> dict[str, torch.nn.Module]:
-        return {"unet": self.unet, "vae": self.vae, "text_encoder": self.text_encoder}
+        unet: Any = self.unet
+        parts: dict[str, torch.nn.Module] = {"unet": unet, "vae": self.vae, "text_encoder": self.text_encoder}
+        configs = [
+            {k: str(v) for k, v in dict(config).items() if not k.startswith("_")}
+            for config in (unet.config, self.vae.config)
+        ]
+        scaling = {n: list(m.scaling.values()) for n, m in unet.named_modules() if isinstance(m, LoraLayer)}
+        words = [self.tokenizer.get_vocab(), self.tokenizer.model_max_length]
+        schedule = self.alphas_cumprod.cpu().tolist()
+        states = {name: _state_digest(part) for name, part in parts.items()}
+        return digest(["text-to-image", states, configs, scaling, words, schedule, self.resolution])
 
     def _check_input(self) -> int:
         return 1
@@ -167,9 +175,10 @@ def load_text_to_image(
         DtrakError: nothing loadable is there.
     """
     index = path / "model_index.json"
-    if not index.is_file() or "StableDiffusion" not in str(read_json(index).get("_class_name")):
+    kind = read_json(index).get("_class_name") if index.is_file() else None
+    if kind != "StableDiffusionPipeline":
         raise DtrakError(
-            f"There is no Stable Diffusion pipeline in {path}.",
+            f"There is no Stable Diffusion 1.x pipeline in {path}" + (f", but a {kind}." if kind else "."),
             hint="model.path takes a directory written by save_pretrained of a StableDiffusionPipeline (1.x).",
         )
     try:
@@ -186,6 +195,12 @@ def load_text_to_image(
         raise DtrakError(
             f"The pipeline in {path} could not be loaded: {error}", hint="Is the directory whole?"
         ) from error
+    if unet.config.in_channels != vae.config.latent_channels:
+        takes, has = unet.config.in_channels, vae.config.latent_channels
+        raise DtrakError(
+            f"The network in {path} takes {takes} channels, its VAE has {has}.",
+            hint="Inpainting and other variants cannot be used.",
+        )
     for frozen in (unet, vae, text_encoder):
         frozen.requires_grad_(adapter is None and frozen is unet)
     network: torch.nn.Module = unet
@@ -203,17 +218,18 @@ def load_text_to_image(
 
 
 def _with_adapter(unet: Any, adapter: Path) -> torch.nn.Module:
-    if (adapter / "adapter_config.json").is_file():
-        network = PeftModel.from_pretrained(unet, adapter, is_trainable=True)
-        network.config = unet.config
-        return network
+    peft = (adapter / "adapter_config.json").is_file()
     file = adapter / LORA_FILE if adapter.is_dir() else adapter
-    if not file.is_file() or file.suffix != ".safetensors":
+    if not peft and (not file.is_file() or file.suffix != ".safetensors"):
         raise DtrakError(
             f"There is no LoRA at {adapter}.",
             hint=f"model.adapter takes a directory of peft, a directory with {LORA_FILE}, or a .safetensors file.",
         )
     try:
+        if peft:
+            network = PeftModel.from_pretrained(unet, adapter, is_trainable=True)
+            network.config = unet.config
+            return network
         state, alphas = StableDiffusionLoraLoaderMixin.lora_state_dict(  # type: ignore[misc]
             str(file.parent), weight_name=file.name, unet_config=unet.config, local_files_only=True
         )
@@ -224,6 +240,6 @@ def _with_adapter(unet: Any, adapter: Path) -> torch.nn.Module:
         unet.load_lora_adapter(state, network_alphas=alphas or None, prefix="unet", adapter_name="default")
     except (OSError, ValueError, RuntimeError, KeyError, IndexError) as error:
         raise DtrakError(
-            f"The LoRA {file} does not fit the model: {error}", hint="Was it made for this base?"
+            f"The LoRA {adapter} does not fit the model: {error}", hint="Was it made for this base?"
         ) from error
     return unet

@@ -22,6 +22,7 @@ from torch import Tensor
 from dtrak.config import TrainingConfig
 from dtrak.dropout import keyed_dropout
 from dtrak.files import write_bytes
+from dtrak.gradients import underflow_scale
 from dtrak.memory import with_smaller_batches
 from dtrak.models import DiffusionModel
 from dtrak.noise import keyed_generator
@@ -242,7 +243,10 @@ class Run:
                 prediction = model.predict(x_t, part.timesteps, part.condition).float()
             found = (prediction - part.noise).square().flatten(1).mean(1)
             weights = part.weights * loss_weights(model, part.timesteps, config.min_snr_gamma)
-            gradients = torch.autograd.grad((weights * found).sum() / config.batch_size, parameters)
+            scale = underflow_scale(model, prediction[0].numel() * config.batch_size)
+            gradients = torch.autograd.grad((weights * found).sum() * scale / config.batch_size, parameters)
+            if scale != 1:
+                gradients = tuple(torch._foreach_div(list(gradients), scale))
             errors.append(found.detach())
             if sums:
                 torch._foreach_add_(sums, list(gradients))

@@ -108,6 +108,11 @@ def subset_mask(folder: StudyFolder, family: Family, number: int) -> Bool[np.nda
     table, first = folder.table, folder.study.truth.first_seed
     mask = np.zeros(table.train_size, dtype=bool)
     if first is not None:
+        other = first["fit" if family == "lds" else "lds"]
+        if first[family] < other <= first[family] + 2 * number and (other - first[family]) % 2 == 0:
+            raise DtrakError(
+                f"Half {number} of '{family}' is one of the other family's.", hint="Use fewer, or other first seeds."
+            )
         labels = [record.label for record in table.records[: table.train_size]]
         chosen = drawn(labels, table.train_size // 2, first[family] + 2 * number, folder.study.data.stratify)
     else:

@@ -162,7 +162,7 @@ def build(
     built = functools.partial(compute, folder, workers=workers or cores(), batch_size=batch_size, device=device)
     errors.print(f"Features of '{folder.study.name}', each part with the time and space that it took:")
     build_indexes(folder, built({INDEX_PART: folder.study.features}))
-    _write_example(folder)
+    _write_example(folder, device)
     errors.print(f"Index of '{folder.study.name}' is ready in {folder.index}.")
     if not index_only:
         if folder.study.ablations:
@@ -275,9 +275,9 @@ def scores(
         errors.print(f"Left out {name}: {reason}")
 
 
-def _write_example(folder: StudyFolder) -> None:
+def _write_example(folder: StudyFolder, device: str) -> None:
     from dtrak.ui.example import example_is_current, write_example
 
     if not example_is_current(folder):
         with errors.status("drawing the example for the home page"):
-            write_example(folder)
+            write_example(folder, device)

@@ -62,7 +62,11 @@ def retrain(
 
 
 def evaluate(
-    study: StudyArgument, workers: WorkersOption = None, batch_size: BatchOption = 16, as_json: JsonOption = False
+    study: StudyArgument,
+    workers: WorkersOption = None,
+    batch_size: BatchOption = 16,
+    device: DeviceOption = "cpu",
+    as_json: JsonOption = False,
 ) -> None:
     """Say how well each built method, and each choice of the ablations, predicts the retrained models of STUDY."""
     from dtrak.attribution import Attributor
@@ -72,10 +76,11 @@ def evaluate(
     from index_builder.engine import ablation_parts, evaluation_sets
 
     folder = StudyFolder(load_study(study))
-    attributor = Attributor(folder)
+    attributor = Attributor(folder, device)
     truth, _ = judges(attributor)
     errors.print("Features of the queries that the models were asked about:")
-    compute(folder, ablation_parts(evaluation_sets(folder)), workers or cores(), batch_size)
+    workers = (workers or cores()) if device == "cpu" else 1
+    compute(folder, ablation_parts(evaluation_sets(folder)), workers, batch_size, device)
     with progress("evaluate", None) as show:
         rows = measure(attributor, report=lambda what, done, total: show(done, what, total))
     fitted = None if attributor.why_not("datamodel") else attributor.subsets("fit")
@@ -106,6 +111,7 @@ def counterfactual(
     ] = None,
     workers: WorkersOption = None,
     precision: Annotated[PrecisionName | None, typer.Option(help="Of the arithmetic. [default: the recipe's]")] = None,
+    device: DeviceOption = "cpu",
     as_json: JsonOption = False,
 ) -> None:
     """Train STUDY again without the images each method names, draw again, and say how far pictures moved; resumes."""
@@ -113,7 +119,7 @@ def counterfactual(
     from dtrak.evaluation.counterfactual import COMPARED, mean_with_interval
     from dtrak.evaluation.counterfactual import counterfactual as measure
 
-    attributor = Attributor(StudyFolder(load_study(study)))
+    attributor = Attributor(StudyFolder(load_study(study)), device)
     count = remove or max(1, attributor.table.train_size // 5)
     chosen: Any = precision.value if precision else None
     name = attributor.folder.study.name

@@ -27,6 +27,7 @@ from dtrak.ui.views import (
     effective_number,
     enlarged_png,
     evidence_badges,
+    plain,
     shares,
     tiles,
     top_scored,
@@ -78,7 +79,8 @@ def heldout() -> None:
     chosen = st.selectbox("A held-out image", list(ids), format_func=lambda i: ids[i].caption or i)
     if st.button("Attribute the held-out image"):
         table = service.attributor.table
-        open_run(service.runs.save_upload(table.pixels[table.rows[chosen]], ids[chosen].label).id)
+        row = table.rows[chosen]
+        open_run(service.runs.save_upload(table.pixels[row], table.names[row]).id)
 
 
 run = choose_run(service)
@@ -89,7 +91,12 @@ if run is None:
 left, right = st.columns([1, 3], gap="large")
 with left:
     st.image(enlarged_png(run.pixels, 256), width="stretch", alt=f"The query: {run.title}")
-    st.markdown(f"**{run.title}**")
+    st.markdown(f"**{plain(run.title)}**")
+    if run.settings is not None and run.settings.lora_scale != 1:
+        st.warning(
+            f"Drawn at LoRA scale {run.settings.lora_scale:g}; features are those of the model at scale 1, so the "
+            "answer is about a neighbour of this picture's model."
+        )
     lacking = {name: service.attributor.why_not(name) for name in METHODS}
     ready = [name for name, reason in lacking.items() if reason is None]
     name = st.selectbox(

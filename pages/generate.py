@@ -7,7 +7,7 @@ from dtrak.sampling import GenerationSettings
 from dtrak.ui.jobs import Job
 from dtrak.ui.runs import read_settings
 from dtrak.ui.services import queue
-from dtrak.ui.views import enlarged_png
+from dtrak.ui.views import enlarged_png, plain
 from pages_ui import current_service, hand_over_to_app, show_error, wait_for
 
 ANY = "any"
@@ -55,11 +55,13 @@ with form:
     st.slider("Steps", 5, 200, 50, key="steps", bind="query-params", help="Denoising steps (DDIM).")
     st.slider("Images", 1, 8, 1, key="images", bind="query-params", help="Drawn from this seed and those after it.")
     label, negative = told()
+    guidance = lora = 1.0
     if service.takes_text or service.classes:
         most = 20.0 if service.takes_text else 5.0
-        st.slider("Guidance", 0.0, most, service.folder.study.guidance, 0.5, key="guidance", bind="query-params")
+        start_at = service.folder.study.guidance
+        guidance = st.slider("Guidance", 0.0, most, start_at, 0.5, key="guidance", bind="query-params")
     if service.takes_text and service.has_adapter:
-        st.slider(
+        lora = st.slider(
             "LoRA scale",
             0.0,
             2.0,
@@ -74,9 +76,9 @@ with form:
             int(st.session_state["seed"]) + i,
             st.session_state["steps"],
             label,
-            float(st.session_state.get("guidance", 1.0)),
+            guidance,
             negative,
-            float(st.session_state.get("lora", 1.0)),
+            lora,
         )
         for i in range(st.session_state["images"])
     ]
@@ -108,7 +110,7 @@ with results:
         for place, run in enumerate(runs):
             with columns[place % len(columns)], st.container(border=True, key=f"run-{run.id}"):
                 st.image(enlarged_png(run.pixels, 192), width="stretch", alt=f"Generated picture, {run.title}")
-                st.markdown(run.title)
+                st.markdown(plain(run.title))
                 if st.button("Attribute", key=f"attribute-{run.id}", width="stretch", type="primary"):
                     st.switch_page("pages/attribution.py", query_params={"run": run.id})
                 st.download_button(

@@ -1,5 +1,6 @@
 """What the pages share: the study picker, the gallery, errors with a way out, and waiting for a job."""
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -55,10 +56,11 @@ def current_service() -> StudyService:
         return service
     except DtrakError as error:
         show_error(error)
-        if missing := commands_left(StudyFolder(load_study(name))):
-            st.markdown("This study still needs:")
-            st.code("\n".join(missing), language=None)
-            st.page_link("pages/home.py", label="What that takes")
+        with contextlib.suppress(DtrakError):  # the file itself may be at fault
+            if missing := commands_left(StudyFolder(load_study(name))):
+                st.markdown("This study still needs:")
+                st.code("\n".join(missing), language=None)
+                st.page_link("pages/home.py", label="What that takes")
         st.stop()
 
 

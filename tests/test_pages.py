@@ -81,6 +81,20 @@ def test_generate_with_a_text_to_image_model(paintings, monkeypatch):
     app.query_params["run"] = run.id
     app.switch_page("pages/attribution.py").run()
     assert not app.exception
+    assert "LoRA scale 0.5" in text(app)
+    next(b for b in app.button if b.label == "Attribute the held-out image").click().run()
+    assert service.runs.latest(1)[0].settings is None
+    assert service.runs.latest(1)[0].label.endswith("painting")  # the caption, not the style
+
+
+def test_a_lora_scale_of_another_study_stays_there(app, run):
+    app.run()
+    app.session_state["lora"] = 0.5
+    app.switch_page("pages/generate.py").run()
+    app.number_input(key="seed").set_value(3)
+    app.slider(key="steps").set_value(5)
+    app.run()
+    assert app.button(key=f"attribute-{run.id}")  # found, so at scale 1
 
 
 def test_generate(app, run):

@@ -22,7 +22,7 @@ from dtrak.data.sources import read_source
 from dtrak.data.table import model_pixels
 from dtrak.errors import DtrakError
 from dtrak.evaluation.subsets import judged_timesteps
-from dtrak.models import DiffusionModel, add_lora, new_unet
+from dtrak.models import new_unet, with_lora
 from dtrak.training import learning_rate
 
 PAPER = ("cifar2", "cifar10", "celeba", "artbench2", "artbench5")
@@ -52,16 +52,10 @@ def test_parameter_counts(name, count):
 def test_the_lora_of_all_attention_has_the_papers_size(name):
     with torch.device("meta"):  # the architecture of Stable Diffusion 1.x
         unet = UNet2DConditionModel(sample_size=32, cross_attention_dim=768, attention_head_dim=8)
-        tuned = add_lora(_Bare(unet), load_study(name).training).parameters()
+        network = with_lora(unet, load_study(name).training)
+    tuned = {key: p for key, p in network.named_parameters() if p.requires_grad}
     assert sum(p.numel() for p in tuned.values()) == 25_509_888
     assert len({key.rpartition(".to_")[0] for key in tuned}) == 32
-
-
-class _Bare(DiffusionModel):
-    """A network alone, on no device."""
-
-    def __init__(self, unet):
-        self.unet, self.num_class_embeds = unet, None
 
 
 def test_celebas_draws_are_the_papers():
@@ -219,6 +213,7 @@ def test_refused_archives_say_why(tmp_path):
         release_rows(CIFAR, tar(tmp_path / "odd.tar.gz", {"data_batch_4.bin": b"\0" * 100}), "train")
     with pytest.raises(DtrakError, match="no split"):
         release_rows(CIFAR, good, "validation")
+    assert Rows(["a", "b", "c"], lambda i: None).chosen((), None, 0, False, exclude=("b",)) == [0, 2]
     with pytest.raises(DtrakError, match="are to be drawn"):
         Rows(["a", "b"], lambda i: None).chosen((), 3, 0, False)
 

@@ -51,13 +51,14 @@ def test_an_adapter_has_a_cheaper_backward_pass():
 
 def test_the_plan_adds_up():
     study = load_study("cifar2")
-    passes, steps = plan(study, 5000)
-    train, index, _, truth = steps
+    passes, steps = plan(study, 5000, 1000)
+    train, index, _, truth, asked = steps
     both = passes.forward + passes.backward
     assert train.operations == 8000 * 128 * both
     assert index.operations == 5000 * 100 * (passes.forward + 2 * passes.backward)
     assert index.bytes == 2 * 2 * 5000 * 32_768 * 4
     assert truth.operations == 192 * (4000 * 128 * both + 2000 * 3000 * passes.forward)
+    assert asked.operations < 0.5 * (index.operations + steps[2].operations)
     halves = [d.rate(study) for d in DEVICES]
     assert halves[3] == 8 * halves[1]
     assert train.seconds(DEVICES[3], study) == train.seconds(DEVICES[1], study)

@@ -21,7 +21,7 @@ from dtrak.models import lora_scaled
 from dtrak.query import Query
 from dtrak.sampling import GenerationSettings, generate, initial_noise, sample
 from dtrak.settings import Setting
-from dtrak.studies import StudyFolder, initial_model, load_study_model
+from dtrak.studies import StudyFolder, initial_model, load_study_model, model_digest, recipe_digest
 from dtrak.text_to_image import load_text_to_image
 from dtrak.training import KeyedBatches
 from dtrak.truth import load_subsets
@@ -243,8 +243,9 @@ def test_captions_are_part_of_the_data(folder):
     assert table.fingerprint() != relabelled
 
 
-def test_refusals_say_what_to_do(place, tmp_path):
-    with pytest.raises(DtrakError, match="no Stable Diffusion pipeline"):
+def test_refusals_say_what_to_do(place, folder, tmp_path):
+    adapter = folder.model_dir / "checkpoint-1.00"
+    with pytest.raises(DtrakError, match="no Stable Diffusion"):
         load_text_to_image(tmp_path, SIDE, None, torch.float32)
     with pytest.raises(DtrakError, match="no LoRA"):
         load_text_to_image(place / "base", SIDE, tmp_path / "none", torch.float32)
@@ -258,4 +259,60 @@ def test_refusals_say_what_to_do(place, tmp_path):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"prediction_type": "v_prediction"}))
     with pytest.raises(DtrakError, match="v_prediction"):
         load_text_to_image(tmp_path / "velocity", SIDE, None, torch.float32)
-    assert load_file(next((place / "base" / "unet").glob("*.safetensors")))
+    path = tmp_path / "velocity" / "model_index.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"_class_name": "StableDiffusionXLPipeline"}))
+    with pytest.raises(DtrakError, match="StableDiffusionXLPipeline"):
+        load_text_to_image(tmp_path / "velocity", SIDE, None, torch.float32)
+    shutil.copytree(adapter, tmp_path / "peft")
+    state = load_file(tmp_path / "peft" / "adapter_model.safetensors")
+    save_file({n: torch.zeros(3, 3) for n in state}, tmp_path / "peft" / "adapter_model.safetensors")
+    with pytest.raises(DtrakError, match="does not fit"):
+        load_text_to_image(place / "base", SIDE, tmp_path / "peft", torch.float32)
+
+
+def test_a_study_without_a_lora_is_refused(place, tmp_path, monkeypatch):
+    shutil.copytree(place / "base", tmp_path / "base")
+    monkeypatch.setenv("DTRAK_WORKSPACE", str(tmp_path / "workspace"))
+    path = write_lora_study(tmp_path)
+    path.write_text(path.read_text().replace("method: lora", "method: full"))
+    with pytest.raises(DtrakError, match="no LoRA to attribute over"):
+        load_study_model(StudyFolder(load_study(str(path))))
+
+
+def test_fingerprints_see_the_loras_strength_and_the_vaes_factor(model):
+    before = model.fingerprint()
+    with lora_scaled(model.unet, 5.0):
+        assert model.fingerprint() != before
+    assert model.fingerprint() == before
+    model.vae.register_to_config(scaling_factor=0.5)
+    assert model.fingerprint() != before
+
+
+def test_another_lora_file_is_another_model(place, tmp_path, monkeypatch):
+    shutil.copytree(place / "base", tmp_path / "base")
+    monkeypatch.setenv("DTRAK_WORKSPACE", str(tmp_path / "workspace"))
+    digests = []
+    for seed in (0, 1):
+        save_file({"a": torch.full((2,), float(seed))}, tmp_path / "mine.safetensors")
+        digests.append(
+            model_digest(StudyFolder(load_study(str(write_lora_study(tmp_path, adapter="mine.safetensors")))))
+        )
+    assert digests[0] != digests[1]
+    half = write_lora_study(tmp_path, adapter="mine.safetensors", dtype="bfloat16")
+    whole = StudyFolder(load_study(str(half)))
+    exact = StudyFolder(
+        whole.study.model_copy(update={"model": whole.study.model.model_copy(update={"dtype": "float32"})})
+    )
+    assert recipe_digest(whole) != recipe_digest(exact)
+
+
+def test_float16_cotangents_do_not_underflow(place, folder):
+    adapter = folder.model_dir / "checkpoint-1.00"
+    pixels = folder.table.pixels[:1]
+    config = FeatureConfig(output="loss", timesteps=4, projection_dim=64)
+    found = []
+    for dtype in (torch.float32, torch.float16):
+        model = load_text_to_image(place / "base", SIDE, adapter, dtype)
+        (feature,) = FeatureExtractor(model, [config])(model.encode(pixels)[0], "a", "a round painting")
+        found.append(feature.vector)
+    assert np.corrcoef(*found)[0, 1] > 0.999

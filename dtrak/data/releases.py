@@ -122,10 +122,11 @@ def _celeba(path: Path, split: str, md5: Sequence[str]) -> Rows:
 
 def _artbench(path: Path, split: str, md5: Sequence[str]) -> Rows:
     images = Files(path, md5)
-    beside = Files(path.parent) if path.is_file() else images
-    table = list(csv.DictReader(io.StringIO(beside.read("ArtBench-10.csv").decode())))
+    beside = path.parent / "ArtBench-10.csv"
+    text = beside.read_bytes() if beside.is_file() else images.read("ArtBench-10.csv")
+    table = list(csv.DictReader(io.StringIO(text.decode())))
     if not table or not {"name", "label", "split"} <= table[0].keys():
-        raise _malformed(beside, "ArtBench-10.csv")
+        raise _malformed(images, "ArtBench-10.csv")
     chosen = [(number, row) for number, row in enumerate(table) if row["split"] == split]
 
     def read(place: int) -> Item:

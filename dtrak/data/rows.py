@@ -22,16 +22,18 @@ class Rows:
     labels: Sequence[str | None]
     read: Callable[[int], Item]
 
-    def chosen(self, include: Sequence[str], size: int | None, seed: int, stratify: bool) -> list[int]:
+    def chosen(
+        self, include: Sequence[str], size: int | None, seed: int, stratify: bool, exclude: Sequence[str] = ()
+    ) -> list[int]:
         """Numbers of the rows with these labels (of all, if none is named), or of a draw of ``size`` of them.
 
         Raises:
             DtrakError: a label is unknown, or there are too few rows.
         """
-        if unknown := sorted(set(include) - {label for label in self.labels if label is not None}):
+        if unknown := sorted({*include, *exclude} - {label for label in self.labels if label is not None}):
             known = ", ".join(sorted({label for label in self.labels if label is not None}))
             raise DtrakError(f"The data has no label {', '.join(unknown)}.", hint=f"It has: {known or 'no labels'}.")
-        pool = [i for i, label in enumerate(self.labels) if not include or label in include]
+        pool = [i for i, label in enumerate(self.labels) if (not include or label in include) and label not in exclude]
         if size is None or size == len(pool):
             return pool
         if size > len(pool):

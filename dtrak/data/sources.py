@@ -40,7 +40,7 @@ def read_source(study: Study) -> Iterator[Item]:
     with tempfile.TemporaryDirectory(prefix="dtrak-") as cache:
         for split, name, size in parts:
             rows = _open(study, name, cache)
-            for number in rows.chosen(data.include, size, data.split_seed, data.stratify):
+            for number in rows.chosen(data.include, size, data.split_seed, data.stratify, data.exclude):
                 item = rows.read(number)
                 if data.caption_template and item.label is not None:
                     said = data.caption_template.format(label=item.label.replace("_", " ").lower())

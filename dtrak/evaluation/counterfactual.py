@@ -143,7 +143,7 @@ def counterfactual(
         for removal in found:
             wanted.setdefault(removal, set()).add(number)
     tasks = [Task(removal, tuple(settings[n] for n in sorted(of))) for removal, of in wanted.items()]
-    draw_all(folder, tasks, workers, report)
+    draw_all(folder, tasks, workers if attributor.device == "cpu" else 1, report, attributor.device)
     before = dict(zip(numbers, drawn(folder, everything, [settings[n] for n in numbers]), strict=True))
     root = truth_folders(folder)[0]
     pairs = []

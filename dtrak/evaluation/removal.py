@@ -82,6 +82,7 @@ def draw_without(
     removal: Removal,
     settings: Sequence[GenerationSettings],
     report: Callable[[int], None] = lambda step: None,
+    device: str = "cpu",
 ) -> None:
     """Train without some images, unless that was done before, and draw what is missing of some pictures.
 
@@ -92,20 +93,20 @@ def draw_without(
     if not missing:
         return
     with one_thread():
-        model = _trained(folder, removal, report)
+        model = _trained(folder, removal, report, device)
         for one in missing:
             write_npy(_picture(folder, removal, one), generate(model, [one])[0])
 
 
-def _trained(folder: StudyFolder, removal: Removal, report: Callable[[int], None]) -> DiffusionModel:
+def _trained(folder: StudyFolder, removal: Removal, report: Callable[[int], None], device: str) -> DiffusionModel:
     place = removal.folder(folder)
     if (place / "removal.json").exists() and (place / "model").exists():
-        return _kept(folder, place)
+        return _kept(folder, place).to(device)
     check_retrainable(folder)
     config = removal.recipe(folder)
     gone = set(removal.removed)
     weights = torch.tensor([0.0 if i in gone else 1.0 for i in folder.table.train_ids])
-    run = training_run(folder, config, weights=weights)
+    run = training_run(folder, config, weights=weights, device=device)
     model = run.model
     run.train(lambda progress: report(progress.step))
     run.use_average()
@@ -113,7 +114,7 @@ def _trained(folder: StudyFolder, removal: Removal, report: Callable[[int], None
     if keep:
         save_model(model, place / "model")
     write_json(place / "removal.json", asdict(removal))
-    return _kept(folder, place) if keep else model
+    return _kept(folder, place).to(device) if keep else model
 
 
 def _kept(folder: StudyFolder, place: Path) -> DiffusionModel:
@@ -139,11 +140,12 @@ def draw_all(
     tasks: Sequence[Task],
     workers: int,
     report: Callable[[int, int], None] = lambda done, total: None,
+    device: str = "cpu",
 ) -> None:
     """Retrain and draw what is missing of several tasks.
 
     Args:
-        workers: processes of one thread each; 1 works in this one.
+        workers: processes of one thread each; 1 works in this one, and is for ``device`` to be others than the CPU.
         report: called with (steps trained, steps in all) as they pass; what it raises stops every training.
     """
     left = [t for t in tasks if not all(is_drawn(folder, t.removal, s) for s in t.settings)]
@@ -156,7 +158,7 @@ def draw_all(
             def advance(step: int, before: int = finished) -> None:
                 report(before + step, total)
 
-            draw_without(folder, task.removal, task.settings, advance)
+            draw_without(folder, task.removal, task.settings, advance, device)
             finished += task.removal.steps
     elif left:
         steps: Any = SPAWN.Array("i", len(left))

@@ -20,11 +20,13 @@ from typing import Literal
 import numpy as np
 import torch
 from jaxtyping import Float
+from torch import Tensor
 
 from dtrak.attribution import Attributor
 from dtrak.config import TruthConfig
 from dtrak.errors import DtrakError
 from dtrak.files import read_json, write_json
+from dtrak.memory import with_smaller_batches
 from dtrak.models import DiffusionModel
 from dtrak.noise import feature_noise
 from dtrak.queries import generate_query
@@ -91,19 +93,24 @@ def query_losses(
 ) -> Float[np.ndarray, " q"]:
     """L_simple of each query: mean((ε_θ − ε)²) over fixed timesteps and keyed noises."""
     pairs = [(t, draw) for draw in range(config.draws) for t in judged_timesteps(config)]
-    found = []
+    found, size = [], BATCH
     for query in queries:
-        x = model.encode(query.pixels[None])
-        total = 0.0
-        for start in range(0, len(pairs), BATCH):
-            chosen = pairs[start : start + BATCH]
-            noise = torch.from_numpy(feature_noise(NOISE_SEED, query.id, chosen, tuple(x.shape[1:]))).to(x.device)
-            steps = torch.tensor([t for t, _ in chosen], device=x.device)
-            condition = model.condition([query.label])
-            told = None if condition is None else condition.expand(len(chosen), *condition.shape[1:])
-            prediction = model.predict(model.add_noise(x, noise, steps), steps, told)
-            total += (prediction - noise).square().flatten(1).mean(1).sum().item()
-        found.append(total / len(pairs))
+        x = model.encode(query.pixels[None]).to(model.device)
+        condition = model.condition([query.label])
+
+        def total(size: int, query: Query = query, x: Tensor = x, condition: Tensor | None = condition) -> float:
+            losses = 0.0
+            for start in range(0, len(pairs), size):
+                chosen = pairs[start : start + size]
+                noise = torch.from_numpy(feature_noise(NOISE_SEED, query.id, chosen, tuple(x.shape[1:]))).to(x.device)
+                steps = torch.tensor([t for t, _ in chosen], device=x.device)
+                told = None if condition is None else condition.expand(len(chosen), *condition.shape[1:])
+                prediction = model.predict(model.add_noise(x, noise, steps), steps, told)
+                losses += (prediction - noise).square().flatten(1).mean(1).sum().item()
+            return losses
+
+        losses, size = with_smaller_batches(total, size)
+        found.append(losses / len(pairs))
     return np.array(found)
 
 

@@ -26,9 +26,9 @@ class Example:
     tiles: list[dict[str, Any]]
 
 
-def write_example(folder: StudyFolder) -> None:
+def write_example(folder: StudyFolder, device: str = "cpu") -> None:
     """Compute the example of a built study and keep it beside the index."""
-    attributor = Attributor(folder)
+    attributor = Attributor(folder, device)
     label = next(iter(attributor.model.names), None)
     query = generate_query(attributor, GenerationSettings(EXAMPLE_SEED, 50, label, folder.study.guidance))
     setting = Setting(attributor.methods()[0].name)

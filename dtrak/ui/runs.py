@@ -25,7 +25,8 @@ from dtrak.query import Query
 from dtrak.sampling import GenerationSettings
 
 METADATA_KEY = "dtrak"
-MAX_METADATA = 4096  # characters; anything longer is not ours
+TITLE = 60  # characters of a prompt in a title
+MAX_METADATA = 16_384  # characters; anything longer is not ours
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,10 @@ class Run:
     def title(self) -> str:
         if self.settings is None:
             return "Uploaded image"
-        return f"Seed {self.settings.seed}" + (f", {self.label}" if self.label else "")
+        said = " ".join((self.label or "").split())
+        if len(said) > TITLE:
+            said = said[: TITLE - 1] + "…"
+        return f"Seed {self.settings.seed}" + (f", {said}" if said else "")
 
 
 class RunStore:
@@ -122,7 +126,7 @@ def png_bytes(pixels: UInt8[np.ndarray, "r r 3"], parameters: dict[str, Any] | N
     """A PNG; ``parameters`` go into it as JSON under "dtrak" and, for other tools, as "parameters"."""
     info = PngImagePlugin.PngInfo()
     if parameters is not None:
-        info.add_itxt(METADATA_KEY, json.dumps(parameters, sort_keys=True))
+        info.add_itxt(METADATA_KEY, json.dumps(parameters, sort_keys=True, ensure_ascii=False))
         negative = f"Negative prompt: {parameters['negative']}\n" if parameters.get("negative") else ""
         text = f"Steps: {parameters['steps']}, Sampler: DDIM, CFG scale: {parameters['guidance']}"
         info.add_itxt("parameters", f"{parameters['label'] or ''}\n{negative}{text}, Seed: {parameters['seed']}")

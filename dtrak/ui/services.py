@@ -107,7 +107,8 @@ class StudyService:
         def work(job: Job) -> list[str]:
             model = self.attributor.model
             for step in sample(model, settings):
-                job.progress(step.done, step.total, model.decode(step.x0))
+                shown = step.done % model.preview_every == 0
+                job.progress(step.done, step.total, model.decode(step.x0) if shown else None)
             pixels = model.decode(step.x)
             return [
                 self.runs.save_generated(fingerprint, s, image).id for s, image in zip(settings, pixels, strict=True)
