@@ -7,6 +7,7 @@ import pickle
 import tarfile
 import zipfile
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -191,6 +192,34 @@ def test_a_study_of_an_archive_is_drawn_in_order(tmp_path, monkeypatch):
     assert [i.id for i in items[:2]] == [f"train/{i:05d}" for i in drawn([None] * 10, 2, 42, False)]
     assert [i.split for i in items] == ["train"] * 2 + ["heldout"] * 2
     assert items[2].caption == "a airplane"
+
+
+def test_the_hubs_copy_is_the_same_road(tmp_path, monkeypatch):
+    """Rows as the hub's copy has them, image and class label by their names there, give the archive's items."""
+    path = cifar_archive(tmp_path / "cifar.tar.gz", "binary")
+    features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=list(CIFAR_LABELS))})
+    asked = []
+
+    def load(name, config_name, split):
+        asked.append((name, split))
+        rows = release_rows(CIFAR, path, split)
+        items = [rows.read(i) for i in range(len(rows.labels))]
+        images = [{"bytes": item.image, "path": None} for item in items]
+        labels = [CIFAR_LABELS.index(item.label) for item in items]
+        return datasets.Dataset.from_dict({"img": images, "label": labels}, features=features)
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    study = load_study("cifar2")
+    data = study.data.model_copy(
+        update={"include": (), "train_size": 4, "heldout_size": 1, "stratify": False, "md5": ()}
+    )
+    hub = study.model_copy(update={"source": tmp_path / "configs" / "a.yaml", "data": data})
+    disk = hub.model_copy(update={"data": data.model_copy(update={"path": str(path)})})
+    found = list(read_source(hub))
+    assert asked == [("uoft-cs/cifar10", "train"), ("uoft-cs/cifar10", "test")]
+    assert [(i.id, i.label, i.image, i.split) for i in found] == [
+        (i.id, i.label, i.image, i.split) for i in read_source(disk)
+    ]
 
 
 def test_refused_archives_say_why(tmp_path):
