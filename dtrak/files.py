@@ -1,6 +1,6 @@
-"""Files that are whole or absent: everything is written as ``name.part``, flushed, then renamed.
+"""Files that are whole or absent: everything is written as ``name.PID.part``, flushed, then renamed.
 
-A reader that finds ``name`` may trust it; a ``name.part`` is what an interrupted writer left.
+A reader that finds ``name`` may trust it; a ``.part`` is what an interrupted writer left.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     Raises:
         DtrakError: the disk is full or the folder cannot be written; ``path`` is left as it was.
     """
-    part = path.with_name(path.name + ".part")
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")  # another process may write the same file
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with part.open("wb") as file:

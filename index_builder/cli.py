@@ -17,17 +17,19 @@ from dtrak.config import load_study, study_names
 from dtrak.costs import INDEX_PART
 from dtrak.errors import DtrakError
 from dtrak.settings import Setting
+from dtrak.share import Share
 from dtrak.studies import StudyFolder, study_status
 from index_builder.measuring import counterfactual, evaluate, retrain
 from index_builder.options import (
     BatchOption,
     DeviceOption,
     JsonOption,
+    ShardOption,
     StudyArgument,
     WorkersOption,
     takes_setting,
 )
-from index_builder.steps import compute, cores, prepare_data
+from index_builder.steps import compute, cores, prepare_data, require_prepared
 from index_builder.terminal import errors, progress
 
 app = typer.Typer(
@@ -71,6 +73,10 @@ def studies(as_json: JsonOption = False) -> None:
 def prepare(
     study: StudyArgument,
     force: Annotated[bool, typer.Option(help="Read the data again even if it is prepared.")] = False,
+    queries: Annotated[
+        bool, typer.Option(help="Also draw the pictures that retrained models are asked about; needs the model.")
+    ] = False,
+    device: DeviceOption = "cpu",
 ) -> None:
     """Read and check the images of STUDY, and fetch the model it names on a hub; what is left out is named."""
     from dtrak.studies import hub_folder
@@ -79,6 +85,11 @@ def prepare(
     prepare_data(folder, force)
     if folder.study.model.hub:
         errors.print(f"Model '{folder.study.model.hub}': {hub_folder(folder.study.model.hub, download=True)}")
+    if queries:
+        from dtrak.evaluation.subsets import query_set
+
+        with progress("queries", None) as show:
+            query_set(folder, lambda done, total: show(done, "", total), device)
 
 
 @app.command()
@@ -151,15 +162,23 @@ def build(
     index_only: Annotated[
         bool, typer.Option("--index-only", help="Only what the index needs; not the sets for ablations.")
     ] = False,
+    shard: ShardOption = None,
 ) -> None:
     """Compute the features of STUDY and build its index, then what the ablations need; resumes, does nothing twice."""
     from index_builder.engine import ablation_parts, build_indexes
 
     folder = StudyFolder(load_study(study))
-    prepare_data(folder)
     if device != "cpu":
         workers = 1  # one process drives the accelerator
     built = functools.partial(compute, folder, workers=workers or cores(), batch_size=batch_size, device=device)
+    if shard is not None:
+        share = Share.parse(shard)
+        require_prepared(folder)
+        more = {} if index_only else ablation_parts(folder.study.ablations)
+        built({INDEX_PART: folder.study.features, **more}, share=share)
+        errors.print(f"Share {shard} is done. When all are: python -m index_builder merge {study}")
+        return
+    prepare_data(folder)
     errors.print(f"Features of '{folder.study.name}', each part with the time and space that it took:")
     build_indexes(folder, built({INDEX_PART: folder.study.features}))
     _write_example(folder, device)
@@ -168,6 +187,27 @@ def build(
         if folder.study.ablations:
             built(ablation_parts(folder.study.ablations))
         _embed(folder)
+
+
+@app.command()
+def merge(study: StudyArgument, device: DeviceOption = "cpu") -> None:
+    """Build the index of STUDY from what its shares computed; names what is still missing."""
+    from index_builder.engine import build_indexes, open_stores
+
+    folder = StudyFolder(load_study(study))
+    require_prepared(folder)
+    stores = open_stores(folder, folder.study.features, device)
+    lacking = sum(len(store.missing()) for store in stores)
+    if lacking:
+        of = sum(len(store.shards) for store in stores)
+        raise DtrakError(
+            f"{lacking} of {of} shards of the index's features are missing.",
+            hint=f"Run the shares that did not finish again, or python -m index_builder build {study}.",
+        )
+    build_indexes(folder, stores)
+    _write_example(folder, device)
+    _embed(folder)
+    errors.print(f"Index of '{folder.study.name}' is ready in {folder.index}.")
 
 
 def _embed(folder: StudyFolder) -> None:

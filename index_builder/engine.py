@@ -4,6 +4,7 @@ Each worker loads the model once and runs on one thread, so that a shard's bytes
 how many workers there are. Shards are complete or absent; a build that is killed resumes.
 """
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from dtrak.index import build_index
 from dtrak.models import DiffusionModel
 from dtrak.processes import in_processes
 from dtrak.query import data_fingerprint, split_rows
+from dtrak.share import Share
 from dtrak.store import FeatureStore
 from dtrak.studies import StudyFolder, load_study_model
 
@@ -70,6 +72,7 @@ def build_parts(
     batch_size: int = 16,
     device: str = "cpu",
     report: Callable[[str, int, int], None] = lambda part, done, total: None,
+    share: Share | None = None,
 ) -> dict[str, Built]:
     """Compute what is missing of several parts, one after the other, by the same workers.
 
@@ -77,10 +80,13 @@ def build_parts(
         parts: feature sets by the title of their part.
         workers: processes; 1 works in this one.
         report: called with (part at work, shards done, shards in all).
+        share: only these shards; several shares may then work on the study at once.
     """
-    with exclusive(folder.root, f"study '{folder.study.name}'"):
+    alone = exclusive(folder.root, f"study '{folder.study.name}'") if share is None else contextlib.nullcontext()
+    with alone:
         stores = {title: open_stores(folder, sets, device) for title, sets in parts.items()}
         tasks = [task for title, sets in parts.items() for task in _missing(title, sets, stores[title])]
+        tasks = [task for task in tasks if share is None or share.has(task.shard)]
         total = sum(len(store.shards) for group in stores.values() for store in group)
         done = total - sum(len(task.sets) for task in tasks)
         seconds = dict.fromkeys(parts, 0.0)

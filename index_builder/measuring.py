@@ -1,5 +1,6 @@
 """The commands that make and read the ground truth: retrain, evaluate, counterfactual."""
 
+import contextlib
 import json
 from dataclasses import asdict
 from typing import Annotated, Any
@@ -11,17 +12,19 @@ from dtrak.config import load_study
 from dtrak.files import exclusive
 from dtrak.methods import METHODS
 from dtrak.settings import Setting
+from dtrak.share import Share
 from dtrak.studies import StudyFolder
 from index_builder.options import (
     BatchOption,
     DeviceOption,
     JsonOption,
     PrecisionName,
+    ShardOption,
     StudyArgument,
     TruthFamily,
     WorkersOption,
 )
-from index_builder.steps import compute, cores, prepare_data
+from index_builder.steps import compute, cores, prepare_data, require_prepared
 from index_builder.terminal import errors, progress
 
 
@@ -35,12 +38,17 @@ def retrain(
     workers: WorkersOption = None,
     precision: Annotated[PrecisionName | None, typer.Option(help="Of the arithmetic. [default: the recipe's]")] = None,
     device: DeviceOption = "cpu",
+    shard: ShardOption = None,
 ) -> None:
     """Train STUDY again on random halves and keep what each model loses on fixed queries; resumes."""
     from index_builder.retraining import retrain_subsets
 
     folder = StudyFolder(load_study(study))
-    prepare_data(folder)
+    share = None if shard is None else Share.parse(shard)
+    if share is None:
+        prepare_data(folder)
+    else:
+        require_prepared(folder)
     with progress(f"retrain {folder.study.name}", subsets * seeds) as show:
 
         def advance(done: int, total: int) -> None:
@@ -57,8 +65,10 @@ def retrain(
             advance,
             lambda done, total: show(done, "queries to be asked about", total),
             device,
+            share,
         )  # type: ignore[arg-type]
-    errors.print(f"{subsets * seeds} subset models of '{folder.study.name}' are there, {new} of them new.")
+    what = f"{subsets * seeds} subset models" if share is None else f"The subset models of share {shard}"
+    errors.print(f"{what} of '{folder.study.name}' are there, {new} of them new.")
 
 
 def evaluate(
@@ -112,6 +122,7 @@ def counterfactual(
     workers: WorkersOption = None,
     precision: Annotated[PrecisionName | None, typer.Option(help="Of the arithmetic. [default: the recipe's]")] = None,
     device: DeviceOption = "cpu",
+    shard: ShardOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train STUDY again without the images each method names, draw again, and say how far pictures moved; resumes."""
@@ -123,14 +134,19 @@ def counterfactual(
     count = remove or max(1, attributor.table.train_size // 5)
     chosen: Any = precision.value if precision else None
     name = attributor.folder.study.name
+    share = None if shard is None else Share.parse(shard)
+    alone = exclusive(attributor.folder.root / "retrained", f"the retraining of '{name}'")
     with (
-        exclusive(attributor.folder.root / "retrained", f"the retraining of '{name}'"),
+        alone if share is None else contextlib.nullcontext(),
         progress(f"counterfactuals of {name}", None) as show,
     ):
         found = measure(
             attributor, queries, count, workers or cores(), steps, chosen,
-            lambda done, total: show(done, "steps", total),
+            lambda done, total: show(done, "steps", total), share,
         )  # fmt: skip
+    if found is None:
+        errors.print(f"Share {shard} is done. When all are, the same command without --shard measures.")
+        return
     if as_json:
         print(json.dumps({"pairs": [asdict(pair) for pair in found.pairs], "behind": found.behind}, indent=2))
         return

@@ -18,6 +18,10 @@ WorkersOption = Annotated[
     int | None, typer.Option(min=1, help="Processes, one thread each. [default: the cores]", show_default=False)
 ]
 BatchOption = Annotated[int, typer.Option(min=1, help="Timesteps per forward pass; bounds memory, changes no result.")]
+ShardOption = Annotated[
+    str | None,
+    typer.Option("--shard", metavar="I/N", help="Only this share of the work, for schedulers.", show_default=False),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 

@@ -1,5 +1,6 @@
 """Retraining on subsets with worker processes, one model a task; finished models are never trained again."""
 
+import contextlib
 from collections.abc import Callable
 from typing import Literal
 
@@ -7,6 +8,7 @@ from dtrak.config import Study
 from dtrak.evaluation.subsets import SubsetModel, is_done, query_set, retrain
 from dtrak.files import exclusive
 from dtrak.processes import in_processes
+from dtrak.share import Share
 from dtrak.studies import StudyFolder, check_retrainable
 from dtrak.truth import Family, belongs_to
 
@@ -24,6 +26,7 @@ def retrain_subsets(
     report: Callable[[int, int], None] = lambda done, total: None,
     drawing: Callable[[int, int], None] = lambda done, total: None,
     device: str = "cpu",
+    share: Share | None = None,
 ) -> int:
     """Train and evaluate what is missing of ``subsets × seeds`` models; gives how many were missing.
 
@@ -33,11 +36,15 @@ def retrain_subsets(
         workers: processes of one thread each; 1 works in this one.
         report: called with (models done, models in all).
         drawing: called with (queries drawn, queries in all), before.
+        share: only these models; several shares may then work at once, on queries that are drawn already.
     """
-    with exclusive(folder.root / "truth", f"the ground truth of '{folder.study.name}'"):
+    what = f"the ground truth of '{folder.study.name}'"
+    with exclusive(folder.root / "truth", what) if share is None else contextlib.nullcontext():
         check_retrainable(folder)
-        query_set(folder, drawing, device)
+        if share is None:
+            query_set(folder, drawing, device)
         wanted = [SubsetModel(family, number, seed) for seed in range(seeds) for number in range(subsets)]
+        wanted = [subset for place, subset in enumerate(wanted) if share is None or share.has(place)]
         now = belongs_to(folder)
         missing = [subset for subset in wanted if not is_done(folder, subset, now)]
         done = len(wanted) - len(missing)

@@ -5,7 +5,9 @@ from collections.abc import Mapping, Sequence
 
 from dtrak.config import FeatureConfig
 from dtrak.costs import record_cost
+from dtrak.errors import DtrakError
 from dtrak.files import exclusive
+from dtrak.share import Share
 from dtrak.store import FeatureStore
 from dtrak.studies import StudyFolder, remember_source
 from index_builder.terminal import errors, progress
@@ -17,14 +19,17 @@ def compute(
     workers: int,
     batch_size: int = 16,
     device: str = "cpu",
+    share: Share | None = None,
 ) -> list[FeatureStore]:
-    """Compute what is missing of some parts, and print what each took; their stores."""
+    """Compute what is missing of some parts, or a share of it, and print what each took; their stores."""
     from index_builder.engine import build_parts
 
     with progress("features", None) as advance:
         built = build_parts(
-            folder, parts, workers, batch_size, device, lambda part, done, total: advance(done, part, total)
+            folder, parts, workers, batch_size, device, lambda part, done, total: advance(done, part, total), share
         )
+    if share is not None:
+        return [store for part in built.values() for store in part.stores]  # costs are those of whole parts
     for title, part in built.items():
         cost = record_cost(folder, title, part.stores, part.seconds)
         errors.print(f"  {title}: {cost.seconds:.0f} s, {cost.bytes / 1e6:.0f} MB")
@@ -50,6 +55,21 @@ def prepare_data(folder: StudyFolder, force: bool = False) -> None:
         errors.print(f"  {refused['id']}: {refused['reason']}")
     if report.refused or report.duplicates:
         errors.print(f"  All of them are named in {folder.data / 'report.json'}.")
+
+
+def require_prepared(folder: StudyFolder) -> None:
+    """Refuse to begin a share of the work before what all shares need is there.
+
+    Raises:
+        DtrakError: it says what to run first.
+    """
+    from dtrak.data.table import is_prepared
+
+    if not is_prepared(folder.study, folder.data):
+        raise DtrakError(
+            f"The data of '{folder.study.name}' is not prepared.",
+            hint=f"Before the shares start: python -m index_builder prepare {folder.study.name}",
+        )
 
 
 def cores() -> int:

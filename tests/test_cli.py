@@ -28,8 +28,10 @@ def test_help_names_every_command():
     for command in (
         "studies",
         "prepare",
+        "plan",
         "train",
         "build",
+        "merge",
         "retrain",
         "evaluate",
         "counterfactual",

@@ -25,6 +25,7 @@ from dtrak.methods import METHODS
 from dtrak.noise import keyed_generator
 from dtrak.query import QuerySet, load_query_set
 from dtrak.settings import Setting
+from dtrak.share import Share
 from dtrak.similarity import pixel_vectors
 from dtrak.studies import StudyFolder, check_retrainable, truth_folders
 
@@ -113,12 +114,14 @@ def counterfactual(
     steps: int | None = None,
     precision: str | None = None,
     report: Callable[[int, int], None] = lambda done, total: None,
-) -> Counterfactuals:
+    share: Share | None = None,
+) -> Counterfactuals | None:
     """Retrain without the top ``remove`` of each method for some queries, draw again and measure; resumes.
 
     Args:
         steps: of each training; default the study's.
         report: called with (steps trained, steps in all).
+        share: only train and draw these; nothing is measured, and None returned.
     """
     folder = attributor.folder
     if not 0 < remove < attributor.table.train_size - 1:
@@ -143,7 +146,10 @@ def counterfactual(
         for removal in found:
             wanted.setdefault(removal, set()).add(number)
     tasks = [Task(removal, tuple(settings[n] for n in sorted(of))) for removal, of in wanted.items()]
-    draw_all(folder, tasks, workers if attributor.device == "cpu" else 1, report, attributor.device)
+    mine = [task for place, task in enumerate(tasks) if share is None or share.has(place)]
+    draw_all(folder, mine, workers if attributor.device == "cpu" else 1, report, attributor.device)
+    if share is not None:
+        return None
     before = dict(zip(numbers, drawn(folder, everything, [settings[n] for n in numbers]), strict=True))
     root = truth_folders(folder)[0]
     pairs = []
