@@ -1,7 +1,7 @@
 """The FAISS inner-product index over raw training features, with what turns queries into answers.
 
 ``index/<fingerprint>/`` holds ``vectors.faiss``, the kernel's ``eigenvalues.npy`` and
-``eigenvectors.npy``, ``norms.npy`` and, written last, ``manifest.json``. λ lives on the query
+``eigenvectors.npy`` where they fit in memory, ``norms.npy`` and, written last, ``manifest.json``. λ lives on the query
 side, so nothing here depends on it. Opponents are a search for −q.
 """
 
@@ -17,9 +17,8 @@ from jaxtyping import Float, Float64, Int
 from dtrak.errors import DtrakError
 from dtrak.files import atomic_write, read_json, sha256_file, write_json, write_npy
 from dtrak.kernel import Kernel, multiply
+from dtrak.krylov import KrylovKernel, kernel_of
 from dtrak.store import FeatureStore
-
-INDEX_FILES = ("vectors.faiss", "eigenvalues.npy", "eigenvectors.npy", "norms.npy")
 
 
 def build_index(store: FeatureStore, root: Path, factory: str = "Flat") -> Path:
@@ -48,18 +47,23 @@ def build_index(store: FeatureStore, root: Path, factory: str = "Flat") -> Path:
             f"FAISS could not build '{factory}' over {store.rows} rows: {error}",
             hint="Set index_factory: Flat (exact, and fast enough below a million rows).",
         ) from error
-    kernel = Kernel.decompose(features)
+    kernel = kernel_of(features)
     with atomic_write(folder / "vectors.faiss") as file:
         file.write(faiss.serialize_index(index).tobytes())
-    write_npy(folder / "eigenvalues.npy", kernel.eigenvalues)
-    write_npy(folder / "eigenvectors.npy", kernel.eigenvectors)
+    spectrum = (
+        {"eigenvalues.npy": kernel.eigenvalues, "eigenvectors.npy": kernel.eigenvectors}
+        if isinstance(kernel, Kernel)
+        else {}
+    )
+    for name, array in spectrum.items():
+        write_npy(folder / name, array)
     write_npy(folder / "norms.npy", np.linalg.norm(vectors.astype(np.float64), axis=1))
     content = {
         "identity": store.identity,
         "factory": factory,
-        "dual": kernel.dual,
+        "dual": kernel.dual if isinstance(kernel, Kernel) else None,
         "rows": store.rows,
-        "sha256": {name: sha256_file(folder / name) for name in INDEX_FILES},
+        "sha256": {name: sha256_file(folder / name) for name in ("vectors.faiss", *spectrum, "norms.npy")},
     }
     write_json(manifest, content)
     return folder
@@ -105,9 +109,12 @@ class AttributionIndex:
         self.identity: dict[str, Any] = manifest["identity"]
         try:
             self._faiss = _to_gpus(faiss.read_index(str(folder / "vectors.faiss")))
-            self.kernel = Kernel(
-                np.load(folder / "eigenvalues.npy"), np.load(folder / "eigenvectors.npy"), manifest["dual"]
-            )
+            self.kernel: Kernel | KrylovKernel
+            if manifest["dual"] is None:
+                self.kernel = KrylovKernel(self.features)
+            else:
+                values, vectors = (np.load(folder / f"{name}.npy") for name in ("eigenvalues", "eigenvectors"))
+                self.kernel = Kernel(values, vectors, manifest["dual"])
             self.norms = np.load(folder / "norms.npy")
         except (OSError, ValueError, RuntimeError) as error:
             raise DtrakError(

@@ -9,6 +9,7 @@ from scipy.linalg import cho_factor, cho_solve
 
 from dtrak.errors import DtrakError
 from dtrak.kernel import BLOCK, Kernel, gram, multiply
+from dtrak.krylov import KrylovKernel, fits
 from dtrak.methods import Normaliser
 from dtrak.settings import AUTO
 
@@ -28,7 +29,7 @@ class Readout:
         self,
         features: Float[np.ndarray, "n k"],
         residuals: Float[np.ndarray, " n"] | None = None,
-        kernel: Kernel | None = None,
+        kernel: Kernel | KrylovKernel | None = None,
     ):
         self.features, self.residuals = features, residuals
         self._kernel = kernel
@@ -37,10 +38,11 @@ class Readout:
         self._latest: tuple[np.ndarray, np.ndarray] | None = None
 
     @property
-    def kernel(self) -> Kernel:
-        """The eigendecomposition, which serves every λ."""
+    def kernel(self) -> Kernel | KrylovKernel:
+        """What serves every λ: the eigendecomposition, or a solver where it would not fit in memory."""
         if self._kernel is None:
-            self._kernel = Kernel.decompose(self.features, self._gram)
+            dense = fits(*self.features.shape)
+            self._kernel = Kernel.decompose(self.features, self._gram) if dense else KrylovKernel(self.features)
         return self._kernel
 
     @cached_property
@@ -73,9 +75,10 @@ class Readout:
         """
         if damping is None:
             return self._products(queries)
-        if queries.ndim == 1 and self._kernel is not None:
-            return self._kernel.scores(self.features, queries, damping)
-        if self._kernel is not None:
+        known = self.kernel if not fits(*self.features.shape) else self._kernel
+        if queries.ndim == 1 and known is not None:
+            return known.scores(self.features, queries, damping)
+        if known is not None:
             return self._solve(queries, np.array([damping]))[0]
         factor = self._factor(damping)
         if self._dual:  # Φ (ΦᵀΦ + λ)⁻¹ φ = (ΦΦᵀ + λ)⁻¹ Φ φ
@@ -174,6 +177,8 @@ class Readout:
         self, queries: Float[np.ndarray, "q k"], dampings: Float64[np.ndarray, " l"]
     ) -> Float64[np.ndarray, "l q n"]:
         kernel = self.kernel
+        if isinstance(kernel, KrylovKernel):
+            return np.stack([self._products(q) for q in kernel.solve(queries, dampings)])
         inverse = [1 / (kernel.eigenvalues + d * (kernel.mean_eigenvalue or 1.0)) for d in dampings.tolist()]
         seen = self._products(queries) if kernel.dual else queries.astype(np.float64)
         turned = seen @ kernel.eigenvectors

@@ -6,7 +6,6 @@ from dtrak.config import LAST, Split
 from dtrak.errors import DtrakError
 from dtrak.features import identity
 from dtrak.files import digest, exclusive, read_json, sha256_file
-from dtrak.index import INDEX_FILES
 from dtrak.query import data_fingerprint
 from dtrak.store import FeatureStore
 from dtrak.studies import StudyFolder, load_study_model
@@ -62,6 +61,6 @@ def _verify_index(folder: StudyFolder, store: FeatureStore) -> list[str]:
         return [str(error)]
     return [
         f"{name} is gone or has another hash than the manifest says"
-        for name in INDEX_FILES
-        if not (path / name).exists() or sha256_file(path / name) != hashes[name]
+        for name, known in hashes.items()
+        if not (path / name).exists() or sha256_file(path / name) != known
     ]

@@ -165,6 +165,7 @@ def build(
     shard: ShardOption = None,
 ) -> None:
     """Compute the features of STUDY and build its index, then what the ablations need; resumes, does nothing twice."""
+    from dtrak.krylov import road
     from index_builder.engine import ablation_parts, build_indexes
 
     folder = StudyFolder(load_study(study))
@@ -180,7 +181,10 @@ def build(
         return
     prepare_data(folder)
     errors.print(f"Features of '{folder.study.name}', each part with the time and space that it took:")
-    build_indexes(folder, built({INDEX_PART: folder.study.features}))
+    stores = built({INDEX_PART: folder.study.features})
+    for rows, columns in dict.fromkeys((store.rows, store.dim) for store in stores):
+        errors.print(road(rows, columns))
+    build_indexes(folder, stores)
     _write_example(folder, device)
     errors.print(f"Index of '{folder.study.name}' is ready in {folder.index}.")
     if not index_only:
