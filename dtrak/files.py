@@ -1,12 +1,13 @@
-"""Files that are whole or absent: everything is written as ``name.PID.part``, flushed, then renamed.
+"""Files that are whole or absent: everything is written as ``name.HOST-PID.part``, flushed, then renamed.
 
-A reader that finds ``name`` may trust it; a ``.part`` is what an interrupted writer left.
+A reader that finds ``name`` may trust it; a ``.part`` whose writer is gone is what an interruption left.
 """
 
 import contextlib
 import hashlib
 import json
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -24,7 +25,7 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     Raises:
         DtrakError: the disk is full or the folder cannot be written; ``path`` is left as it was.
     """
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")  # another process may write the same file
+    part = path.with_name(f"{path.name}.{_writer()}.part")  # another process may write the same file
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with part.open("wb") as file:
@@ -40,6 +41,32 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
             hint="Free some space or choose another workspace (DTRAK_WORKSPACE); "
             "the same command resumes where this one stopped.",
         ) from error
+
+
+def _host() -> str:
+    return socket.gethostname().replace(".", "_")
+
+
+def _writer() -> str:
+    return f"{_host()}-{os.getpid()}"
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what writers of this machine that are no longer alive, or nobody named, left unfinished."""
+    for part in folder.rglob("*.part"):
+        host, dash, number = part.name.removesuffix(".part").rpartition(".")[2].rpartition("-")
+        if not dash or (host == _host() and number.isdecimal() and not _alive(int(number))):
+            part.unlink(missing_ok=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def write_bytes(path: Path, content: bytes) -> None:

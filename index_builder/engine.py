@@ -14,7 +14,7 @@ from dtrak.config import LAST, FeatureConfig, Split, Study
 from dtrak.costs import INDEX_PART
 from dtrak.data import Table
 from dtrak.features import FeatureExtractor, extract_rows, identity
-from dtrak.files import digest, exclusive
+from dtrak.files import digest, exclusive, remove_leftovers
 from dtrak.index import build_index
 from dtrak.models import DiffusionModel
 from dtrak.processes import in_processes
@@ -84,6 +84,7 @@ def build_parts(
     """
     alone = exclusive(folder.root, f"study '{folder.study.name}'") if share is None else contextlib.nullcontext()
     with alone:
+        remove_leftovers(folder.root)
         stores = {title: open_stores(folder, sets, device) for title, sets in parts.items()}
         tasks = [task for title, sets in parts.items() for task in _missing(title, sets, stores[title])]
         tasks = [task for task in tasks if share is None or share.has(task.shard)]

@@ -6,7 +6,7 @@ from typing import Literal
 
 from dtrak.config import Study
 from dtrak.evaluation.subsets import SubsetModel, is_done, query_set, retrain
-from dtrak.files import exclusive
+from dtrak.files import exclusive, remove_leftovers
 from dtrak.processes import in_processes
 from dtrak.share import Share
 from dtrak.studies import StudyFolder, check_retrainable
@@ -41,6 +41,7 @@ def retrain_subsets(
     what = f"the ground truth of '{folder.study.name}'"
     with exclusive(folder.root / "truth", what) if share is None else contextlib.nullcontext():
         check_retrainable(folder)
+        remove_leftovers(folder.root / "truth")
         if share is None:
             query_set(folder, drawing, device)
         wanted = [SubsetModel(family, number, seed) for seed in range(seeds) for number in range(subsets)]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from dtrak.errors import DtrakError
-from dtrak.files import exclusive
+from dtrak.files import _host, exclusive, remove_leftovers
 from dtrak.index import AttributionIndex
 from dtrak.processes import SPAWN, in_processes, one_process_each
 from dtrak.store import FeatureStore
@@ -176,3 +176,13 @@ def test_a_process_a_task_tells_its_error_and_ends_when_unwanted():
 
 def _die_alone(task, shared):
     os._exit(9)
+
+
+def test_only_what_the_dead_left_unfinished_is_removed(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    mine, theirs = f"{_host()}-{os.getpid()}", f"elsewhere-{dead.pid}"
+    for writer in (mine, theirs, f"{_host()}-{dead.pid}"):
+        (tmp_path / f"shard-00000.npy.{writer}.part").write_bytes(b"half")
+    remove_leftovers(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(f"shard-00000.npy.{w}.part" for w in (mine, theirs))
