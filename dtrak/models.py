@@ -5,34 +5,28 @@ Wraps a diffusers ``UNet2DModel`` that predicts ε, its noise schedule, and what
 channels, folding p×p pixels into channels (an orthonormal reordering, so that noise stays noise).
 """
 
-import contextlib
 import functools
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler, UNet2DModel
 from jaxtyping import Float, Int, Shaped, UInt8
-from peft import LoraConfig, PeftModel, get_peft_model
-from peft.tuners.lora import LoraLayer
+from peft import PeftModel
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from dtrak.config import TrainingConfig
 from dtrak.errors import DtrakError
 from dtrak.files import digest, read_json, sha256_file, write_bytes
 from dtrak.noise import keyed_generator
 
 PREPROCESSING_VERSION = 1  # part of every fingerprint: raise it whenever ``encode`` changes
 CLASSES_FILE = "classes.json"
-
-
-ModelT = TypeVar("ModelT", bound="DiffusionModel")
 
 
 class DiffusionModel:
@@ -278,45 +272,6 @@ def load_model(
     model = DiffusionModel(network, scheduler, resolution, classes, null_class)
     model.unet.eval()
     return model
-
-
-def add_lora(model: ModelT, config: TrainingConfig) -> ModelT:
-    """Freeze the model's network and add LoRA by a recipe; see :func:`with_lora`. Returns the model."""
-    model.unet = with_lora(model.unet, config, bool(model.num_class_embeds))
-    return model
-
-
-def with_lora(unet: torch.nn.Module, config: TrainingConfig, classes: bool = False) -> torch.nn.Module:
-    """A frozen network with LoRA by a recipe; its class embedding, where it has ``classes``, stays trainable.
-
-    ``lora_modules`` are suffixes of module names, as peft takes them; ``lora_init`` "gaussian" draws A
-    from N(0, 1/rank²) as diffusers does; B starts at zero.
-    """
-    torch.manual_seed(config.seed)
-    lora = LoraConfig(
-        r=config.rank,
-        lora_alpha=config.alpha,  # type: ignore[arg-type]
-        target_modules=list(config.lora_modules),
-        modules_to_save=["class_embedding"] if classes else None,
-        init_lora_weights="gaussian" if config.lora_init == "gaussian" else True,
-    )
-    network = get_peft_model(unet, lora)  # type: ignore[arg-type]
-    network.config = unet.config  # type: ignore[assignment]
-    return network
-
-
-@contextlib.contextmanager
-def lora_scaled(network: torch.nn.Module, scale: float) -> Iterator[None]:
-    """Let adapters act ``scale`` times as strongly."""
-    layers = [m for m in network.modules() if isinstance(m, LoraLayer)] if scale != 1 else []
-    kept = [dict(layer.scaling) for layer in layers]
-    for layer in layers:
-        layer.scaling.update({name: value * scale for name, value in layer.scaling.items()})
-    try:
-        yield
-    finally:
-        for layer, before in zip(layers, kept, strict=True):
-            layer.scaling.update(before)
 
 
 @torch.no_grad()

@@ -15,7 +15,8 @@ from dtrak.config import FeatureConfig, Study, TrainingConfig, load_study
 from dtrak.errors import DtrakError
 from dtrak.evaluation.subsets import MOST_HELDOUT
 from dtrak.files import read_json
-from dtrak.models import DiffusionModel, new_scheduler, new_unet, with_lora
+from dtrak.lora import with_lora
+from dtrak.models import DiffusionModel, new_scheduler, new_unet
 from dtrak.studies import StudyFolder, base_path
 
 UTILISATION = 0.3

@@ -14,7 +14,8 @@ from diffusers import DDIMScheduler
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from dtrak.models import DiffusionModel, lora_scaled
+from dtrak.lora import lora_scaled
+from dtrak.models import DiffusionModel
 from dtrak.noise import keyed_generator
 from dtrak.threads import one_thread
 

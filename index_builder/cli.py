@@ -102,7 +102,8 @@ def train(
     device: DeviceOption = "cpu",
 ) -> None:
     """Train the model of STUDY, or resume its training; a base it needs is trained first."""
-    from dtrak.studies import needs_training, train_member, train_study
+    from dtrak.studies import needs_training
+    from dtrak.study_training import train_member, train_study
     from dtrak.training import Progress as Step
 
     folder = StudyFolder(load_study(study))

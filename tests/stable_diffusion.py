@@ -9,7 +9,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from dtrak.config import load_study
 from dtrak.data import prepare
-from dtrak.studies import StudyFolder, train_study
+from dtrak.studies import StudyFolder
+from dtrak.study_training import train_study
 from index_builder.engine import build_features, build_indexes
 
 SIDE = 16

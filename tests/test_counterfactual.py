@@ -22,7 +22,7 @@ from dtrak.evaluation.removal import Removal, Task, draw_all, draw_without, draw
 from dtrak.evaluation.subsets import query_set
 from dtrak.sampling import GenerationSettings, sample
 from dtrak.settings import Setting
-from dtrak.studies import initial_model
+from dtrak.study_training import initial_model
 from dtrak.threads import one_thread
 from dtrak.training import Run
 from index_builder.engine import build_features, build_indexes

@@ -9,7 +9,8 @@ from diffusers import DDPMScheduler, UNet2DModel
 
 from dtrak.config import TrainingConfig
 from dtrak.errors import DtrakError
-from dtrak.models import DiffusionModel, add_lora, load_model, save_model
+from dtrak.lora import add_lora
+from dtrak.models import DiffusionModel, load_model, save_model
 from tests.conftest import SIZE, write_model
 
 LORA = TrainingConfig(method="lora", rank=2, alpha=2, lora_modules=("conv1", "to_q"))

@@ -17,11 +17,12 @@ from dtrak.errors import DtrakError
 from dtrak.evaluation.subsets import query_set
 from dtrak.features import FeatureExtractor
 from dtrak.gradients import NoiseSchedule, gradient_chunks
-from dtrak.models import lora_scaled
+from dtrak.lora import lora_scaled
 from dtrak.query import Query
 from dtrak.sampling import GenerationSettings, generate, initial_noise, sample
 from dtrak.settings import Setting
-from dtrak.studies import StudyFolder, initial_model, load_study_model, model_digest, recipe_digest
+from dtrak.studies import StudyFolder, load_study_model, model_digest, recipe_digest
+from dtrak.study_training import initial_model
 from dtrak.text_to_image import load_text_to_image
 from dtrak.training import KeyedBatches
 from dtrak.truth import load_subsets

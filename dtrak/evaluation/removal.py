@@ -25,7 +25,8 @@ from dtrak.files import digest, write_json, write_npy
 from dtrak.models import DiffusionModel, save_model
 from dtrak.processes import SPAWN, one_process_each
 from dtrak.sampling import GenerationSettings, generate
-from dtrak.studies import StudyFolder, base_path, check_retrainable, load_any, recipe_digest, training_run
+from dtrak.studies import StudyFolder, base_path, check_retrainable, load_any, recipe_digest
+from dtrak.study_training import training_run
 from dtrak.threads import one_thread
 
 Pixels = UInt8[np.ndarray, "n r r 3"]

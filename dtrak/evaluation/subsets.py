@@ -31,7 +31,8 @@ from dtrak.models import DiffusionModel
 from dtrak.noise import feature_noise
 from dtrak.queries import generate_query
 from dtrak.query import Query, QuerySet, generated_settings, load_query_set, save_query_set
-from dtrak.studies import StudyFolder, check_retrainable, model_digest, training_run, truth_folders
+from dtrak.studies import StudyFolder, check_retrainable, model_digest, truth_folders
+from dtrak.study_training import training_run
 from dtrak.threads import one_thread
 from dtrak.truth import Family, belongs_to, subset_mask
 
