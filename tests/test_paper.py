@@ -82,7 +82,10 @@ def test_halves_of_cifar2_are_drawn_from_the_drawn_training_set():
         assert (np.abs(ranks[places] * 10 - CIFAR2[f"half {number}"]) < 500).all()
 
 
-@pytest.mark.skipif(not load_study("cifar2").resolve("../data/cifar-10-binary.tar.gz").exists(), reason="no CIFAR-10")
+@pytest.mark.skipif(
+    not load_study("cifar2").resolve("../data/cifar-10-binary.tar.gz").exists(),
+    reason="needs the archive of CIFAR-10 in data/",
+)
 def test_cifars_draws_are_the_papers_on_the_real_archive():
     for name, printed in (("cifar2", CIFAR2), ("cifar10", CIFAR10)):
         study = load_study(name)
