@@ -26,7 +26,7 @@ $(VENV)/.installed: requirements.txt requirements-base.txt scripts/install.sh
 	PYTHON=$(PYTHON) sh scripts/install.sh $(VENV) requirements.txt
 	touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
+$(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt requirements-ray.txt
 	PYTHON=$(PYTHON) sh scripts/install.sh $(VENV) requirements-dev.txt
 	touch $@
 

@@ -32,7 +32,7 @@ from dtrak.readout import Readout
 from dtrak.sampling import GenerationSettings, sample
 from dtrak.store import FeatureStore
 from dtrak.studies import StudyFolder, load_study_model
-from dtrak.threads import one_thread
+from dtrak.threads import task_threads
 
 K, DIM = 10, 2048
 COMMAND = "python -m benchmarks"
@@ -73,7 +73,7 @@ def feature_rows(folder: StudyFolder) -> list[tuple[str, str, str]]:
         extractor = FeatureExtractor(model, configs)
         return lambda: extractor(x, "a", label)
 
-    with one_thread():
+    with task_threads():
         base = median_seconds(floor(model, x))
         one = median_seconds(features("mean-squared-l2-norm"))
         both = median_seconds(features("mean-squared-l2-norm", "loss"))

@@ -18,7 +18,7 @@ from dtrak.memory import with_smaller_batches
 from dtrak.models import PREPROCESSING_VERSION, DiffusionModel
 from dtrak.noise import NOISE_VERSION
 from dtrak.projection import PROJECTION_VERSION, Projector, make_projector
-from dtrak.threads import one_thread
+from dtrak.threads import task_threads
 
 FEATURE_VERSION = 2  # part of every fingerprint: raise it whenever what a shard holds changes
 
@@ -142,7 +142,7 @@ class FeatureExtractor:
         """
         result: dict[int, SampleFeature] = {}
         told = self.model.condition([label])
-        with one_thread():
+        with task_threads():
             for (schedule, apart), members in self._groups.items():
 
                 def work(

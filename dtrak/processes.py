@@ -1,6 +1,7 @@
-"""Work by several processes of one thread each, that survives the death of one of them."""
+"""Work by several processes with threads of their own, that survives the death of one of them."""
 
 import contextlib
+import functools
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -11,6 +12,7 @@ import types
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from dtrak.errors import DtrakError
@@ -18,23 +20,29 @@ from dtrak.errors import DtrakError
 MOST_DEATHS = 2  # of processes in a row, with nothing finished between
 POLL_SECONDS = 0.5
 SPAWN = multiprocessing.get_context("spawn")
+Make = Callable[..., Callable[[Any], Any]]
 T = TypeVar("T")
-R = TypeVar("R")
 
 
-def in_processes(
-    work: Callable[[T], R],
-    tasks: Sequence[T],
-    workers: int,
-    start: Callable[..., None] | None = None,
-    arguments: tuple[Any, ...] = (),
-) -> Iterator[R]:
-    """Results of ``work(task)`` as they come, from processes of one thread each; they end with this one.
+@dataclass(frozen=True)
+class Processes:
+    """How many processes work at a time, and with what.
 
-    A task may run twice: when a process dies, what is unfinished goes to new processes.
+    Attributes:
+        workers: processes.
+        threads: of each.
+        gpus: CUDA devices, each for one process at a time; none if empty.
+    """
 
-    Args:
-        start: called once in each process, with ``arguments``.
+    workers: int
+    threads: int = 1
+    gpus: tuple[str, ...] = ()
+
+
+def in_processes(make: Make, arguments: tuple[Any, ...], tasks: Sequence[Any], processes: Processes) -> Iterator[Any]:
+    """Results of ``make(*arguments)(task)`` as they come; the processes end with this one.
+
+    A process calls ``make`` once. A task may run twice: when a process dies, what is unfinished goes to new ones.
 
     Raises:
         DtrakError: processes die without finishing anything.
@@ -44,29 +52,35 @@ def in_processes(
     while left:
         before = len(left)
         try:
-            yield from _one_pool(work, left, workers, start, arguments)
+            yield from _one_pool(make, arguments, left, processes)
         except BrokenProcessPool as error:
             deaths = 1 if len(left) < before else deaths + 1
             if deaths > MOST_DEATHS:
-                raise DtrakError(
-                    "Worker processes end without a word (killed, or out of memory?).",
-                    hint="Run the same command again with fewer --workers or a smaller --batch-size; "
-                    "what is finished is kept.",
-                ) from error
+                raise died() from error
 
 
-def _one_pool(
-    work: Callable[[T], R],
-    left: dict[int, T],
-    workers: int,
-    start: Callable[..., None] | None,
-    arguments: tuple[Any, ...],
-) -> Iterator[R]:
+def died() -> DtrakError:
+    """Said when workers die again and again."""
+    return DtrakError(
+        "Worker processes end without a word (killed, or out of memory?).",
+        hint="Run the same command again with fewer --workers or a smaller --batch-size; what is finished is kept.",
+    )
+
+
+def _one_pool(make: Make, arguments: tuple[Any, ...], left: dict[int, Any], processes: Processes) -> Iterator[Any]:
     """One pool's results; finished tasks leave ``left``."""
-    pool = ProcessPoolExecutor(min(workers, len(left)), SPAWN, initializer=_start_worker, initargs=(start, arguments))
+    gpus = SPAWN.SimpleQueue() if processes.gpus else None
+    for gpu in processes.gpus:
+        gpus.put(gpu)  # type: ignore[union-attr]
+    pool = ProcessPoolExecutor(
+        min(processes.workers, len(left)),
+        SPAWN,
+        initializer=_start_in_pool,
+        initargs=(make, arguments, processes.threads, gpus),
+    )
     try:
         with _without_main():
-            pending = {pool.submit(work, task): number for number, task in left.items()}
+            pending = {pool.submit(_work, task): number for number, task in left.items()}
         while pending:
             finished, _ = wait(pending, return_when=FIRST_COMPLETED)
             for future in finished:
@@ -78,31 +92,38 @@ def _one_pool(
 
 
 def one_process_each(
-    work: Callable[[T, Any], None], tasks: Sequence[T], workers: int, shared: Any, meanwhile: Callable[[], None]
+    work: Callable[[T, Any], None],
+    tasks: Sequence[T],
+    processes: Processes,
+    shared: Any,
+    meanwhile: Callable[[], None],
 ) -> None:
     """``work(task, shared)`` for each task, in a process of its own that ends at once when it is no longer wanted.
 
     Args:
-        workers: how many at a time.
         shared: what a process may be started with, such as a shared array.
         meanwhile: called in this process, twice a second; what it raises ends all processes.
 
     Raises:
         DtrakError: a task raised it, or a process died.
     """
-    waiting, running = list(tasks), dict[Any, Any]()
+    waiting, running, gpus = list(tasks), dict[Any, Any](), list(processes.gpus)
     try:
         while waiting or running:
-            while waiting and len(running) < workers:
+            while waiting and len(running) < processes.workers:
                 mine, theirs = SPAWN.Pipe(duplex=False)
-                process = SPAWN.Process(target=_alone, args=(work, waiting.pop(0), shared, theirs), daemon=True)
+                gpu = gpus.pop() if gpus else None
+                arguments = work, waiting.pop(0), shared, theirs, processes.threads, gpu
+                process = SPAWN.Process(target=_alone, args=arguments, daemon=True)
                 with _without_main():
                     process.start()
                 theirs.close()
-                running[process.sentinel] = process, mine
+                running[process.sentinel] = process, mine, gpu
             for sentinel in multiprocessing.connection.wait(list(running), POLL_SECONDS):
-                process, mine = running.pop(sentinel)
+                process, mine, gpu = running.pop(sentinel)
                 process.join()
+                if gpu is not None:
+                    gpus.append(gpu)
                 if error := _last_word(mine):
                     raise error
                 if process.exitcode:
@@ -112,13 +133,13 @@ def one_process_each(
                     )
             meanwhile()
     finally:
-        for process, _ in running.values():
+        for process, _, _ in running.values():
             process.terminate()
             process.join()
 
 
-def _alone(work: Callable[[T, Any], None], task: T, shared: Any, parent: Any) -> None:
-    _start_worker(None, ())
+def _alone(work: Callable[[T, Any], None], task: T, shared: Any, parent: Any, threads: int, gpu: str | None) -> None:
+    _start_process(threads, gpu)
     try:
         work(task, shared)
     except DtrakError as error:
@@ -144,14 +165,28 @@ def _without_main() -> Iterator[None]:
         sys.modules["__main__"] = main
 
 
-def _start_worker(start: Callable[..., None] | None, arguments: tuple[Any, ...]) -> None:
+_worker: Callable[[], Callable[[Any], Any]] | None = None
+
+
+def _start_in_pool(make: Make, arguments: tuple[Any, ...], threads: int, gpus: Any) -> None:
+    global _worker
+    _start_process(threads, gpus.get() if gpus is not None else None)
+    _worker = functools.cache(functools.partial(make, *arguments))
+
+
+def _work(task: Any) -> Any:
+    assert _worker is not None
+    return _worker()(task)
+
+
+def _start_process(threads: int, gpu: str | None) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    import torch
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # before CUDA starts in this process
+    from dtrak.threads import set_task_threads
 
-    torch.set_num_threads(1)
-    if start is not None:
-        start(*arguments)
+    set_task_threads(threads)
 
 
 def _end_with_parent() -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from dtrak.lora import lora_scaled
 from dtrak.models import DiffusionModel
 from dtrak.noise import keyed_generator
-from dtrak.threads import one_thread
+from dtrak.threads import task_threads
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def sample(model: DiffusionModel, settings: Sequence[GenerationSettings]) -> Ite
     free = model.free_condition(len(settings), first.negative) if first.guidance != 1 else None
     for done, timestep in enumerate(scheduler.timesteps.tolist(), 1):
         t = torch.full((len(settings),), timestep, device=model.device)
-        with one_thread(), lora_scaled(model.unet, first.lora_scale):
+        with task_threads(), lora_scaled(model.unet, first.lora_scale):
             noise = model.predict(x, t, condition)
             if free is not None:
                 away = model.predict(x, t, free)

@@ -23,13 +23,14 @@ from index_builder.measuring import counterfactual, evaluate, retrain
 from index_builder.options import (
     BatchOption,
     DeviceOption,
+    EngineFor,
     JsonOption,
     ShardOption,
     StudyArgument,
-    WorkersOption,
+    takes_engine,
     takes_setting,
 )
-from index_builder.steps import compute, cores, prepare_data, require_prepared
+from index_builder.steps import compute, prepare_data, require_prepared
 from index_builder.terminal import errors, progress
 
 app = typer.Typer(
@@ -155,9 +156,10 @@ def plan(
 
 
 @app.command()
+@takes_engine
 def build(
     study: StudyArgument,
-    workers: WorkersOption = None,
+    engine_for: EngineFor,
     batch_size: BatchOption = 16,
     device: DeviceOption = "cpu",
     index_only: Annotated[
@@ -167,12 +169,10 @@ def build(
 ) -> None:
     """Compute the features of STUDY and build its index, then what the ablations need; resumes, does nothing twice."""
     from dtrak.krylov import road
-    from index_builder.engine import ablation_parts, build_indexes
+    from index_builder.building import ablation_parts, build_indexes
 
     folder = StudyFolder(load_study(study))
-    if device != "cpu":
-        workers = 1  # one process drives the accelerator
-    built = functools.partial(compute, folder, workers=workers or cores(), batch_size=batch_size, device=device)
+    built = functools.partial(compute, folder, engine=engine_for(device), batch_size=batch_size, device=device)
     if shard is not None:
         share = Share.parse(shard)
         require_prepared(folder)
@@ -197,7 +197,7 @@ def build(
 @app.command()
 def merge(study: StudyArgument, device: DeviceOption = "cpu") -> None:
     """Build the index of STUDY from what its shares computed; names what is still missing."""
-    from index_builder.engine import build_indexes, open_stores
+    from index_builder.building import build_indexes, open_stores
 
     folder = StudyFolder(load_study(study))
     require_prepared(folder)

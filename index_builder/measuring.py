@@ -17,25 +17,27 @@ from dtrak.studies import StudyFolder
 from index_builder.options import (
     BatchOption,
     DeviceOption,
+    EngineFor,
     JsonOption,
     PrecisionName,
     ShardOption,
     StudyArgument,
     TruthFamily,
-    WorkersOption,
+    takes_engine,
 )
-from index_builder.steps import compute, cores, prepare_data, require_prepared
+from index_builder.steps import compute, prepare_data, require_prepared
 from index_builder.terminal import errors, progress
 
 
+@takes_engine
 def retrain(
     study: StudyArgument,
+    engine_for: EngineFor,
     subsets: Annotated[int, typer.Option(min=2, help="How many random halves.")] = 64,
     seeds: Annotated[int, typer.Option(min=1, help="Trainings of each half.")] = 2,
     family: Annotated[
         TruthFamily, typer.Option(help="lds: to score methods; fit: for empirical-influence and datamodel.")
     ] = TruthFamily("lds"),
-    workers: WorkersOption = None,
     precision: Annotated[PrecisionName | None, typer.Option(help="Of the arithmetic. [default: the recipe's]")] = None,
     device: DeviceOption = "cpu",
     shard: ShardOption = None,
@@ -60,7 +62,7 @@ def retrain(
             family.value,
             subsets,
             seeds,
-            (workers or cores()) if device == "cpu" else 1,  # one process drives an accelerator
+            engine_for(device),
             chosen,
             advance,
             lambda done, total: show(done, "queries to be asked about", total),
@@ -71,9 +73,10 @@ def retrain(
     errors.print(f"{what} of '{folder.study.name}' are there, {new} of them new.")
 
 
+@takes_engine
 def evaluate(
     study: StudyArgument,
-    workers: WorkersOption = None,
+    engine_for: EngineFor,
     batch_size: BatchOption = 16,
     device: DeviceOption = "cpu",
     as_json: JsonOption = False,
@@ -83,14 +86,13 @@ def evaluate(
     from dtrak.evaluation.measure import evaluate as measure
     from dtrak.evaluation.measure import judges
     from dtrak.evaluation.results import save_evaluation
-    from index_builder.engine import ablation_parts, evaluation_sets
+    from index_builder.building import ablation_parts, evaluation_sets
 
     folder = StudyFolder(load_study(study))
     attributor = Attributor(folder, device)
     truth, _ = judges(attributor)
     errors.print("Features of the queries that the models were asked about:")
-    workers = (workers or cores()) if device == "cpu" else 1
-    compute(folder, ablation_parts(evaluation_sets(folder)), workers, batch_size, device)
+    compute(folder, ablation_parts(evaluation_sets(folder)), engine_for(device), batch_size, device)
     with progress("evaluate", None) as show:
         rows = measure(attributor, report=lambda what, done, total: show(done, what, total))
     fitted = None if attributor.why_not("datamodel") else attributor.subsets("fit")
@@ -110,8 +112,10 @@ def evaluate(
         print(f"{title:50}{row.queries:12}{score:7.1f}{between:>18}{oracle:9.1f}  {dampings}")
 
 
+@takes_engine
 def counterfactual(
     study: StudyArgument,
+    engine_for: EngineFor,
     queries: Annotated[int, typer.Option(min=1, help="How many of the generated queries.")] = 16,
     remove: Annotated[
         int | None, typer.Option(min=1, help="Images to leave out. [default: a fifth of the set]", show_default=False)
@@ -119,7 +123,6 @@ def counterfactual(
     steps: Annotated[
         int | None, typer.Option(min=1, help="Of each training. [default: the recipe's]", show_default=False)
     ] = None,
-    workers: WorkersOption = None,
     precision: Annotated[PrecisionName | None, typer.Option(help="Of the arithmetic. [default: the recipe's]")] = None,
     device: DeviceOption = "cpu",
     shard: ShardOption = None,
@@ -141,7 +144,7 @@ def counterfactual(
         progress(f"counterfactuals of {name}", None) as show,
     ):
         found = measure(
-            attributor, queries, count, workers or cores(), steps, chosen,
+            attributor, queries, count, engine_for(device), steps, chosen,
             lambda done, total: show(done, "steps", total), share,
         )  # fmt: skip
     if found is None:

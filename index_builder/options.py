@@ -1,4 +1,4 @@
-"""What a command takes: its arguments and options, and the setting that several options make together."""
+"""What a command takes: its arguments and options, and what several of them make together: a setting, an engine."""
 
 import functools
 import inspect
@@ -9,13 +9,23 @@ from typing import Annotated, Any
 import typer
 
 from dtrak.config import LAST
+from dtrak.engines import Engine, local
 from dtrak.methods import METHODS
 from dtrak.settings import Setting, parse_damping
 
 StudyArgument = Annotated[str, typer.Argument(metavar="STUDY", help="A name in configs/, or the path of a YAML file.")]
 DeviceOption = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps.")]
 WorkersOption = Annotated[
-    int | None, typer.Option(min=1, help="Processes, one thread each. [default: the cores]", show_default=False)
+    int | None,
+    typer.Option(
+        min=1, help="Processes, or tasks at a time. [default: what the cores or GPUs hold]", show_default=False
+    ),
+]
+ThreadsOption = Annotated[int, typer.Option(min=1, help="Threads of a task; results depend on it in the last digits.")]
+EngineName = StrEnum("EngineName", {"local": "local", "ray": "ray"})  # type: ignore[misc]
+EngineOption = Annotated[EngineName, typer.Option(help="Who works: this machine, or a Ray cluster.")]
+AddressOption = Annotated[
+    str | None, typer.Option(help="Of the Ray cluster's head. [default: a new one here]", show_default=False)
 ]
 BatchOption = Annotated[int, typer.Option(min=1, help="Timesteps per forward pass; bounds memory, changes no result.")]
 ShardOption = Annotated[
@@ -73,17 +83,44 @@ def _setting(
     )  # fmt: skip
 
 
+def _engine(
+    workers: WorkersOption = None,
+    threads: ThreadsOption = 1,
+    engine: EngineOption = EngineName("local"),
+    address: AddressOption = None,
+) -> Callable[[str], Engine]:
+    if engine.value == "local":
+        if address is not None:
+            raise typer.BadParameter("belongs to --engine ray", param_hint="--address")
+        return lambda device: local(workers, threads, device)
+    from dtrak.ray_engine import Ray
+
+    return lambda device: Ray(address, workers, threads, 1 if device.startswith("cuda") else 0)
+
+
+EngineFor = Callable[[str], Engine]
+
+
+def takes_engine(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of an engine; it gets one argument, ``engine_for``: from a device to the engine."""
+    return _with_options(command, "engine_for", _engine)
+
+
 def takes_setting(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options of a setting; it gets them as one argument, ``setting``."""
-    options = inspect.signature(_setting, eval_str=True).parameters
+    return _with_options(command, "setting", _setting)
+
+
+def _with_options(command: Callable[..., None], name: str, make: Callable[..., Any]) -> Callable[..., None]:
+    options = inspect.signature(make, eval_str=True).parameters
     own = inspect.signature(command, eval_str=True)
 
     @functools.wraps(command)
     def wrapped(**given: Any) -> None:
-        setting = _setting(**{name: given.pop(name) for name in options})
-        command(setting=setting, **given)
+        made = make(**{option: given.pop(option) for option in options})
+        command(**{name: made}, **given)
 
-    first = [p for p in own.parameters.values() if p.name != "setting"]
+    first = [p for p in own.parameters.values() if p.name != name]
     # Keyword-only, so that options with defaults may stand before those without.
     together = [p.replace(kind=p.KEYWORD_ONLY) for p in [*first, *options.values()]]
     wrapped.__signature__ = own.replace(parameters=together)  # type: ignore[attr-defined]

@@ -1,19 +1,18 @@
-"""Retraining on subsets with worker processes, one model a task; finished models are never trained again."""
+"""Retraining on subsets by an engine's workers, one model a task; finished models are never trained again."""
 
 import contextlib
 from collections.abc import Callable
 from typing import Literal
 
 from dtrak.config import Study
+from dtrak.engines import Engine
 from dtrak.evaluation.subsets import SubsetModel, is_done, query_set, retrain
 from dtrak.files import exclusive, remove_leftovers
-from dtrak.processes import in_processes
 from dtrak.share import Share
 from dtrak.studies import StudyFolder, check_retrainable
 from dtrak.truth import Family, belongs_to
 
 Precision = Literal["fp32", "bf16"]
-Task = tuple[Study, SubsetModel, Precision | None, str]
 
 
 def retrain_subsets(
@@ -21,7 +20,7 @@ def retrain_subsets(
     family: Family,
     subsets: int,
     seeds: int,
-    workers: int,
+    engine: Engine,
     precision: Precision | None = None,
     report: Callable[[int, int], None] = lambda done, total: None,
     drawing: Callable[[int, int], None] = lambda done, total: None,
@@ -33,7 +32,6 @@ def retrain_subsets(
     All subsets are trained with the first seed before any is with the second.
 
     Args:
-        workers: processes of one thread each; 1 works in this one.
         report: called with (models done, models in all).
         drawing: called with (queries drawn, queries in all), before.
         share: only these models; several shares may then work at once, on queries that are drawn already.
@@ -50,13 +48,12 @@ def retrain_subsets(
         missing = [subset for subset in wanted if not is_done(folder, subset, now)]
         done = len(wanted) - len(missing)
         report(done, len(wanted))
-        tasks: list[Task] = [(folder.study, subset, precision, device) for subset in missing]
-        for _ in map(_retrain, tasks) if workers == 1 else in_processes(_retrain, tasks, workers):
+        for _ in engine.results(_retrainer, (folder.study, precision, device), missing):
             done += 1
             report(done, len(wanted))
         return len(missing)
 
 
-def _retrain(task: Task) -> None:
-    study, subset, precision, device = task
-    retrain(StudyFolder(study), subset, precision, device)
+def _retrainer(study: Study, precision: Precision | None, device: str) -> Callable[[SubsetModel], None]:
+    folder = StudyFolder(study)
+    return lambda subset: retrain(folder, subset, precision, device)

@@ -1,10 +1,10 @@
-"""What several commands do: prepare the data, compute features with progress, count the cores."""
+"""What several commands do: prepare the data, compute features with progress."""
 
-import os
 from collections.abc import Mapping, Sequence
 
 from dtrak.config import FeatureConfig
 from dtrak.costs import record_cost
+from dtrak.engines import Engine
 from dtrak.errors import DtrakError
 from dtrak.files import exclusive
 from dtrak.share import Share
@@ -16,17 +16,17 @@ from index_builder.terminal import errors, progress
 def compute(
     folder: StudyFolder,
     parts: Mapping[str, Sequence[FeatureConfig]],
-    workers: int,
+    engine: Engine,
     batch_size: int = 16,
     device: str = "cpu",
     share: Share | None = None,
 ) -> list[FeatureStore]:
     """Compute what is missing of some parts, or a share of it, and print what each took; their stores."""
-    from index_builder.engine import build_parts
+    from index_builder.building import build_parts
 
     with progress("features", None) as advance:
         built = build_parts(
-            folder, parts, workers, batch_size, device, lambda part, done, total: advance(done, part, total), share
+            folder, parts, engine, batch_size, device, lambda part, done, total: advance(done, part, total), share
         )
     if share is not None:
         return [store for part in built.values() for store in part.stores]  # costs are those of whole parts
@@ -70,8 +70,3 @@ def require_prepared(folder: StudyFolder) -> None:
             f"The data of '{folder.study.name}' is not prepared.",
             hint=f"Before the shares start: python -m index_builder prepare {folder.study.name}",
         )
-
-
-def cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

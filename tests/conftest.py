@@ -23,12 +23,13 @@ from playwright.sync_api import sync_playwright
 from dtrak.attribution import Attributor
 from dtrak.config import load_study
 from dtrak.data import prepare
+from dtrak.engines import Local
 from dtrak.evaluation.measure import evaluate
 from dtrak.evaluation.results import save_evaluation
 from dtrak.query import Query
 from dtrak.studies import StudyFolder
 from dtrak.truth import load_subsets
-from index_builder.engine import build_features, build_indexes, evaluation_sets
+from index_builder.building import build_features, build_indexes, evaluation_sets
 from index_builder.retraining import retrain_subsets
 from tests.stable_diffusion import build_paintings
 
@@ -138,11 +139,11 @@ def built(source, tmp_path_factory):
     os.environ["DTRAK_WORKSPACE"] = str(workspace)
     folder = StudyFolder(load_study(str(source / "tiny.yaml")))
     prepare(folder.study, folder.data)
-    build_indexes(folder, build_features(folder, workers=1))
-    build_features(folder, workers=1, sets=folder.study.ablations)
-    retrain_subsets(folder, "lds", 6, 1, workers=1)
-    retrain_subsets(folder, "fit", 2, 1, workers=1)
-    build_features(folder, workers=1, sets=evaluation_sets(folder))
+    build_indexes(folder, build_features(folder, Local(1)))
+    build_features(folder, Local(1), sets=folder.study.ablations)
+    retrain_subsets(folder, "lds", 6, 1, Local(1))
+    retrain_subsets(folder, "fit", 2, 1, Local(1))
+    build_features(folder, Local(1), sets=evaluation_sets(folder))
     save_evaluation(folder, evaluate(Attributor(folder)), load_subsets(folder, "lds"))
     yield workspace
     os.environ.pop("DTRAK_WORKSPACE")

@@ -9,9 +9,10 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from dtrak.config import load_study
 from dtrak.data import prepare
+from dtrak.engines import Local
 from dtrak.studies import StudyFolder
 from dtrak.study_training import train_study
-from index_builder.engine import build_features, build_indexes
+from index_builder.building import build_features, build_indexes
 
 SIDE = 16
 STYLES = ("round", "square")
@@ -70,7 +71,7 @@ def build_paintings(folder):
     study = StudyFolder(load_study(str(write_lora_study(folder))))
     prepare(study.study, study.data)
     train_study(study)
-    build_indexes(study, build_features(study, workers=1))
+    build_indexes(study, build_features(study, Local(1)))
 
 
 def write_lora_study(folder, **model):

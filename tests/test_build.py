@@ -11,14 +11,15 @@ import types
 import numpy as np
 import pytest
 
+from dtrak.engines import Local
 from dtrak.errors import DtrakError
 from dtrak.files import _host, exclusive, remove_leftovers
 from dtrak.index import AttributionIndex
-from dtrak.processes import SPAWN, in_processes, one_process_each
+from dtrak.processes import SPAWN, Processes, in_processes, one_process_each
 from dtrak.store import FeatureStore
 from dtrak.verify import verify_study
-from index_builder import engine
-from index_builder.engine import build_features, build_indexes
+from index_builder import building
+from index_builder.building import build_features, build_indexes
 
 
 def hashes(folder):
@@ -32,22 +33,22 @@ def hashes(folder):
 
 @pytest.fixture
 def small_shards(monkeypatch):
-    monkeypatch.setattr(engine, "SHARD_SIZE", 4)
+    monkeypatch.setattr(building, "SHARD_SIZE", 4)
 
 
 def test_workers_change_no_byte(fresh, tiny, small_shards, monkeypatch, tmp_path):
     monkeypatch.setenv("DTRAK_WORKSPACE", str(tmp_path / "workspace"))
-    build_indexes(fresh, build_features(fresh, workers=2))
+    build_indexes(fresh, build_features(fresh, Local(2)))
     two = hashes(fresh.root)
     for name in ("features", "index"):
         (fresh.root / name).rename(fresh.root / f"old-{name}")
-    build_indexes(fresh, build_features(fresh, workers=1))
+    build_indexes(fresh, build_features(fresh, Local(1)))
     assert hashes(fresh.root) == two
 
 
 def test_shard_size_changes_no_number(fresh, tiny, small_shards, monkeypatch, built, tmp_path):
     monkeypatch.setenv("DTRAK_WORKSPACE", str(tmp_path / "workspace"))
-    for store in build_features(fresh, workers=1):
+    for store in build_features(fresh, Local(1)):
         other = FeatureStore.open(built / "tiny" / "features" / store.fingerprint)
         np.testing.assert_array_equal(store.read(), other.read())
 
@@ -69,16 +70,24 @@ def test_a_killed_build_resumes_to_the_same_bytes(fresh, source):
 
 
 def test_resume_computes_only_what_is_missing(fresh, small_shards, monkeypatch):
-    stores = build_features(fresh, workers=1)
+    stores = build_features(fresh, Local(1))
     before = hashes(fresh.root)
     stores[0].discard(1)
     (stores[0].folder / "shard-00001.npy.part").write_bytes(b"half")
     seen = []
-    real = engine.extract_rows
-    monkeypatch.setattr(engine, "extract_rows", lambda *a: seen.append(a[2]) or real(*a))
-    build_features(fresh, workers=1)
+    real = building.extract_rows
+    monkeypatch.setattr(building, "extract_rows", lambda *a: seen.append(a[2]) or real(*a))
+    build_features(fresh, Local(1))
     assert seen == [range(4, 8)]
     assert hashes(fresh.root) == before
+
+
+def _maker(work):
+    return work
+
+
+def _basename():
+    return os.path.basename
 
 
 def _die_once(path):
@@ -94,7 +103,7 @@ def test_processes_do_not_run_the_main_module_again(tmp_path, monkeypatch):
     script = types.ModuleType("__main__")
     script.__file__ = str(tmp_path / "script.py")
     monkeypatch.setitem(sys.modules, "__main__", script)
-    assert list(in_processes(os.path.basename, ["x/a"], 2)) == ["a"]
+    assert list(in_processes(_basename, (), ["x/a"], Processes(2))) == ["a"]
 
 
 def _die(path):
@@ -103,25 +112,25 @@ def _die(path):
 
 def test_the_work_of_a_dead_process_is_done_by_another(tmp_path):
     paths = [str(tmp_path / name) for name in "abc"]
-    assert sorted(in_processes(_die_once, paths[:1], 1)) == ["a"]
+    assert sorted(in_processes(_maker, (_die_once,), paths[:1], Processes(1))) == ["a"]
     with pytest.raises(DtrakError, match="without a word"):
-        list(in_processes(_die, paths, 2))
+        list(in_processes(_maker, (_die,), paths, Processes(2)))
 
 
 def test_a_second_builder_is_told(fresh):
     with exclusive(fresh.root, "x"), pytest.raises(DtrakError, match="Another process"):
-        build_features(fresh, workers=1)
+        build_features(fresh, Local(1))
 
 
 def test_verify_finds_and_repairs_damage(fresh):
-    build_indexes(fresh, build_features(fresh, workers=1))
+    build_indexes(fresh, build_features(fresh, Local(1)))
     assert verify_study(fresh) == []
     shard = next(fresh.features.glob("*/shard-00000.npy"))
     shard.write_bytes(shard.read_bytes()[:-4] + b"\0\0\0\1")
     next(fresh.index.glob("*/vectors.faiss")).write_bytes(b"junk")
     problems = verify_study(fresh, repair=True)
     assert len(problems) == 2
-    build_indexes(fresh, build_features(fresh, workers=1))
+    build_indexes(fresh, build_features(fresh, Local(1)))
     assert verify_study(fresh) == []
 
 
@@ -134,9 +143,9 @@ def test_a_full_disk_leaves_nothing_corrupt(fresh, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(dtrak.files.os, "fsync", full)
         with pytest.raises(DtrakError, match="No space left"):
-            build_features(fresh, workers=1)
+            build_features(fresh, Local(1))
     assert not list(fresh.root.rglob("features/**/*.part"))
-    stores = build_features(fresh, workers=1)
+    stores = build_features(fresh, Local(1))
     assert all(store.verify() == [] for store in stores)
 
 
@@ -159,7 +168,7 @@ def _count(task, shared):
 
 def test_a_process_a_task_tells_its_error_and_ends_when_unwanted():
     with pytest.raises(DtrakError, match="no 1"):
-        one_process_each(_refuse, [1], 1, None, lambda: None)
+        one_process_each(_refuse, [1], Processes(1), None, lambda: None)
     counted = SPAWN.Array("i", 2)
     start = time.monotonic()
 
@@ -168,10 +177,10 @@ def test_a_process_a_task_tells_its_error_and_ends_when_unwanted():
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        one_process_each(_count, [0, 1], 2, counted, enough)
+        one_process_each(_count, [0, 1], Processes(2), counted, enough)
     assert time.monotonic() - start < 50
     with pytest.raises(DtrakError, match="ended with"):
-        one_process_each(_die_alone, [1], 1, None, lambda: None)
+        one_process_each(_die_alone, [1], Processes(1), None, lambda: None)
 
 
 def _die_alone(task, shared):

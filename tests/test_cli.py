@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from dtrak.engines import Local
 from dtrak.errors import DtrakError
 from dtrak.evaluation.subsets import query_set
 from dtrak.settings import Setting
@@ -138,10 +139,10 @@ def test_an_index_of_other_weights_is_refused(fresh, source, tmp_path):
     from dtrak.attribution import Attributor
     from dtrak.config import load_study
     from dtrak.studies import StudyFolder
-    from index_builder.engine import build_features, build_indexes
+    from index_builder.building import build_features, build_indexes
     from tests.conftest import write_study
 
-    build_indexes(fresh, build_features(fresh, workers=1))
+    build_indexes(fresh, build_features(fresh, Local(1)))
     changed = source / "other"
     changed.mkdir(exist_ok=True)
     features = [{"output": "mean-squared-l2-norm", "timesteps": 4, "projection_dim": 64}]

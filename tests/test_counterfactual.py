@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from dtrak.attribution import Attributor
+from dtrak.engines import Local
 from dtrak.errors import DtrakError
 from dtrak.evaluation import removal as module
 from dtrak.evaluation.counterfactual import (
@@ -23,9 +24,9 @@ from dtrak.evaluation.subsets import query_set
 from dtrak.sampling import GenerationSettings, sample
 from dtrak.settings import Setting
 from dtrak.study_training import initial_model
-from dtrak.threads import one_thread
+from dtrak.threads import task_threads
 from dtrak.training import Run
-from index_builder.engine import build_features, build_indexes
+from index_builder.building import build_features, build_indexes
 
 SETTINGS = (GenerationSettings(1, 3, "round"), GenerationSettings(2, 3, None))
 
@@ -39,7 +40,7 @@ def test_leaving_nothing_out_is_the_plain_training(fresh):
     table, model = fresh.table, initial_model(fresh)
     latents = model.encode(table.pixels[: table.train_size])
     run = Run(model, fresh.study.training, latents, table.train_ids, table.names[: table.train_size])
-    with one_thread():
+    with task_threads():
         run.train()
     for number, one in enumerate(SETTINGS):
         *_, last = sample(model, [one])
@@ -47,24 +48,24 @@ def test_leaving_nothing_out_is_the_plain_training(fresh):
 
 
 def test_a_removal_changes_pictures_and_its_order_does_not(fresh):
-    draw_all(fresh, [Task(removal_of(fresh), SETTINGS), Task(removal_of(fresh, 3, 5, 7), SETTINGS)], workers=1)
+    draw_all(fresh, [Task(removal_of(fresh), SETTINGS), Task(removal_of(fresh, 3, 5, 7), SETTINGS)], Local(1))
     assert (drawn(fresh, removal_of(fresh), SETTINGS) != drawn(fresh, removal_of(fresh, 3, 5, 7), SETTINGS)).any()
     assert removal_of(fresh, 7, 5, 3) == removal_of(fresh, 3, 5, 7)
 
 
 def test_workers_change_no_pixel_and_nothing_is_trained_twice(fresh, monkeypatch):
     tasks = [Task(removal_of(fresh, row), SETTINGS) for row in (0, 1, 2)]
-    draw_all(fresh, tasks[:2], workers=1)
+    draw_all(fresh, tasks[:2], Local(1))
     alone = drawn(fresh, tasks[1].removal, SETTINGS)
     for path in tasks[1].removal.folder(fresh).iterdir():
         path.unlink()
     seen = []
-    draw_all(fresh, tasks, workers=2, report=lambda done, total: seen.append((done, total)))
+    draw_all(fresh, tasks, Local(2), report=lambda done, total: seen.append((done, total)))
     np.testing.assert_array_equal(drawn(fresh, tasks[1].removal, SETTINGS), alone)
     assert seen[0] == (3, 9)
     assert seen[-1] == (9, 9)
     monkeypatch.setattr(module, "training_run", lambda *a, **k: 1 / 0)
-    draw_all(fresh, tasks, workers=1)
+    draw_all(fresh, tasks, Local(1))
 
 
 class Enough(Exception):
@@ -106,7 +107,7 @@ def test_a_shorter_recipe_shortens_its_schedule(fresh):
 
 
 def test_counterfactuals_of_each_method(fresh):
-    build_indexes(fresh, build_features(fresh, workers=1))
+    build_indexes(fresh, build_features(fresh, Local(1)))
     asked, attributor = query_set(fresh), Attributor(fresh)
     found = counterfactual(attributor, queries=2, remove=3, workers=1)
     assert found.queries == sorted(chosen_queries(asked, 2))

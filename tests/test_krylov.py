@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 
 from dtrak.attribution import Attributor
+from dtrak.engines import Local
 from dtrak.errors import DtrakError
 from dtrak.kernel import Kernel
 from dtrak.krylov import KrylovKernel, fits, memory_allowed, road, solve
 from dtrak.readout import Readout
 from dtrak.settings import Setting
 from dtrak.verify import verify_study
-from index_builder.engine import build_features, build_indexes
+from index_builder.building import build_features, build_indexes
 
 DAMPINGS = (1e-3, 0.1, 1.0, 100.0)
 
@@ -98,7 +99,7 @@ def test_an_index_without_a_decomposition_ranks_alike(fresh, tiny, attributor, q
     expected = attributor.attribute(query, attributor.features(query, [setting]), setting)
     monkeypatch.setenv("DTRAK_WORKSPACE", str(tmp_path / "workspace"))
     monkeypatch.setenv("DTRAK_MEMORY", "0.001MB")
-    build_indexes(fresh, build_features(fresh, workers=1))
+    build_indexes(fresh, build_features(fresh, Local(1)))
     assert not list(fresh.index.glob("*/eigenvectors.npy"))
     assert verify_study(fresh) == []
     other = Attributor(fresh)

@@ -6,6 +6,7 @@ import pytest
 from dtrak.attribution import Attributor
 from dtrak.choices import stored
 from dtrak.config import RANDOMISED
+from dtrak.engines import Local
 from dtrak.errors import DtrakError
 from dtrak.evaluation.lds import lds
 from dtrak.evaluation.measure import all_settings, evaluate, judges, score_matrices, score_now
@@ -21,7 +22,7 @@ from index_builder.retraining import retrain_subsets
 def test_evaluate_needs_subset_models(fresh):
     with pytest.raises(DtrakError, match="none yet"):
         evaluate(Attributor(fresh))
-    retrain_subsets(fresh, "lds", 2, 1, workers=1)
+    retrain_subsets(fresh, "lds", 2, 1, Local(1))
     with pytest.raises(DtrakError, match="There are 2"):
         evaluate(Attributor(fresh))
 

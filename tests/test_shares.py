@@ -7,13 +7,14 @@ import sys
 import numpy as np
 import pytest
 
+from dtrak.engines import Local
 from dtrak.errors import DtrakError
 from dtrak.evaluation.subsets import query_set
 from dtrak.share import Share
 from dtrak.studies import StudyFolder
 from dtrak.truth import load_subsets
-from index_builder import engine
-from index_builder.engine import build_features, build_indexes
+from index_builder import building
+from index_builder.building import build_features, build_indexes
 from index_builder.retraining import retrain_subsets
 from tests.test_build import hashes
 from tests.test_cli import call
@@ -30,8 +31,8 @@ def test_shares_cover_everything_once():
 
 
 def test_shards_in_random_order_one_of_them_twice_merge_to_the_same_bytes(fresh, source, monkeypatch):
-    monkeypatch.setattr(engine, "SHARD_SIZE", 4)
-    build_indexes(fresh, build_features(fresh, workers=1))
+    monkeypatch.setattr(building, "SHARD_SIZE", 4)
+    build_indexes(fresh, build_features(fresh, Local(1)))
     whole = hashes(fresh.root)
     for name in ("features", "index"):
         (fresh.root / name).rename(fresh.root / f"whole-{name}")
@@ -82,6 +83,6 @@ def test_shares_of_the_retraining_run_at_once_and_twice(fresh: StudyFolder, sour
     assert losses.shape[0] == 3
     for path in (fresh.root / "truth" / "lds").glob("*.json"):
         path.unlink()
-    retrain_subsets(fresh, "lds", 3, 1, workers=1)
+    retrain_subsets(fresh, "lds", 3, 1, Local(1))
     np.testing.assert_array_equal(load_subsets(fresh, "lds").losses, losses)
     assert not list(fresh.root.rglob("*.part"))

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from dtrak.attribution import Attributor
+from dtrak.engines import Local
 from dtrak.errors import DtrakError
 from dtrak.evaluation import subsets
 from dtrak.evaluation.subsets import SubsetModel, is_done, query_losses, query_set
@@ -22,10 +23,10 @@ def test_masks_are_keyed_halves(tiny):
 
 
 def test_retraining_resumes_and_is_read_back(fresh, monkeypatch):
-    assert retrain_subsets(fresh, "fit", 2, 1, workers=1) == 2
+    assert retrain_subsets(fresh, "fit", 2, 1, Local(1)) == 2
     trained = []
     monkeypatch.setattr(subsets, "training_run", lambda *a, **k: trained.append(a) or 1 / 0)
-    assert retrain_subsets(fresh, "fit", 2, 1, workers=1) == 0
+    assert retrain_subsets(fresh, "fit", 2, 1, Local(1)) == 0
     assert trained == []
     truth = load_subsets(fresh, "fit")
     assert truth.masks.shape == (2, 14)
@@ -43,11 +44,11 @@ def test_retraining_resumes_and_is_read_back(fresh, monkeypatch):
 
 
 def test_workers_change_no_number(fresh):
-    retrain_subsets(fresh, "lds", 2, 1, workers=1)
+    retrain_subsets(fresh, "lds", 2, 1, Local(1))
     one = load_subsets(fresh, "lds").losses
     for path in (fresh.root / "truth" / "lds").glob("*.json"):
         path.unlink()
-    retrain_subsets(fresh, "lds", 2, 1, workers=2)
+    retrain_subsets(fresh, "lds", 2, 1, Local(2))
     np.testing.assert_array_equal(load_subsets(fresh, "lds").losses, one)
 
 
@@ -66,29 +67,29 @@ def changed(folder, **training):
 
 
 def test_only_what_is_missing_is_trained(fresh, monkeypatch):
-    retrain_subsets(fresh, "lds", 3, 1, workers=1)
+    retrain_subsets(fresh, "lds", 3, 1, Local(1))
     whole = load_subsets(fresh, "lds").losses
     (fresh.root / "truth" / "lds" / "subset-001-seed-0.json").unlink()
     real, trained = subsets.training_run, []
     monkeypatch.setattr(subsets, "training_run", lambda *a, **k: trained.append(a) or real(*a, **k))
-    assert retrain_subsets(fresh, "lds", 3, 1, workers=1) == 1
+    assert retrain_subsets(fresh, "lds", 3, 1, Local(1)) == 1
     assert len(trained) == 1
     np.testing.assert_array_equal(load_subsets(fresh, "lds").losses, whole)
 
 
 def test_models_of_another_recipe_do_not_count(fresh):
-    retrain_subsets(fresh, "lds", 2, 1, workers=1)
+    retrain_subsets(fresh, "lds", 2, 1, Local(1))
     other = changed(fresh, learning_rate=0.5)
     assert not is_done(other, SubsetModel("lds", 0, 0))
     with pytest.raises(DtrakError, match="another recipe"):
         load_subsets(other, "lds")
-    assert retrain_subsets(other, "lds", 1, 1, workers=1) == 1
+    assert retrain_subsets(other, "lds", 1, 1, Local(1)) == 1
     assert len(load_subsets(other, "lds").masks) == 1
     assert is_done(changed(fresh, save_every=7), SubsetModel("lds", 1, 0))
 
 
 def test_seeds_count_once_every_subset_has_them(fresh):
-    retrain_subsets(fresh, "lds", 2, 2, workers=1)
+    retrain_subsets(fresh, "lds", 2, 2, Local(1))
     both = load_subsets(fresh, "lds")
     assert both.seeds == 2
     (fresh.root / "truth" / "lds" / "subset-001-seed-1.json").unlink()
@@ -102,7 +103,7 @@ def test_a_model_of_unknown_training_is_not_trained_again(fresh):
     model = fresh.study.model.model_copy(update={"unet": None})
     unknown = type(fresh)(fresh.study.model_copy(update={"model": model}))
     with pytest.raises(DtrakError, match="does not say how its model was trained"):
-        retrain_subsets(unknown, "lds", 2, 1, workers=1)
+        retrain_subsets(unknown, "lds", 2, 1, Local(1))
 
 
 def test_queries_belong_to_the_model_that_drew_them(fresh, source):

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from dtrak.attribution import Attributor
 from dtrak.config import FeatureConfig, load_study
 from dtrak.data import prepare
+from dtrak.engines import Local
 from dtrak.errors import DtrakError
 from dtrak.evaluation.subsets import query_set
 from dtrak.features import FeatureExtractor
@@ -26,7 +27,7 @@ from dtrak.study_training import initial_model
 from dtrak.text_to_image import load_text_to_image
 from dtrak.training import KeyedBatches
 from dtrak.truth import load_subsets
-from index_builder.engine import build_features, build_indexes
+from index_builder.building import build_features, build_indexes
 from index_builder.retraining import retrain_subsets
 from tests import oracle
 from tests.stable_diffusion import SIDE, write_lora_study
@@ -205,7 +206,7 @@ def test_a_users_lora_makes_a_study_without_training(place, folder, tmp_path, mo
     monkeypatch.setenv("DTRAK_WORKSPACE", str(tmp_path / "workspace"))
     study = StudyFolder(load_study(str(write_lora_study(tmp_path, adapter="mine"))))
     prepare(study.study, study.data)
-    build_indexes(study, build_features(study, workers=1))
+    build_indexes(study, build_features(study, Local(1)))
     attributor = Attributor(study)
     query = Query(np.asarray(study.table.pixels[-1]), "a round painting")
     answer = attributor.attribute(query, attributor.features(query), "dtrak", top=3)
@@ -231,7 +232,7 @@ def test_attribution_of_a_drawn_picture_by_all_methods(folder):
 
 
 def test_subset_models_are_asked_with_prompts(folder):
-    retrain_subsets(folder, "lds", 2, 1, workers=1)
+    retrain_subsets(folder, "lds", 2, 1, Local(1))
     asked = query_set(folder)
     assert set(asked.labels[asked.heldout :]) == {"a round painting", "a square painting"}
     assert asked.labels[0].endswith("painting")

@@ -17,6 +17,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from dtrak.attribution import Attributor
+from dtrak.engines import Engine
 from dtrak.errors import DtrakError
 from dtrak.evaluation.removal import Removal, Task, draw_all, drawn
 from dtrak.evaluation.results import model_and_data, what_changed
@@ -110,7 +111,7 @@ def counterfactual(
     attributor: Attributor,
     queries: int,
     remove: int,
-    workers: int,
+    engine: Engine,
     steps: int | None = None,
     precision: str | None = None,
     report: Callable[[int, int], None] = lambda done, total: None,
@@ -147,7 +148,7 @@ def counterfactual(
             wanted.setdefault(removal, set()).add(number)
     tasks = [Task(removal, tuple(settings[n] for n in sorted(of))) for removal, of in wanted.items()]
     mine = [task for place, task in enumerate(tasks) if share is None or share.has(place)]
-    draw_all(folder, mine, workers if attributor.device == "cpu" else 1, report, attributor.device)
+    draw_all(folder, mine, engine, report, attributor.device)
     if share is not None:
         return None
     before = dict(zip(numbers, drawn(folder, everything, [settings[n] for n in numbers]), strict=True))

@@ -21,13 +21,14 @@ import torch
 from jaxtyping import UInt8
 
 from dtrak.config import TrainingConfig
+from dtrak.engines import Engine, Local
 from dtrak.files import digest, write_json, write_npy
 from dtrak.models import DiffusionModel, save_model
 from dtrak.processes import SPAWN, one_process_each
 from dtrak.sampling import GenerationSettings, generate
 from dtrak.studies import StudyFolder, base_path, check_retrainable, load_any, recipe_digest
 from dtrak.study_training import training_run
-from dtrak.threads import one_thread
+from dtrak.threads import task_threads
 
 Pixels = UInt8[np.ndarray, "n r r 3"]
 
@@ -93,7 +94,7 @@ def draw_without(
     missing = [s for s in settings if not is_drawn(folder, removal, s)]
     if not missing:
         return
-    with one_thread():
+    with task_threads():
         model = _trained(folder, removal, report, device)
         for one in missing:
             write_npy(_picture(folder, removal, one), generate(model, [one])[0])
@@ -139,40 +140,49 @@ class Task:
 def draw_all(
     folder: StudyFolder,
     tasks: Sequence[Task],
-    workers: int,
+    engine: Engine,
     report: Callable[[int, int], None] = lambda done, total: None,
     device: str = "cpu",
 ) -> None:
     """Retrain and draw what is missing of several tasks.
 
     Args:
-        workers: processes of one thread each; 1 works in this one, and is for ``device`` to be others than the CPU.
-        report: called with (steps trained, steps in all) as they pass; what it raises stops every training.
+        report: called with (steps trained, steps in all) as they pass, by other engines than this machine's when a
+            task ends; what it raises stops every training.
     """
     left = [t for t in tasks if not all(is_drawn(folder, t.removal, s) for s in t.settings)]
     total = sum(task.removal.steps for task in tasks)
     finished = total - sum(task.removal.steps for task in left)
     report(finished, total)
-    if workers == 1:
-        for task in left:
-
-            def advance(step: int, before: int = finished) -> None:
-                report(before + step, total)
-
-            draw_without(folder, task.removal, task.settings, advance, device)
-            finished += task.removal.steps
-    elif left:
+    if isinstance(engine, Local) and engine.workers > 1 and left:
         steps: Any = SPAWN.Array("i", len(left))
-        numbered = [(number, folder, task) for number, task in enumerate(left)]
-        one_process_each(_in_process, numbered, workers, steps, lambda: report(finished + sum(steps), total))
+        numbered = [(number, folder, task, device) for number, task in enumerate(left)]
+        one_process_each(_in_process, numbered, engine.processes, steps, lambda: report(finished + sum(steps), total))
+    else:
+
+        def advance(step: int) -> None:
+            report(finished + step, total)
+
+        here = advance if isinstance(engine, Local) else None
+        for done in engine.results(_drawer, (folder, device, here), left):
+            finished += done
+            report(finished, total)
     report(total, total)
 
 
-def _in_process(numbered: tuple[int, StudyFolder, Task], steps: Any) -> None:
-    number, folder, task = numbered
+def _drawer(folder: StudyFolder, device: str, report: Callable[[int], None] | None) -> Callable[[Task], int]:
+    def draw(task: Task) -> int:
+        draw_without(folder, task.removal, task.settings, report or (lambda step: None), device)
+        return task.removal.steps
+
+    return draw
+
+
+def _in_process(numbered: tuple[int, StudyFolder, Task, str], steps: Any) -> None:
+    number, folder, task, device = numbered
 
     def report(step: int) -> None:
         steps[number] = step
 
-    draw_without(folder, task.removal, task.settings, report)
+    draw_without(folder, task.removal, task.settings, report, device)
     steps[number] = task.removal.steps

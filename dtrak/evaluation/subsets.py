@@ -33,7 +33,7 @@ from dtrak.queries import generate_query
 from dtrak.query import Query, QuerySet, generated_settings, load_query_set, save_query_set
 from dtrak.studies import StudyFolder, check_retrainable, model_digest, truth_folders
 from dtrak.study_training import training_run
-from dtrak.threads import one_thread
+from dtrak.threads import task_threads
 from dtrak.truth import Family, belongs_to, subset_mask
 
 MOST_HELDOUT = 1000
@@ -145,7 +145,7 @@ def retrain(
         return
     config = folder.study.training
     config = config.model_copy(update={"seed": subset.training_seed, "precision": precision or config.precision})
-    with one_thread():
+    with task_threads():
         mask = subset_mask(folder, subset.family, subset.number)
         run = training_run(folder, config, weights=torch.from_numpy(mask).float(), device=device)
         model = run.model

@@ -1,7 +1,6 @@
 """The app's long-lived parts, one of each per server process: opened studies and the job queue."""
 
 import functools
-import os
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from dtrak.attribution import Attribution, Attributor, Features, Need
 from dtrak.compare import ranks
 from dtrak.config import load_study
 from dtrak.costs import COSTS_FILE
+from dtrak.engines import Local, cores
 from dtrak.errors import DtrakError
 from dtrak.evaluation.counterfactual import Counterfactuals, load_counterfactuals
 from dtrak.evaluation.lds import Score
@@ -261,7 +261,7 @@ class StudyService:
 
         def work(job: Job) -> None:
             with exclusive(self.folder.root / "retrained", f"the retraining of '{self.folder.study.name}'"):
-                draw_all(self.folder, tasks, max(2, min(len(tasks), os.cpu_count() or 2)), job.progress)
+                draw_all(self.folder, tasks, Local(max(2, min(len(tasks), cores()))), job.progress)
 
         return retraining_queue().submit(self.what_if_key(tasks), work)
 

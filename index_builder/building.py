@@ -1,23 +1,23 @@
-"""Building feature stores with worker processes, a shard at a time.
+"""Building feature stores by an engine's workers, a shard at a time.
 
-Each worker loads the model once and runs on one thread, so that a shard's bytes do not depend on
-how many workers there are. Shards are complete or absent; a build that is killed resumes.
+Each worker loads the model once, and tasks have a fixed number of threads, so that a shard's bytes do not depend
+on how many workers there are. Shards are complete or absent; a build that is killed resumes.
 """
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from dtrak.config import LAST, FeatureConfig, Split, Study
 from dtrak.costs import INDEX_PART
 from dtrak.data import Table
+from dtrak.engines import Engine, Local
 from dtrak.features import FeatureExtractor, extract_rows, identity
 from dtrak.files import digest, exclusive, remove_leftovers
 from dtrak.index import build_index
 from dtrak.models import DiffusionModel
-from dtrak.processes import in_processes
 from dtrak.query import data_fingerprint, split_rows
 from dtrak.share import Share
 from dtrak.store import FeatureStore
@@ -54,7 +54,7 @@ class Built:
 
 def build_features(
     folder: StudyFolder,
-    workers: int,
+    engine: Engine = Local(),
     batch_size: int = 16,
     device: str = "cpu",
     report: Callable[[str, int, int], None] = lambda part, done, total: None,
@@ -62,13 +62,13 @@ def build_features(
 ) -> list[FeatureStore]:
     """Compute what is missing of some feature sets, by default those of the study's index."""
     sets = folder.study.features if sets is None else sets
-    return build_parts(folder, {INDEX_PART: sets}, workers, batch_size, device, report)[INDEX_PART].stores
+    return build_parts(folder, {INDEX_PART: sets}, engine, batch_size, device, report)[INDEX_PART].stores
 
 
 def build_parts(
     folder: StudyFolder,
     parts: Mapping[str, Sequence[FeatureConfig]],
-    workers: int,
+    engine: Engine,
     batch_size: int = 16,
     device: str = "cpu",
     report: Callable[[str, int, int], None] = lambda part, done, total: None,
@@ -78,7 +78,6 @@ def build_parts(
 
     Args:
         parts: feature sets by the title of their part.
-        workers: processes; 1 works in this one.
         report: called with (part at work, shards done, shards in all).
         share: only these shards; several shares may then work on the study at once.
     """
@@ -92,9 +91,8 @@ def build_parts(
         done = total - sum(len(task.sets) for task in tasks)
         seconds = dict.fromkeys(parts, 0.0)
         report(next(iter(parts)), done, total)
-        runner = _in_this_process if workers == 1 or len(tasks) <= 1 else _in_processes
         before = time.monotonic()
-        for task in runner(folder.study, tasks, workers, batch_size, device):
+        for task in engine.results(_builder, (folder.study, batch_size, device), tasks):
             now = time.monotonic()
             seconds[task.part] += now - before
             before, done = now, done + len(task.sets)
@@ -194,24 +192,5 @@ class _Builder:
         return self._models[name]
 
 
-def _in_this_process(study: Study, tasks: list[Task], workers: int, batch_size: int, device: str) -> Iterator[Task]:
-    if tasks:
-        builder = _Builder(study, batch_size, device)
-        yield from map(builder.build, tasks)
-
-
-_builder: _Builder | None = None
-
-
-def _start_builder(study: Study, batch_size: int, device: str) -> None:
-    global _builder
-    _builder = _Builder(study, batch_size, device)
-
-
-def _build_in_worker(task: Task) -> Task:
-    assert _builder is not None
-    return _builder.build(task)
-
-
-def _in_processes(study: Study, tasks: list[Task], workers: int, batch_size: int, device: str) -> Iterator[Task]:
-    return in_processes(_build_in_worker, tasks, workers, _start_builder, (study, batch_size, device))
+def _builder(study: Study, batch_size: int, device: str) -> Callable[[Task], Task]:
+    return _Builder(study, batch_size, device).build
