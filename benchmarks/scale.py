@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from dtrak.config import ROOT, load_study
-from dtrak.plan import DEVICES, estimate, in_words, size_in_words
+from dtrak.plan import DEVICES, estimate
 from dtrak.studies import StudyFolder
+from dtrak.words import in_words, size_in_words
 
 STUDIES = ("cifar2", "cifar10", "celeba", "artbench2", "artbench5")
 START, END = "<!-- table: python -m benchmarks.scale -->\n", "<!-- end of table -->\n"

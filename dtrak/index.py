@@ -1,10 +1,12 @@
 """The FAISS inner-product index over raw training features, with what turns queries into answers.
 
-``index/<fingerprint>/`` holds ``vectors.faiss``, the kernel's ``eigenvalues.npy`` and
-``eigenvectors.npy`` where they fit in memory, ``norms.npy`` and, written last, ``manifest.json``. λ lives on the query
-side, so nothing here depends on it. Opponents are a search for −q.
+``index/<fingerprint>/`` holds ``vectors.faiss``; ``features.npy``, Φ itself for exact products; the kernel's
+``eigenvalues.npy`` and ``eigenvectors.npy`` where they fit in memory; ``norms.npy``; ``white-*.npy`` for coordinates of
+their own; and, written last, ``manifest.json``. λ lives on the query side, so nothing here depends on it. Opponents are
+a search for −q. All of it is mapped into memory, not read.
 """
 
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,57 +18,127 @@ from jaxtyping import Float, Float64, Int
 
 from dtrak.errors import DtrakError
 from dtrak.files import atomic_write, read_json, sha256_file, write_json, write_npy
-from dtrak.kernel import Kernel, multiply
+from dtrak.kernel import LARGE, Kernel, blocks, multiply, row_slices
 from dtrak.krylov import KrylovKernel, kernel_of
 from dtrak.store import FeatureStore
+from dtrak.whitening import Whitening
+
+TRAINING_ROWS = 65_536  # that a quantiser learns from
+CANDIDATES = 1000  # of an index that is not exact, ranked again by exact products
+PROBES = 16  # one of so many lists of an inverted file is looked into
+FLAT = "Flat"
 
 
-def build_index(store: FeatureStore, root: Path, factory: str = "Flat") -> Path:
+def build_index(store: FeatureStore, root: Path, factory: str = FLAT) -> Path:
     """Build the index of a complete store below ``root``; an existing one of the same factory is kept.
 
     Args:
-        factory: a FAISS factory string; "Flat" is exact.
+        factory: a FAISS factory string; "Flat" is exact. "White64," before it stores the 64 leading coordinates
+            of :mod:`dtrak.whitening` instead of raw features.
 
     Raises:
         DtrakError: FAISS does not know the factory, or cannot train it on so few rows.
     """
     folder = root / store.fingerprint
     manifest = folder / "manifest.json"
-    if manifest.exists() and read_json(manifest)["factory"] == factory:
+    if _is_built(folder) and read_json(manifest)["factory"] == factory:
         return folder
     manifest.unlink(missing_ok=True)
-    features = store.read()
-    try:
-        index = faiss.index_factory(store.dim, factory, faiss.METRIC_INNER_PRODUCT)
-        vectors = np.ascontiguousarray(features, dtype=np.float32)
-        if not index.is_trained:
-            index.train(vectors)
-        index.add(vectors)
-    except RuntimeError as error:
-        raise DtrakError(
-            f"FAISS could not build '{factory}' over {store.rows} rows: {error}",
-            hint="Set index_factory: Flat (exact, and fast enough below a million rows).",
-        ) from error
+    with atomic_write(folder / "features.npy") as file:
+        store.write_rows(file)
+    features = np.asarray(np.load(folder / "features.npy", mmap_mode="r"))
     kernel = kernel_of(features)
+    arrays: dict[str, np.ndarray] = {
+        "norms.npy": np.concatenate([np.linalg.norm(block, axis=1) for block in blocks(features)])
+    }
+    if isinstance(kernel, Kernel):
+        arrays |= {"eigenvalues.npy": kernel.eigenvalues, "eigenvectors.npy": kernel.eigenvectors}
+    indexed = IndexedRows.build(features, factory, kernel)
+    if indexed.white:
+        arrays |= {"white-rows.npy": indexed.white.rows, "white-queries.npy": indexed.white.queries}
     with atomic_write(folder / "vectors.faiss") as file:
-        file.write(faiss.serialize_index(index).tobytes())
-    spectrum = (
-        {"eigenvalues.npy": kernel.eigenvalues, "eigenvectors.npy": kernel.eigenvectors}
-        if isinstance(kernel, Kernel)
-        else {}
-    )
-    for name, array in spectrum.items():
+        faiss.write_index(indexed.index, file.name)
+    for name, array in arrays.items():
         write_npy(folder / name, array)
-    write_npy(folder / "norms.npy", np.linalg.norm(vectors.astype(np.float64), axis=1))
     content = {
         "identity": store.identity,
         "factory": factory,
         "dual": kernel.dual if isinstance(kernel, Kernel) else None,
         "rows": store.rows,
-        "sha256": {name: sha256_file(folder / name) for name in ("vectors.faiss", *spectrum, "norms.npy")},
+        "sha256": {name: sha256_file(folder / name) for name in ("vectors.faiss", "features.npy", *arrays)},
     }
     write_json(manifest, content)
     return folder
+
+
+def _is_built(folder: Path) -> bool:
+    return (folder / "manifest.json").exists() and (folder / "features.npy").exists()
+
+
+def split_white(factory: str) -> tuple[int, str]:
+    """The m of a leading "White<m>," (or 0), and what comes after it."""
+    found = re.match(r"White(\d+),", factory)
+    return (int(found[1]), factory[found.end() :]) if found else (0, factory)
+
+
+@dataclass(frozen=True)
+class IndexedRows:
+    """A FAISS index, and the rows that it is of.
+
+    Attributes:
+        index: of FAISS.
+        features: Φ, for exact products.
+        white: the coordinates that the index holds, if not the features' own.
+        exact: whether the index's own products are exact.
+    """
+
+    index: Any
+    features: Float[np.ndarray, "n k"]
+    white: Whitening | None
+    exact: bool
+
+    @classmethod
+    def build(cls, features: Float[np.ndarray, "n k"], factory: str, kernel: Kernel | KrylovKernel) -> "IndexedRows":
+        """Fill an index with all rows, block by block.
+
+        Raises:
+            DtrakError: FAISS does not know the factory, or cannot train it on so few rows.
+        """
+        rows = len(features)
+        size, inner = split_white(factory)
+        white = Whitening.of(kernel, size) if size else None
+
+        def vectors(part: slice) -> np.ndarray:
+            block = np.ascontiguousarray(features[part], dtype=np.float32)
+            return block if white is None else block @ white.rows
+
+        try:
+            index = faiss.index_factory(size or features.shape[1], inner, faiss.METRIC_INNER_PRODUCT)
+            if not index.is_trained:
+                index.train(vectors(slice(None, None, max(1, rows // TRAINING_ROWS))))
+            for part in row_slices(features.shape, LARGE):
+                index.add(vectors(part))
+        except RuntimeError as error:
+            raise DtrakError(
+                f"FAISS could not build '{factory}' over {rows} rows: {error}",
+                hint="Set index_factory: Flat (exact, and fast enough below a million rows).",
+            ) from error
+        _probe(index)
+        return cls(index, features, white, factory == FLAT)
+
+    def search(self, q: Float[np.ndarray, " k"], top: int) -> tuple[Int[np.ndarray, " t"], Float[np.ndarray, " t"]]:
+        """See :meth:`AttributionIndex.search`."""
+        wanted = min(top if self.exact else max(CANDIDATES, 20 * top), self.index.ntotal)
+        seen = q if self.white is None else self.white.of_query(q)
+        products, rows = self.index.search(np.ascontiguousarray(seen, dtype=np.float32)[None], wanted)
+        found = rows[0] >= 0  # approximate indexes may return fewer
+        rows, products = rows[0][found], products[0][found]
+        if self.exact:
+            return rows, products
+        rows = np.sort(rows)  # as they lie in the file
+        products = multiply(self.features[rows], q)
+        best = np.argsort(-products, kind="stable")[:top]
+        return rows[best], products[best]
 
 
 @dataclass(frozen=True)
@@ -102,29 +174,33 @@ class AttributionIndex:
     """
 
     def __init__(self, folder: Path, store: FeatureStore):
-        if not (folder / "manifest.json").exists():
+        if not _is_built(folder):
             raise DtrakError(f"The index {folder.name} is not built.", hint="python -m index_builder build STUDY")
         manifest = read_json(folder / "manifest.json")
         self.folder, self.store = folder, store
         self.identity: dict[str, Any] = manifest["identity"]
         try:
-            self._faiss = _to_gpus(faiss.read_index(str(folder / "vectors.faiss")))
+            index = faiss.read_index(str(folder / "vectors.faiss"), faiss.IO_FLAG_MMAP_IFC)
+            self.features = self._array("features")
+            white = None
+            if split_white(manifest["factory"])[0]:
+                white = Whitening(self._array("white-rows"), self._array("white-queries"))
+            self._indexed = IndexedRows(_to_gpus(index), self.features, white, manifest["factory"] == FLAT)
+            _probe(self._indexed.index)
             self.kernel: Kernel | KrylovKernel
             if manifest["dual"] is None:
                 self.kernel = KrylovKernel(self.features)
             else:
-                values, vectors = (np.load(folder / f"{name}.npy") for name in ("eigenvalues", "eigenvectors"))
+                values, vectors = (self._array(name) for name in ("eigenvalues", "eigenvectors"))
                 self.kernel = Kernel(values, vectors, manifest["dual"])
-            self.norms = np.load(folder / "norms.npy")
+            self.norms = self._array("norms")
         except (OSError, ValueError, RuntimeError) as error:
             raise DtrakError(
                 f"The index {folder} is damaged: {error}", hint="python -m index_builder verify STUDY --repair"
             ) from error
 
-    @cached_property
-    def features(self) -> Float[np.ndarray, "n k"]:
-        """Φ, the raw training features."""
-        return self.store.read()
+    def _array(self, name: str) -> np.ndarray:
+        return np.asarray(np.load(self.folder / f"{name}.npy", mmap_mode="r"))
 
     def check(self, query: QueryFeature) -> None:
         """Refuse a query made in another way than the index was.
@@ -144,11 +220,11 @@ class AttributionIndex:
             )
 
     def search(self, q: Float[np.ndarray, " k"], top: int) -> tuple[Int[np.ndarray, " t"], Float[np.ndarray, " t"]]:
-        """Rows of the ``top`` largest inner products with ``q``, and these products, descending."""
-        top = min(top, self._faiss.ntotal)
-        products, rows = self._faiss.search(np.ascontiguousarray(q, dtype=np.float32)[None], top)
-        found = rows[0] >= 0  # approximate indexes may return fewer
-        return rows[0][found], products[0][found]
+        """Rows of the ``top`` largest inner products with ``q``, and these products, descending.
+
+        An index that is not exact names candidates, which are ranked again by their exact products.
+        """
+        return self._indexed.search(q, top)
 
     def scores(self, query: QueryFeature, damping: float | None) -> Float64[np.ndarray, " n"]:
         """Exact scores of all training rows; without damping, plain inner products."""
@@ -163,6 +239,15 @@ class AttributionIndex:
         if damping is None:
             return query.vector.astype(np.float64)
         return self.kernel.precondition(self.features, query.vector, damping)
+
+
+def _probe(index: Any) -> None:
+    """Let an inverted file look into a fixed share of its lists."""
+    try:
+        lists = faiss.extract_index_ivf(index)
+    except RuntimeError:
+        return
+    lists.nprobe = max(lists.nprobe, lists.nlist // PROBES)
 
 
 def _to_gpus(index: Any) -> Any:

@@ -8,13 +8,15 @@ The smaller of ΦᵀΦ (k×k) and ΦΦᵀ (N×N) is decomposed once. For k > N, 
 carries from data set to data set.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Float64
 from scipy.linalg import eigh
 
-BLOCK = 4096  # rows cast to float64 at a time
+BLOCK = 2**20  # numbers cast to float64 at a time: they stay in the processor's cache
+LARGE = 2**23  # the same where products of matrices want larger blocks
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Kernel:
             known: that matrix, where it is worked out already.
         """
         dual = features.shape[0] <= features.shape[1]
-        matrix = gram(features if dual else features.T) if known is None else known
+        matrix = gram(features) if known is None else known
         values, vectors = eigh(matrix, driver="evd", check_finite=False)
         return cls(np.maximum(values, 0), vectors, dual)
 
@@ -83,16 +85,15 @@ class Kernel:
         inverse = 1 / (self.eigenvalues + self._absolute(damping))
         if self.dual:
             return np.sqrt(self.eigenvectors**2 @ (self.eigenvalues * inverse**2))
-        blocks = [features[start : start + BLOCK].astype(np.float64) for start in range(0, len(features), BLOCK)]
-        return np.concatenate([np.linalg.norm((b @ self.eigenvectors) * inverse, axis=1) for b in blocks])
+        norms = [np.linalg.norm((b @ self.eigenvectors) * inverse, axis=1) for b in blocks(features, LARGE)]
+        return np.concatenate(norms)
 
     def leverages(self, features: Float[np.ndarray, "n k"], damping: float) -> Float64[np.ndarray, " n"]:
         """φₙᵀ (ΦᵀΦ + λI)⁻¹ φₙ for every row, in [0, 1)."""
         inverse = 1 / (self.eigenvalues + self._absolute(damping))
         if self.dual:
             return self.eigenvectors**2 @ (self.eigenvalues * inverse)
-        blocks = [features[start : start + BLOCK].astype(np.float64) for start in range(0, len(features), BLOCK)]
-        return np.concatenate([((b @ self.eigenvectors) ** 2) @ inverse for b in blocks])
+        return np.concatenate([((b @ self.eigenvectors) ** 2) @ inverse for b in blocks(features, LARGE)])
 
     @property
     def auto_damping(self) -> float:
@@ -113,17 +114,35 @@ class Kernel:
         return damping * (self.mean_eigenvalue or 1.0)
 
 
-def gram(features: Float[np.ndarray, "n k"]) -> Float64[np.ndarray, "n n"]:
-    """Φ Φᵀ in float64, cast column block by column block."""
-    result = np.zeros((features.shape[0],) * 2)
-    for start in range(0, features.shape[1], BLOCK):
-        block = features[:, start : start + BLOCK].astype(np.float64)
-        result += block @ block.T
+def gram(features: Float[np.ndarray, "n k"]) -> Float64[np.ndarray, "m m"]:
+    """The smaller of Φ Φᵀ and Φᵀ Φ in float64, summed block by block: Φ may be a file mapped into memory."""
+    rows, columns = features.shape
+    result = np.zeros((min(rows, columns),) * 2)
+    if rows > columns:
+        for block in blocks(features, LARGE):
+            result += block.T @ block
+    else:
+        width = max(1, LARGE // rows)
+        for start in range(0, columns, width):
+            block = features[:, start : start + width].astype(np.float64)
+            result += block @ block.T
     return result
 
 
 def multiply(matrix: Float[np.ndarray, "n k"], vector: Float[np.ndarray, " k"]) -> Float64[np.ndarray, " n"]:
     """``matrix @ vector`` in float64, row block by row block."""
     vector = vector.astype(np.float64)
-    blocks = [matrix[start : start + BLOCK].astype(np.float64) @ vector for start in range(0, len(matrix), BLOCK)]
-    return np.concatenate(blocks)
+    return np.concatenate([block @ vector for block in blocks(matrix)])
+
+
+def blocks(features: Float[np.ndarray, "n k"], numbers: int = BLOCK) -> Iterator[Float64[np.ndarray, "b k"]]:
+    """Rows of Φ in float64, about so many numbers at a time."""
+    for part in row_slices(features.shape, numbers):
+        yield features[part].astype(np.float64)
+
+
+def row_slices(shape: tuple[int, int], numbers: int = BLOCK) -> Iterator[slice]:
+    """The rows of a matrix in slices of about so many numbers."""
+    size = max(1, numbers // max(1, shape[1]))
+    for start in range(0, shape[0], size):
+        yield slice(start, min(start + size, shape[0]))

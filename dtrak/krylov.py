@@ -14,8 +14,9 @@ import numpy as np
 from jaxtyping import Float, Float64
 
 from dtrak.errors import DtrakError
-from dtrak.kernel import BLOCK, Kernel, multiply
+from dtrak.kernel import LARGE, Kernel, blocks, multiply, row_slices
 from dtrak.noise import keyed_generator
+from dtrak.words import parse_size
 
 TOLERANCE = 1e-8  # of a residual, relative to the right-hand side
 MOST = 3000  # passes over Φ
@@ -95,8 +96,7 @@ def normal_product(
 ) -> Float64[np.ndarray, "q k"]:
     """ΦᵀΦ v for every row v, a block of Φ's rows at a time."""
     total = np.zeros_like(vectors)
-    for start in range(0, len(features), BLOCK):
-        block = features[start : start + BLOCK].astype(np.float64)
+    for block in blocks(features):
         total += (vectors @ block.T) @ block
     return total
 
@@ -120,8 +120,7 @@ class KrylovKernel:
     def mean_eigenvalue(self) -> float:
         """trace / min(N, k): the unit of relative damping."""
         rows = self._features
-        blocks = (rows[start : start + BLOCK].astype(np.float64) for start in range(0, len(rows), BLOCK))
-        return float(sum(np.einsum("nk,nk->", b, b) for b in blocks) / min(rows.shape))
+        return float(sum(np.einsum("nk,nk->", b, b) for b in blocks(rows)) / min(rows.shape))
 
     def solve(
         self, queries: Float[np.ndarray, "q k"], dampings: Float64[np.ndarray, " l"] | Sequence[float]
@@ -200,30 +199,18 @@ def road(rows: int, columns: int) -> str:
 
 
 def memory_allowed() -> float:
-    """``DTRAK_MEMORY`` in bytes: a number, or one with GB or MB.
-
-    Raises:
-        DtrakError: it is neither.
-    """
-    text = os.environ.get("DTRAK_MEMORY", "4GB").strip().upper()
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("", 1.0)):
-        if text.endswith(unit):
-            try:
-                return float(text.removesuffix(unit)) * size
-            except ValueError:
-                break
-    raise DtrakError(f"DTRAK_MEMORY is '{text}'.", hint="Set it to something like 4GB or 500MB.")
+    """``DTRAK_MEMORY`` in bytes: a number, or one with GB or MB; 4 GB unless it is set."""
+    return parse_size(os.environ.get("DTRAK_MEMORY", "4GB"), "DTRAK_MEMORY")
 
 
 def _products(features: Float[np.ndarray, "n k"], vectors: Float64[np.ndarray, "q k"]) -> Float64[np.ndarray, "q n"]:
-    blocks = [vectors @ features[i : i + BLOCK].astype(np.float64).T for i in range(0, len(features), BLOCK)]
-    return np.concatenate(blocks, axis=1)
+    return np.concatenate([vectors @ block.T for block in blocks(features, LARGE)], axis=1)
 
 
 def _transposed_products(
     features: Float[np.ndarray, "n k"], vectors: Float64[np.ndarray, "q n"]
 ) -> Float64[np.ndarray, "q k"]:
     total = np.zeros((len(vectors), features.shape[1]))
-    for start in range(0, len(features), BLOCK):
-        total += vectors[:, start : start + BLOCK] @ features[start : start + BLOCK].astype(np.float64)
+    for part in row_slices(features.shape, LARGE):
+        total += vectors[:, part] @ features[part].astype(np.float64)
     return total

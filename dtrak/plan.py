@@ -226,25 +226,3 @@ def estimate(folder: StudyFolder, images: int | None = None) -> Estimate:
     share = round(known * data.holdout / (1 - data.holdout))
     heldout = counted.get("heldout", data.heldout_size if data.heldout_split else share)
     return Estimate(study, known, *plan(study, known, heldout or 0))
-
-
-def in_words(seconds: float) -> str:
-    """A duration to one or two digits."""
-    for limit, unit, of in (
-        (90, 1.0, "s"),
-        (5400, 60.0, "min"),
-        (48 * 3600, 3600.0, "h"),
-        (60 * 86400, 86400.0, "days"),
-    ):
-        if seconds < limit:
-            return f"{seconds / unit:.2g} {of}" if seconds / unit < 10 else f"{seconds / unit:.0f} {of}"
-    return f"{seconds / 86400 / 365:.1f} years" if seconds > 400 * 86400 else f"{seconds / 86400:.0f} days"
-
-
-def size_in_words(count: float) -> str:
-    """Bytes to two or three digits."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"

@@ -8,7 +8,7 @@ from jaxtyping import Float, Float64
 from scipy.linalg import cho_factor, cho_solve
 
 from dtrak.errors import DtrakError
-from dtrak.kernel import BLOCK, Kernel, gram, multiply
+from dtrak.kernel import LARGE, Kernel, blocks, gram, multiply
 from dtrak.krylov import KrylovKernel, fits
 from dtrak.methods import Normaliser
 from dtrak.settings import AUTO
@@ -48,11 +48,11 @@ class Readout:
     @cached_property
     def norms(self) -> Float64[np.ndarray, " n"]:
         """‖φₙ‖."""
-        return np.sqrt(np.einsum("nk,nk->n", self.features, self.features, dtype=np.float64))
+        return np.concatenate([np.linalg.norm(block, axis=1) for block in blocks(self.features)])
 
     @cached_property
     def _gram(self) -> Float64[np.ndarray, "m m"]:
-        return gram(self.features if self._dual else self.features.T)
+        return gram(self.features)
 
     @property
     def _dual(self) -> bool:
@@ -155,9 +155,8 @@ class Readout:
         if queries.ndim == 1:
             return multiply(self.features, queries)
         if self._latest is None or self._latest[0] is not queries:
-            rows, wide = self.features, queries.astype(np.float64)
-            blocks = [wide @ rows[i : i + BLOCK].astype(np.float64).T for i in range(0, len(rows), BLOCK)]
-            self._latest = queries, np.concatenate(blocks, axis=1)
+            wide = queries.astype(np.float64)
+            self._latest = queries, np.concatenate([wide @ block.T for block in blocks(self.features, LARGE)], axis=1)
         return self._latest[1]
 
     def sweep(

@@ -11,7 +11,7 @@ written after them:
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from jaxtyping import Float
@@ -121,18 +121,48 @@ class FeatureStore:
         """
         self._require_complete()
         dim = self.dim if dim is None else dim
-        result = np.empty((self.rows, dim), dtype=np.float32)
+        result = np.zeros((self.rows, dim), dtype=np.float32)
         for shard in self.shards:
-            rows = self.shard_rows(shard)
-            array = self._load(self._path(shard), (len(rows), self.parts, self.dim))
-            part = result[rows.start : rows.stop]
-            part[:] = 0
-            chosen = weights.astype(np.float32) if weights.ndim == 1 else weights[rows.start : rows.stop, :, None]
-            for number in range(self.parts):
-                weight = chosen[number] if weights.ndim == 1 else chosen[:, number].astype(np.float32)
-                if np.any(weight):  # what does not count is not read
-                    part += weight * array[:, number, :dim].astype(np.float32, copy=False)
+            self._add_weighted(shard, weights, result[slice(*self._bounds(shard))])
         return result
+
+    def _add_weighted(self, shard: int, weights: np.ndarray, result: Float[np.ndarray, "rows k"]) -> None:
+        start, stop = self._bounds(shard)
+        array = self._load(self._path(shard), (stop - start, self.parts, self.dim))
+        chosen = weights.astype(np.float32) if weights.ndim == 1 else weights[start:stop, :, None]
+        for number in range(self.parts):
+            weight = chosen[number] if weights.ndim == 1 else chosen[:, number].astype(np.float32)
+            if np.any(weight):  # what does not count is not read
+                result += weight * array[:, number, : result.shape[1]].astype(np.float32, copy=False)
+
+    def _bounds(self, shard: int) -> tuple[int, int]:
+        rows = self.shard_rows(shard)
+        return rows.start, rows.stop
+
+    def write_rows(self, file: IO[bytes]) -> None:
+        """Write all features, the mean of their parts, as one .npy, a shard at a time; float16 if that is stored.
+
+        Raises:
+            DtrakError: shards are missing or damaged.
+        """
+        self._require_complete()
+        dtype = np.dtype(self.dtype if self.parts == 1 else np.float32)
+        described = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False}
+        np.lib.format.write_array_header_1_0(file, {**described, "shape": (self.rows, self.dim)})
+        for shard in self.shards:
+            rows = np.zeros((len(self.shard_rows(shard)), self.dim), dtype=np.float32)
+            self._add_weighted(shard, np.full(self.parts, 1 / self.parts), rows)
+            file.write(rows.astype(dtype).tobytes())
+
+    def sample(self, most: int) -> Float[np.ndarray, "n k"]:
+        """The mean features of at most so many rows: whole shards, spread evenly."""
+        self._require_complete()
+        count = min(len(self.shards), max(1, most // self.shard_size))
+        chosen = [self.shards[i * len(self.shards) // count] for i in range(count)]
+        found = [np.zeros((len(self.shard_rows(shard)), self.dim), dtype=np.float32) for shard in chosen]
+        for shard, rows in zip(chosen, found, strict=True):
+            self._add_weighted(shard, np.full(self.parts, 1 / self.parts), rows)
+        return np.concatenate(found)
 
     def values(self) -> Float[np.ndarray, "n pairs 2"]:
         """What was written as values, of all rows."""

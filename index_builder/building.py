@@ -24,6 +24,7 @@ from dtrak.store import FeatureStore
 from dtrak.studies import StudyFolder, load_study_model
 
 SHARD_SIZE = 16
+MOST_SHARDS = 4096
 
 
 @dataclass(frozen=True)
@@ -111,9 +112,14 @@ def open_stores(folder: StudyFolder, sets: Sequence[FeatureConfig], device: str 
     """The stores of feature sets under the study's present models and data, made if new."""
     rows = {split: len(split_rows(folder, split)[1]) for split in {c.split for c in sets}}
     return [
-        FeatureStore.create(folder.features, content, rows[c.split], SHARD_SIZE)
+        FeatureStore.create(folder.features, content, rows[c.split], shard_size(rows[c.split]))
         for c, content in zip(sets, _identities(folder, sets, device), strict=True)
     ]
+
+
+def shard_size(rows: int) -> int:
+    """Rows a shard: few, so that little is lost when a build is cut off, but never too many files."""
+    return max(SHARD_SIZE, -(-rows // MOST_SHARDS))
 
 
 def _identities(folder: StudyFolder, sets: Sequence[FeatureConfig], device: str = "cpu") -> list[dict[str, Any]]:

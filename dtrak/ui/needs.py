@@ -4,8 +4,9 @@ import functools
 
 from dtrak.config import load_study
 from dtrak.errors import DtrakError
-from dtrak.plan import DEVICES, Estimate, estimate, in_words, size_in_words
+from dtrak.plan import DEVICES, Estimate, estimate
 from dtrak.studies import StudyFolder
+from dtrak.words import in_words, size_in_words
 
 SHOWN = (DEVICES[0], DEVICES[1])
 

@@ -1,0 +1,255 @@
+"""Which index: exact where memory and patience allow it, else the smallest that finds what an exact one would.
+
+What an index would find is measured on the study's own features where they are built, on up to ``SAMPLE`` rows and with
+queries under the kernel; else it is what was measured on vectors with the spectrum of real features (docs/scale.md).
+"""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from dtrak.errors import DtrakError
+from dtrak.files import digest
+from dtrak.index import FLAT, IndexedRows, split_white
+from dtrak.kernel import Kernel
+from dtrak.krylov import fits, road
+from dtrak.store import FeatureStore
+from dtrak.studies import StudyFolder
+from dtrak.whitening import TYPICAL
+from dtrak.words import size_in_words
+
+SAMPLE, QUERIES, TOP = 50_000, 50, 10
+PATIENCE = 0.1  # seconds of a search
+LOOKUP = 2e-6  # seconds to fetch and multiply one candidate's row
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One way to store rows.
+
+    Attributes:
+        factory: of :func:`dtrak.index.build_index`.
+        bytes_a_row: that a search must hold in memory.
+        pace: bytes searched in the time in which so many are read; of one thread, measured (docs/scale.md).
+        share: of the rows that a search looks at.
+        expected: recall of the first ten, measured on synthetic vectors; None where it hangs on the data.
+    """
+
+    factory: str
+    bytes_a_row: float
+    pace: float
+    share: float = 1.0
+    expected: float | None = None
+
+    @property
+    def exact(self) -> bool:
+        """Whether it finds just what a full scan finds."""
+        return self.factory == FLAT
+
+
+def kinds(rows: int, dim: int) -> list[Kind]:
+    """What there is to choose from, best first.
+
+    Args:
+        rows: N, the training samples.
+        dim: k, the projection's dimension.
+    """
+    lists = max(16, 2 ** round(math.log2(4 * math.sqrt(rows))))
+    found = [
+        Kind(FLAT, 4 * dim, 1.1, expected=1.0),
+        Kind("SQfp16", 2 * dim, 1.3, expected=1.0),
+        Kind("SQ8", dim, 2.5, expected=0.99),
+    ]
+    if rows > dim >= 64 and fits(rows, dim):
+        found += [
+            Kind("White64,SQ8", 64, 2.5, expected=1.0),
+            Kind("White64,PQ64x4fs", 32, 1.3, expected=0.98),
+        ]
+    if rows >= 40 * lists:
+        found += [
+            Kind(f"IVF{lists},SQ8", dim + 8, 2.5, 1 / 16),
+            Kind(f"IVF{lists},PQ{dim // 4}x4fs" if dim % 4 == 0 else f"IVF{lists},SQ4", dim / 8 + 8, 1.3, 1 / 16),
+        ]
+    return found
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One kind, judged.
+
+    Attributes:
+        bytes: of the whole index in memory.
+        seconds: of a search, expected.
+        recall: of the first ten; None if nobody knows before it is tried.
+        measured: whether the recall was measured on the study's own features.
+    """
+
+    kind: Kind
+    bytes: float
+    seconds: float
+    recall: float | None
+    measured: bool
+
+    def why_not(self, ram: float, recall: float) -> str:
+        """What speaks against it, in a few words; empty if nothing."""
+        if self.bytes > ram:
+            return f"larger than {size_in_words(ram)}"
+        if self.recall is None:
+            return "recall not known before the features are built"
+        if self.recall < recall:
+            return f"finds less than {recall:g}"
+        return "" if self.seconds <= PATIENCE or self.kind.exact else f"slower than {1e3 * PATIENCE:.0f} ms"
+
+
+def judged(rows: int, dim: int, store: FeatureStore | None = None) -> list[Choice]:
+    """Every kind with its size, its expected time on this machine, and its recall.
+
+    Args:
+        store: the complete features of the study, to measure recall on.
+    """
+    speed = _bytes_a_second()
+    measured = _recalls(store, kinds(rows, dim)) if store is not None and rows > 2 * QUERIES else {}
+    choices = []
+    for kind in kinds(rows, dim):
+        size = rows * kind.bytes_a_row
+        seconds = size * kind.share * kind.pace / speed + (0 if kind.exact else 1000 * LOOKUP)
+        known = measured.get(kind.factory, kind.expected)
+        choices.append(Choice(kind, size, seconds, known, kind.factory in measured))
+    return choices
+
+
+def chosen(choices: Sequence[Choice], ram: float, recall: float) -> Choice:
+    """The first that nothing speaks against; then the first that is only slow.
+
+    Raises:
+        DtrakError: none fits and finds enough.
+    """
+    fitting = [c for c in choices if not c.why_not(ram, recall)]
+    quick = [c for c in fitting if c.seconds <= PATIENCE]
+    slow = [c for c in choices if c.why_not(ram, recall).startswith("slower")]
+    for group in (quick, fitting, slow):
+        if group:
+            return group[0]
+    raise DtrakError(
+        f"No index of {size_in_words(ram)} is known to find {recall:.0%} of the first ten.",
+        hint="Give more --ram, ask for less --recall, or store features with a smaller projection_dim.",
+    )
+
+
+@dataclass(frozen=True)
+class IndexPlan:
+    """The index of one size of features, and what it was chosen from."""
+
+    rows: int
+    dim: int
+    ram: float
+    recall: float
+    choices: tuple[Choice, ...]
+
+    @property
+    def chosen(self) -> Choice:
+        """See :func:`chosen`."""
+        return chosen(self.choices, self.ram, self.recall)
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON carries it."""
+        choices = [
+            {
+                "index_factory": c.kind.factory,
+                "bytes": c.bytes,
+                "seconds": c.seconds,
+                "recall": c.recall,
+                "measured": c.measured,
+                "against": c.why_not(self.ram, self.recall),
+            }
+            for c in self.choices
+        ]
+        return {
+            "rows": self.rows,
+            "dim": self.dim,
+            "chosen": self.chosen.kind.factory,
+            "kernel": road(self.rows, self.dim),
+            "choices": choices,
+        }
+
+    @property
+    def text(self) -> str:
+        """A table and a sentence, for a terminal."""
+        lines = [
+            f"  Index of {self.rows:,} rows of {self.dim:,} numbers, within {size_in_words(self.ram)} and with "
+            f"{self.recall:g} of the first ten found:",
+            f"    {'index_factory':22}{'in memory':>11}{'a search':>10}{'recall':>8}",
+        ]
+        for c in self.choices:
+            found = "?" if c.recall is None else f"{c.recall:.2f}{'' if c.measured or c.kind.exact else '*'}"
+            against = "<- chosen" if c == self.chosen else c.why_not(self.ram, self.recall)
+            time = f"{1e3 * c.seconds:.3g} ms"
+            lines.append(f"    {c.kind.factory:22}{size_in_words(c.bytes):>11}{time:>10}{found:>8}  {against}")
+        best = self.chosen
+        where = "measured on this study's features" if best.measured else "* of synthetic vectors, see docs/scale.md"
+        why = "exact, and it fits" if best.kind.exact else f"the first that fits, finds enough and is quick; {where}"
+        return "\n".join(
+            [*lines, f"    Set 'index_factory: {best.kind.factory}': {why}.", f"    {road(self.rows, self.dim)}"]
+        )
+
+
+def plan_indexes(folder: StudyFolder, rows: int, ram: float, recall: float) -> list[IndexPlan]:
+    """An index for each size of features that the study's index is built of.
+
+    Raises:
+        DtrakError: none fits and finds enough.
+    """
+    plans = []
+    for dim in dict.fromkeys(config.projection_dim for config in folder.study.features):
+        found = IndexPlan(rows, dim, ram, recall, tuple(judged(rows, dim, _built(folder, rows, dim))))
+        found.chosen  # noqa: B018 - refuses where there is none
+        plans.append(found)
+    return plans
+
+
+def _built(folder: StudyFolder, rows: int, dim: int) -> FeatureStore | None:
+    """A complete store of that size, whatever it is of."""
+    for path in sorted(folder.features.glob("*/manifest.json")):
+        store = FeatureStore.open(path.parent)
+        if (store.rows, store.dim) == (rows, dim) and store.complete:
+            return store
+    return None
+
+
+def recall_of(rows: Float[np.ndarray, "n k"], queries: Float[np.ndarray, "q k"], factory: str, kernel: Kernel) -> float:
+    """The share of the exact first ten that an index finds, for queries under the kernel at a typical λ."""
+    index = IndexedRows.build(rows, factory, kernel)
+    found = []
+    for query in queries:
+        q = kernel.precondition(rows, query, TYPICAL)
+        best = np.argsort(-(rows @ q.astype(np.float32)), kind="stable")[:TOP]
+        found.append(len(set(best.tolist()) & set(index.search(q, TOP)[0].tolist())) / TOP)
+    return float(np.mean(found))
+
+
+def _recalls(store: FeatureStore, of: Sequence[Kind]) -> dict[str, float]:
+    rows = store.sample(SAMPLE + QUERIES)
+    order = np.random.default_rng(int(digest(store.fingerprint)[:8], 16)).permutation(len(rows))
+    queries, rows = rows[order[:QUERIES]], rows[order[QUERIES:]]
+    kernel = Kernel.decompose(rows)
+    found = {}
+    for kind in of:
+        if kind.exact:
+            found[kind.factory] = 1.0
+        elif not split_white(kind.factory)[0] or not kernel.dual:
+            found[kind.factory] = recall_of(rows, queries, kind.factory, kernel)
+    return found
+
+
+def _bytes_a_second() -> float:
+    """How fast one thread of this machine reads memory."""
+    numbers = np.ones(2**24, dtype=np.uint64)
+    numbers.sum()
+    start = time.perf_counter()
+    numbers.sum()
+    return numbers.nbytes / (time.perf_counter() - start)
