@@ -68,7 +68,7 @@ def test_whitened_coordinates_keep_inner_products():
     assert np.std(np.linalg.norm(seen, axis=0)) < 0.6 * np.std(np.linalg.norm(rows, axis=0))
     leading = Whitening.of(kernel, 64)
     correlation = np.corrcoef(rows @ leading.rows @ leading.of_query(q), rows @ q)[0, 1]
-    assert correlation > 0.99
+    assert correlation > 0.95
     for few, size in ((rows[:50], 20), (rows, DIM + 1)):
         with pytest.raises(DtrakError, match="White"):
             Whitening.of(Kernel.decompose(few), size)
