@@ -74,12 +74,13 @@ def test_whitened_coordinates_keep_inner_products():
             Whitening.of(Kernel.decompose(few), size)
 
 
-def test_whitening_finds_what_a_quantiser_of_raw_rows_misses():
+def test_whitening_finds_what_a_quantiser_of_raw_rows_misses(monkeypatch):
+    monkeypatch.setattr("dtrak.index.CANDIDATES", 200)
     rows, queries = real_like(20_000, 0), real_like(20, 1)
     kernel = Kernel.decompose(rows)
     raw, white = (recall_of(rows, queries, factory, kernel) for factory in ("PQ40x4fs", "White64,PQ64x4fs"))
-    assert white > 0.95
-    assert white > raw + 0.1
+    assert white > 0.9
+    assert white > raw + 0.2
 
 
 def test_a_damaged_or_older_index_is_told_and_made_again(store, tmp_path):
