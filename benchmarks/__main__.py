@@ -1,105 +1,35 @@
-"""``python -m benchmarks``: measure on the demo study, print a table, write ``docs/benchmarks.md``.
+"""``python -m benchmarks``: the demo's index, a query and a toggle; tables go to ``docs/benchmarks.md``.
 
-Needs the demo prepared and ``traker`` for the reference recipe (``make bench`` installs it).
+:mod:`benchmarks.features` measures gradients and projections (``make bench`` installs what they are compared with),
+:mod:`benchmarks.size` the index as it grows, :mod:`benchmarks.engines` Ray, :mod:`benchmarks.app` the app's start.
 """
 
 import os
-import platform
-import re
 import resource
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from benchmarks.reference import reference_seconds_per_sample
+from benchmarks.report import Row, median_seconds, publish
 from dtrak.compare import ranking
-from dtrak.config import ROOT, FeatureConfig, load_study
+from dtrak.config import ROOT, load_study
 from dtrak.evaluation.lds import lds_with_interval
 from dtrak.evaluation.measure import NOW_RESAMPLES
-from dtrak.features import FeatureExtractor
 from dtrak.index import AttributionIndex, QueryFeature, build_index
-from dtrak.models import DiffusionModel
-from dtrak.projection import SparseProjector
 from dtrak.readout import Readout
 from dtrak.sampling import GenerationSettings, sample
 from dtrak.store import FeatureStore
 from dtrak.studies import StudyFolder, load_study_model
-from dtrak.threads import task_threads
 
-K, DIM = 10, 2048
 COMMAND = "python -m benchmarks"
 
 
-def median_seconds(work: Callable[[], object], repeats: int = 9) -> float:
-    """Median wall time of ``work`` after one warm-up."""
-    work()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
-
-
-def floor(model: DiffusionModel, x: torch.Tensor) -> Callable[[], object]:
-    """A plain forward and backward of one image at K timesteps: what no feature can go below."""
-    timesteps = torch.arange(0, 1000, 1000 // K)
-    batch, noise = x.expand(K, *x.shape), torch.randn(K, *x.shape)
-    classes = torch.full((K,), next(iter(model.classes.values())))
-    parameters = list(model.parameters().values())
-
-    def work() -> object:
-        prediction = model.predict(model.add_noise(batch, noise, timesteps), timesteps, classes)
-        return torch.autograd.grad((prediction - noise).square().mean(), parameters)
-
-    return work
-
-
-def feature_rows(folder: StudyFolder) -> list[tuple[str, str, str]]:
-    """Features against the floor and against the reference recipe."""
-    model, table = load_study_model(folder), folder.table
-    x, label = model.encode(table.pixels[:1])[0], table.records[0].label
-
-    def features(*outputs: str, apart: bool = False) -> Callable[[], object]:
-        configs = [FeatureConfig(output=o, timesteps=K, projection_dim=DIM, apart=apart) for o in outputs]
-        extractor = FeatureExtractor(model, configs)
-        return lambda: extractor(x, "a", label)
-
-    with task_threads():
-        base = median_seconds(floor(model, x))
-        one = median_seconds(features("mean-squared-l2-norm"))
-        both = median_seconds(features("mean-squared-l2-norm", "loss"))
-        apart = median_seconds(features("mean-squared-l2-norm", "loss", apart=True))
-        sparse = SparseProjector(sum(p.numel() for p in model.parameters().values()), DIM, 0)
-        gradient = torch.randn(1, sparse.input_dim)
-        projection = median_seconds(lambda: sparse(gradient))
-        class_index = next(iter(model.classes.values()))
-        references = {n: reference_seconds_per_sample(model, x, class_index, K, DIM, n) for n in (1, 8)}
-    return [
-        ("plain forward and backward, one image at 10 timesteps (floor)", f"{base * 1e3:.0f} ms", ""),
-        ("feature, one output function", f"{one * 1e3:.0f} ms", f"{one / base:.2f} × floor (goal 1.5)"),
-        ("features, both output functions", f"{both * 1e3:.0f} ms", f"{both / base:.2f} × floor (goal 2.2)"),
-        ("the same, each timestep kept apart", f"{apart * 1e3:.0f} ms", f"{apart / base:.2f} × floor"),
-        ("of which the sparse projection", f"{projection * 1e3:.1f} ms", ""),
-    ] + [
-        (
-            f"reference recipe, batch of {n}: vmap(grad) and BasicProjector of traker, per sample",
-            f"{(gradients + dense) * 1e3:.0f} ms, of which projection {dense * 1e3:.0f} ms",
-            f"{(gradients + dense) / one:.1f} × ours (goal 20); projection alone {dense / projection:.0f} × ours",
-        )
-        for n, (gradients, dense) in references.items()
-    ]
-
-
-def index_rows(folder: StudyFolder) -> list[tuple[str, str, str]]:
+def index_rows(folder: StudyFolder) -> list[Row]:
     """Building the whole demo index from prepared data, in a fresh workspace."""
     with tempfile.TemporaryDirectory() as scratch:
         shutil.copytree(folder.data, Path(scratch) / "demo" / "data")
@@ -121,7 +51,7 @@ def index_rows(folder: StudyFolder) -> list[tuple[str, str, str]]:
     ]
 
 
-def query_rows(folder: StudyFolder) -> list[tuple[str, str, str]]:
+def query_rows(folder: StudyFolder) -> list[Row]:
     """A query beyond its gradient at N = 1,000, and sampling."""
     identity = {"output": "loss", "projection": {"dim": 4096}, "dtype": "float32"}
     random = np.random.default_rng(0)
@@ -153,7 +83,7 @@ def query_rows(folder: StudyFolder) -> list[tuple[str, str, str]]:
     ]
 
 
-def toggle_rows() -> list[tuple[str, str, str]]:
+def toggle_rows() -> list[Row]:
     """From a toggle to a new ranking at N = 1,000: no gradient, nothing kept from the setting before."""
     parts = 10
     identity = {"output": "loss", "projection": {"dim": 4096}, "dtype": "float32", "parts": parts}
@@ -206,23 +136,7 @@ def lds_seconds(readout: Readout, random: np.random.Generator) -> float:
 def main() -> None:
     """Measure, print and write."""
     folder = StudyFolder(load_study("demo"))
-    rows = feature_rows(folder) + query_rows(folder) + toggle_rows() + index_rows(folder)
-    cpuinfo = Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*: (.*)", cpuinfo.read_text() if cpuinfo.exists() else "")
-    processor = found[1] if found else platform.processor()
-    machine = f"{processor}, {os.cpu_count()} cores, torch {torch.__version__}, Python {platform.python_version()}"
-    lines = [
-        "# Benchmarks",
-        "",
-        f"`{COMMAND}` on {machine}. Medians of one run; times of features and of the reference are on one thread.",
-        "",
-        "| what | measured | against |",
-        "|---|---|---|",
-        *(f"| {a} | {b} | {c} |" for a, b, c in rows),
-    ]
-    text = "\n".join(lines) + "\n"
-    print(text)
-    (ROOT / "docs" / "benchmarks.md").write_text(text)
+    publish(COMMAND, query_rows(folder) + toggle_rows() + index_rows(folder))
 
 
 if __name__ == "__main__":

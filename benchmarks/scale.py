@@ -1,15 +1,12 @@
 """The estimates of docs/scale.md: ``python -m benchmarks.scale`` writes its table again."""
 
-from pathlib import Path
-
-from dtrak.config import ROOT, load_study
+from benchmarks.report import write_table
+from dtrak.config import load_study
 from dtrak.plan import DEVICES, estimate
 from dtrak.studies import StudyFolder
 from dtrak.words import in_words, size_in_words
 
 STUDIES = ("cifar2", "cifar10", "celeba", "artbench2", "artbench5")
-START, END = "<!-- table: python -m benchmarks.scale -->\n", "<!-- end of table -->\n"
-DOCUMENT = ROOT / "docs" / "scale.md"
 
 
 def table() -> str:
@@ -34,12 +31,5 @@ def table() -> str:
     return "\n".join([*sizes, "", *times]) + "\n"
 
 
-def write(path: Path = DOCUMENT) -> None:
-    """Put the table between its marks."""
-    before, rest = path.read_text(encoding="utf-8").split(START)
-    _, after = rest.split(END)
-    path.write_text(before + START + table() + END + after, encoding="utf-8")
-
-
 if __name__ == "__main__":
-    write()
+    write_table("scale.md", "python -m benchmarks.scale", table())

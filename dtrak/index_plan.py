@@ -65,11 +65,12 @@ def kinds(rows: int, dim: int) -> list[Kind]:
         Kind("SQfp16", 2 * dim, 1.3, expected=1.0),
         Kind("SQ8", dim, 2.5, expected=0.99),
     ]
-    if rows > dim >= 64 and fits(rows, dim):
-        found += [
-            Kind("White64,SQ8", 64, 2.5, expected=1.0),
-            Kind("White64,PQ64x4fs", 32, 1.3, expected=0.98),
-        ]
+    for size in (128, 64):
+        if rows > dim >= size and fits(rows, dim):
+            found += [
+                Kind(f"White{size},SQ8", size, 2.5, expected=1.0),
+                Kind(f"White{size},PQ{size}x4fs", size / 2, 1.3, expected=0.98),
+            ]
     if rows >= 40 * lists:
         found += [
             Kind(f"IVF{lists},SQ8", dim + 8, 2.5, 1 / 16),

@@ -255,7 +255,10 @@ class TrainingSide:
     def _refuse(self, config: FeatureConfig) -> None:
         name, wanted = self.folder.study.name, self.identity(config)
         hint = f"python -m index_builder build {name}"
+        present = {self.fingerprint_of(listed) for listed in self.folder.study.features}
         for path in sorted(self.folder.features.glob("*/manifest.json")):
+            if path.parent.name in present:
+                continue  # of another set of the study, or of one whose index is still to be made
             built = FeatureStore.open(path.parent).identity
             if built["output"] == config.output and built.get("split") == config.split:
                 differing = [key for key in wanted if wanted[key] != built.get(key)]

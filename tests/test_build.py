@@ -11,6 +11,7 @@ import types
 import numpy as np
 import pytest
 
+from dtrak.attribution import Attributor
 from dtrak.engines import Local
 from dtrak.errors import DtrakError
 from dtrak.files import _host, exclusive, remove_leftovers
@@ -120,6 +121,13 @@ def test_the_work_of_a_dead_process_is_done_by_another(tmp_path):
 def test_a_second_builder_is_told(fresh):
     with exclusive(fresh.root, "x"), pytest.raises(DtrakError, match="Another process"):
         build_features(fresh, Local(1))
+
+
+def test_features_without_their_index_are_no_other_fingerprint(fresh):
+    build_features(fresh)
+    with pytest.raises(DtrakError, match="is not built") as told:
+        Attributor(fresh).index("trak")
+    assert "build" in told.value.hint
 
 
 def test_verify_finds_and_repairs_damage(fresh):

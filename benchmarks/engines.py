@@ -1,0 +1,68 @@
+"""``python -m benchmarks.engines``: features by processes of this machine and by Ray, with one worker and two."""
+
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from benchmarks.report import Row, publish
+from dtrak.config import FeatureConfig, load_study
+from dtrak.data import prepare
+from dtrak.engines import Engine, Local
+from dtrak.ray_engine import Ray
+from dtrak.studies import StudyFolder
+from index_builder.building import build_features
+
+SETS = (FeatureConfig(output="mean-squared-l2-norm", timesteps=10), FeatureConfig(output="loss", timesteps=10))
+
+
+@contextmanager
+def fresh_demo() -> Iterator[StudyFolder]:
+    """The demo with its data prepared and nothing built."""
+    with tempfile.TemporaryDirectory() as scratch, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DTRAK_WORKSPACE", scratch)
+        folder = StudyFolder(load_study("demo"))
+        prepare(folder.study, folder.data)
+        yield folder
+
+
+def seconds(engine: Engine) -> tuple[float, float]:
+    """Of the whole build, and from its first finished shard to the last: without starting workers."""
+    with fresh_demo() as folder:
+        ticks = []
+        start = time.perf_counter()
+        build_features(folder, engine, report=lambda part, done, total: ticks.append(time.perf_counter()), sets=SETS)
+        shards = len(ticks) - 1
+        return time.perf_counter() - start, (ticks[-1] - ticks[1]) * shards / (shards - 1)
+
+
+def main() -> None:
+    """Measure, print and write."""
+    assert Path("configs").is_dir(), "run it in the checkout"
+    engines: dict[str, Engine] = {
+        "local, 1 worker": Local(1),
+        "local, 2 workers": Local(2),
+        "Ray, 1 worker": Ray(workers=1),
+        "Ray, 2 workers": Ray(workers=2),
+    }
+    found = {name: seconds(engine) for name, engine in engines.items()}
+    rows: list[Row] = []
+    for name, (whole, working) in found.items():
+        against = []
+        if "2" in name:
+            against.append(f"{found[name.replace('2 workers', '1 worker')][0] / whole:.2f} × as fast as 1 worker")
+        if "Ray" in name:
+            local = found[name.replace("Ray", "local")]
+            against.append(
+                f"{100 * (whole / local[0] - 1):+.0f} % against local, {100 * (working / local[1] - 1):+.0f} % once "
+                "workers are there (goal 10 %)"
+            )
+        rows.append((f"features of the demo, {name}", f"{whole:.0f} s", "; ".join(against)))
+    publish("python -m benchmarks.engines", rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""Tables in the documents, between marks that name the command, so that what people wrote around them stays."""
+
+import os
+import platform
+import re
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from dtrak.config import ROOT
+
+END = "<!-- end of table -->\n"
+Row = tuple[str, str, str]
+
+
+def median_seconds(work: Callable[[], object], repeats: int = 9) -> float:
+    """Median wall time of ``work`` after one warm-up."""
+    work()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def machine() -> str:
+    """Processor, cores and versions, in words."""
+    cpuinfo = Path("/proc/cpuinfo")
+    text = cpuinfo.read_text() if cpuinfo.exists() else ""
+    found = re.search(r"model name\s*: (.*)", text)
+    flags = [name for name in ("avx2", "avx512f", "avx512_bf16") if f" {name}" in text]
+    processor = found[1] if found else platform.processor()
+    return (
+        f"{processor} ({', '.join(flags)}), {os.cpu_count()} cores, torch {torch.__version__}, "
+        f"Python {platform.python_version()}"
+    )
+
+
+def table(rows: list[Row]) -> str:
+    """Markdown: what was measured, the number, and what it stands against."""
+    lines = ["| what | measured | against |", "|---|--:|---|", *(f"| {a} | {b} | {c} |" for a, b, c in rows)]
+    return "\n".join(lines) + "\n"
+
+
+def write_table(document: str, command: str, text: str) -> None:
+    """Put a table between its marks in a document of ``docs/``; the machine and the command stand above it."""
+    path, start = ROOT / "docs" / document, f"<!-- table: {command} -->\n"
+    before, _, rest = path.read_text(encoding="utf-8").partition(start)
+    if not rest:
+        raise ValueError(f"{path} has no mark '{start.strip()}'")
+    path.write_text(before + start + text + END + rest.partition(END)[2], encoding="utf-8")
+
+
+def publish(command: str, rows: list[Row]) -> None:
+    """Print a table and put it into docs/benchmarks.md."""
+    text = f"`{command}` on {machine()}.\n\n{table(rows)}"
+    print(text)
+    write_table("benchmarks.md", command, text)
