@@ -16,7 +16,9 @@ import numpy as np
 
 from benchmarks.report import Row, median_seconds, publish
 from dtrak.compare import ranking
+from dtrak.config import ROOT
 from dtrak.index import AttributionIndex, QueryFeature, build_index
+from dtrak.kernel import multiply
 from dtrak.readout import Readout
 from dtrak.store import FeatureStore
 from dtrak.words import in_words, size_in_words
@@ -60,8 +62,35 @@ def fill(folder: Path, like: Like, rows: int, dim: int, dtype: str) -> FeatureSt
     return store
 
 
-def search_rows(scratch: Path, like: Like, rows: int, dim: int, factory: str, dtype: str = "float16") -> list[Row]:
-    """Build, open, search and check one index."""
+@dataclass(frozen=True)
+class Measured:
+    """One index: what it is of, and what it took."""
+
+    what: str
+    rows: int
+    building: float
+    opening: float
+    ahead: float
+    back: float
+    recall: float
+    held: int
+    disk: int
+    reading: float | None = None
+
+    @property
+    def row(self) -> Row:
+        """Of the table."""
+        read = f"; {self.ahead / self.reading:.2f} × one read of those bytes (goal 1.5)" if self.reading else ""
+        return (
+            self.what,
+            f"{1e3 * self.ahead:.1f} ms a search, opponents {1e3 * self.back:.1f} ms",
+            f"recall@10 {self.recall:.3f}{read}; {size_in_words(self.held)} in memory, {size_in_words(self.disk)} on "
+            f"disk; built in {in_words(self.building)}, opened in {self.opening:.2f} s",
+        )
+
+
+def measure(scratch: Path, like: Like, rows: int, dim: int, factory: str, dtype: str = "float16") -> Measured:
+    """Build, open, search and check one index; its files are left for the next."""
     store = fill(scratch / "features", like, rows, dim, dtype)
     start = time.perf_counter()
     folder = build_index(store, scratch / "index", factory)
@@ -69,37 +98,75 @@ def search_rows(scratch: Path, like: Like, rows: int, dim: int, factory: str, dt
     start = time.perf_counter()
     index = AttributionIndex(folder, store)
     opening = time.perf_counter() - start
-    queries = [QueryFeature(q, store.identity) for q in draw(like, QUERIES, dim, 10**9)]
-    found, seconds = [], []
-    for query in queries:
+    found, ahead, back = [], [], []
+    for vector in draw(like, QUERIES, dim, 10**9):
+        query = QueryFeature(vector, store.identity)
         q = index.searchable(query, like.damping)
-        exact = index.scores(query, like.damping)
+        exact = multiply(index.features, q)
         best = np.argpartition(-exact, TOP)[:TOP]
         index.search(q, TOP)
-        for sign in (1, -1):
+        for sign, seconds in ((1, ahead), (-1, back)):
             start = time.perf_counter()
             ids, _ = index.search(sign * q, TOP)
             seconds.append(time.perf_counter() - start)
             if sign == 1:
                 found.append(len({*ids.tolist()} & {*best.tolist()}) / TOP)
-    held = (folder / "vectors.faiss").stat().st_size
-    disk = sum(path.stat().st_size for path in [*folder.glob("*"), *store.folder.glob("*")])
-    ahead, back = np.median(seconds[::2]), np.median(seconds[1::2])
-    read = ""
+    reading = None
     if factory in ("Flat", "SQfp16"):
-        numbers = np.load(folder / "features.npy", mmap_mode="r")
-        numbers = np.array(numbers).view(np.uint64)
-        pass_over = median_seconds(lambda: numbers.sum(), 5)
-        read = f"; {ahead / pass_over:.2f} × one read of those bytes (goal 1.5)"
-    what = f"{factory}, like {like.name}, N = {rows:,}, k = {dim:,}"
-    return [
-        (
-            what,
-            f"{1e3 * ahead:.1f} ms a search, opponents {1e3 * back:.1f} ms",
-            f"recall@10 {np.mean(found):.3f}{read}; {size_in_words(held)} in memory, {size_in_words(disk)} on disk; "
-            f"built in {in_words(building)}, opened in {opening:.2f} s",
-        )
-    ]
+        numbers = np.array(np.load(folder / "features.npy", mmap_mode="r")).view(np.uint64)
+        reading = median_seconds(lambda: numbers.sum(), 5)
+    return Measured(
+        f"{factory}, like {like.name}, N = {rows:,}, k = {dim:,}",
+        rows,
+        building,
+        opening,
+        float(np.median(ahead)),
+        float(np.median(back)),
+        float(np.mean(found)),
+        (folder / "vectors.faiss").stat().st_size,
+        sum(path.stat().st_size for path in [*folder.glob("*"), *store.folder.glob("*")]),
+        reading,
+    )
+
+
+def growth(scratch: Path) -> list[Row]:
+    """The same index from ten thousand rows to ten million; also drawn, as docs/growth.png."""
+    found = []
+    for rows in (10**4, 10**5, 10**6, 10**7):
+        found.append(measure(scratch / str(rows), DTRAK, rows, 256, "White64,PQ64x4fs"))
+        shutil.rmtree(scratch / str(rows))
+    draw_growth(found)
+    return [one.row for one in found]
+
+
+def draw_growth(found: list[Measured]) -> None:
+    """Build time, bytes and search time over N, each against a line that grows as N does."""
+    from playwright.sync_api import sync_playwright
+    from plotly.subplots import make_subplots
+
+    from tests.conftest import chromium
+
+    panels = {
+        "build, s": [one.building for one in found],
+        "on disk, GB": [one.disk / 1e9 for one in found],
+        "a search, ms": [1e3 * one.ahead for one in found],
+    }
+    figure = make_subplots(1, 3, subplot_titles=list(panels))
+    sizes = [one.rows for one in found]
+    for column, values in enumerate(panels.values(), 1):
+        linear = [values[-1] * size / sizes[-1] for size in sizes]
+        figure.add_scatter(x=sizes, y=linear, mode="lines", line={"dash": "dot", "color": "grey"}, row=1, col=column)
+        figure.add_scatter(x=sizes, y=values, mode="lines+markers", line={"color": "#1f77b4"}, row=1, col=column)
+    figure.update_xaxes(type="log", title="rows")
+    figure.update_yaxes(type="log")
+    figure.update_layout(width=1000, height=320, showlegend=False, template="plotly_white", margin={"t": 40, "b": 50})
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1020, "height": 340})
+        page.set_content(figure.to_html(include_plotlyjs=True))
+        page.wait_for_selector(".js-plotly-plot .xtick")
+        page.screenshot(path=str(ROOT / "docs" / "growth.png"))
+        browser.close()
 
 
 def toggle_rows(scratch: Path, rows: int = 50_000, dim: int = 4096) -> list[Row]:
@@ -127,20 +194,18 @@ def toggle_rows(scratch: Path, rows: int = 50_000, dim: int = 4096) -> list[Row]
     ]
 
 
-PARTS = {
-    "toggle": lambda s: toggle_rows(s),
-    "exact": lambda s: [row for n in (10**5, 10**6) for row in search_rows(s / str(n), DTRAK, n, 1024, "SQfp16")],
-    "million": lambda s: [
-        row
-        for like in (DTRAK, TRAK)
-        for factory in ("SQ8", "White64,SQ8", "White64,PQ64x4fs", "White128,PQ128x4fs", "PQ64x4fs", "IVF4096,SQ8")
-        for row in search_rows(s / like.name, like, 10**6, 256, factory)
-    ],
-    "growth": lambda s: [
-        row for n in (10**4, 10**5, 10**6) for row in search_rows(s / str(n), DTRAK, n, 256, "White64,PQ64x4fs")
-    ],
-    "ten-million": lambda s: search_rows(s, DTRAK, 10**7, 256, "White64,PQ64x4fs"),
-}
+def exact(scratch: Path) -> list[Row]:
+    """Exact search in float16 against reading those bytes."""
+    return [measure(scratch / str(n), DTRAK, n, 1024, "SQfp16").row for n in (10**5, 10**6)]
+
+
+def million(scratch: Path) -> list[Row]:
+    """Every kind of index over the same million rows."""
+    factories = ("SQ8", "White64,SQ8", "White64,PQ64x4fs", "White128,PQ128x4fs", "PQ64x4fs", "IVF4096,SQ8")
+    return [measure(scratch / a.name, a, 10**6, 256, factory).row for a in (DTRAK, TRAK) for factory in factories]
+
+
+PARTS = {"toggle": toggle_rows, "exact": exact, "million": million, "growth": growth}
 
 
 def main() -> None:

@@ -5,18 +5,21 @@ may run anywhere, in any order, and twice. :class:`Local` uses this machine; :mo
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from dtrak.errors import DtrakError
 from dtrak.processes import Make, Processes, in_processes
 from dtrak.threads import tasks_on
+
+Results = Generator[Any, None, None]  # to be closed: that ends what still runs
 
 
 class Engine(Protocol):
     """What carries out tasks."""
 
-    def results(self, make: Make, arguments: tuple[Any, ...], tasks: Sequence[Any]) -> Iterator[Any]:
+    def results(self, make: Make, arguments: tuple[Any, ...], tasks: Sequence[Any]) -> Results:
         """Results of ``make(*arguments)(task)`` as they come; each worker calls ``make`` once.
 
         Raises:
@@ -42,7 +45,7 @@ class Local:
         """The workers as processes."""
         return Processes(self.workers, self.threads, self.gpus)
 
-    def results(self, make: Make, arguments: tuple[Any, ...], tasks: Sequence[Any]) -> Iterator[Any]:
+    def results(self, make: Make, arguments: tuple[Any, ...], tasks: Sequence[Any]) -> Results:
         """See :class:`Engine`."""
         if not tasks:
             return
@@ -59,14 +62,19 @@ def local(workers: int | None, threads: int, device: str) -> Local:
     Args:
         workers: None takes as many as the cores have room for at ``threads`` each, or one a GPU.
         device: of the tasks. "cuda" spreads over all GPUs; "cuda:1" and others are used by this process alone.
+
+    Raises:
+        DtrakError: there are more workers than GPUs.
     """
     if device == "cpu":
         return Local(workers or max(1, cores() // threads), threads)
     gpus = visible_gpus() if device == "cuda" else ()
-    count = min(workers or len(gpus), len(gpus))
-    if count <= 1:
-        return Local(1, threads)
-    return Local(count, max(threads, cores() // count), gpus[:count])
+    count = workers or max(1, len(gpus))
+    if count > max(1, len(gpus)):
+        raise DtrakError(
+            f"{count} workers want a GPU each; {device} is {len(gpus) or 1}.", hint="Give fewer --workers, or none."
+        )
+    return Local(count, threads, gpus[:count]) if count > 1 else Local(1, threads)
 
 
 def visible_gpus() -> tuple[str, ...]:

@@ -3,9 +3,10 @@
 ``index/<fingerprint>/`` holds ``vectors.faiss``; ``features.npy``, Φ itself for exact products; the kernel's
 ``eigenvalues.npy`` and ``eigenvectors.npy`` where they fit in memory; ``norms.npy``; ``white-*.npy`` for coordinates of
 their own; and, written last, ``manifest.json``. λ lives on the query side, so nothing here depends on it. Opponents are
-a search for −q. All of it is mapped into memory, not read.
+a search for −q. Arrays and most kinds of vectors are mapped into memory, not read.
 """
 
+import contextlib
 import re
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,15 +19,17 @@ from jaxtyping import Float, Float64, Int
 
 from dtrak.errors import DtrakError
 from dtrak.files import atomic_write, read_json, sha256_file, write_json, write_npy
-from dtrak.kernel import LARGE, Kernel, blocks, multiply, row_slices
-from dtrak.krylov import KrylovKernel, kernel_of
-from dtrak.store import FeatureStore
-from dtrak.whitening import Whitening
+from dtrak.kernel import LARGE, Kernel, multiply, row_norms, row_slices
+from dtrak.krylov import KrylovKernel, fits, kernel_of
+from dtrak.store import FeatureStore, index_is_built
+from dtrak.whitening import Whitening, no_whitening
 
 TRAINING_ROWS = 65_536  # that a quantiser learns from
 CANDIDATES = 1000  # of an index that is not exact, ranked again by exact products
 PROBES = 16  # one of so many lists of an inverted file is looked into
 FLAT = "Flat"
+EXACT = "Set index_factory: Flat (exact, and fast enough below a million rows)."
+MOST_NUMBERS = 2**28  # that a quantiser learns from at once
 
 
 def build_index(store: FeatureStore, root: Path, factory: str = FLAT) -> Path:
@@ -41,16 +44,15 @@ def build_index(store: FeatureStore, root: Path, factory: str = FLAT) -> Path:
     """
     folder = root / store.fingerprint
     manifest = folder / "manifest.json"
-    if _is_built(folder) and read_json(manifest)["factory"] == factory:
+    if index_is_built(folder) and read_json(manifest)["factory"] == factory:
         return folder
+    _check_factory(factory, store.rows, store.dim)
     manifest.unlink(missing_ok=True)
     with atomic_write(folder / "features.npy") as file:
         store.write_rows(file)
     features = np.asarray(np.load(folder / "features.npy", mmap_mode="r"))
     kernel = kernel_of(features)
-    arrays: dict[str, np.ndarray] = {
-        "norms.npy": np.concatenate([np.linalg.norm(block, axis=1) for block in blocks(features)])
-    }
+    arrays: dict[str, np.ndarray] = {"norms.npy": row_norms(features)}
     if isinstance(kernel, Kernel):
         arrays |= {"eigenvalues.npy": kernel.eigenvalues, "eigenvectors.npy": kernel.eigenvectors}
     indexed = IndexedRows.build(features, factory, kernel)
@@ -71,8 +73,15 @@ def build_index(store: FeatureStore, root: Path, factory: str = FLAT) -> Path:
     return folder
 
 
-def _is_built(folder: Path) -> bool:
-    return (folder / "manifest.json").exists() and (folder / "features.npy").exists()
+def _check_factory(factory: str, rows: int, dim: int) -> None:
+    """Refuse what cannot be built before anything is lost or computed for it."""
+    size, inner = split_white(factory)
+    if size and not (rows > dim >= size and fits(rows, dim)):
+        raise no_whitening(size)
+    try:
+        faiss.index_factory(size or dim, inner, faiss.METRIC_INNER_PRODUCT)
+    except RuntimeError as error:
+        raise DtrakError(f"FAISS does not know '{factory}': {error}", hint=EXACT) from error
 
 
 def split_white(factory: str) -> tuple[int, str]:
@@ -115,20 +124,26 @@ class IndexedRows:
         try:
             index = faiss.index_factory(size or features.shape[1], inner, faiss.METRIC_INNER_PRODUCT)
             if not index.is_trained:
-                index.train(vectors(slice(None, None, max(1, rows // TRAINING_ROWS))))
+                index.train(vectors(slice(None, None, -(-rows // _training_rows(index, *features.shape)))))
             for part in row_slices(features.shape, LARGE):
                 index.add(vectors(part))
         except RuntimeError as error:
             raise DtrakError(
                 f"FAISS could not build '{factory}' over {rows} rows: {error}",
-                hint="Set index_factory: Flat (exact, and fast enough below a million rows).",
+                hint=EXACT,
             ) from error
         _probe(index)
         return cls(index, features, white, factory == FLAT)
 
-    def search(self, q: Float[np.ndarray, " k"], top: int) -> tuple[Int[np.ndarray, " t"], Float[np.ndarray, " t"]]:
-        """See :meth:`AttributionIndex.search`."""
-        wanted = min(top if self.exact else max(CANDIDATES, 20 * top), self.index.ntotal)
+    def search(
+        self, q: Float[np.ndarray, " k"], top: int, candidates: int | None = None
+    ) -> tuple[Int[np.ndarray, " t"], Float[np.ndarray, " t"]]:
+        """See :meth:`AttributionIndex.search`.
+
+        Args:
+            candidates: that are ranked again, a thousand unless it says otherwise, but 20 times ``top`` at least.
+        """
+        wanted = min(top if self.exact else max(candidates or CANDIDATES, 20 * top), self.index.ntotal)
         seen = q if self.white is None else self.white.of_query(q)
         products, rows = self.index.search(np.ascontiguousarray(seen, dtype=np.float32)[None], wanted)
         found = rows[0] >= 0  # approximate indexes may return fewer
@@ -174,8 +189,10 @@ class AttributionIndex:
     """
 
     def __init__(self, folder: Path, store: FeatureStore):
-        if not _is_built(folder):
-            raise DtrakError(f"The index {folder.name} is not built.", hint="python -m index_builder build STUDY")
+        if not index_is_built(folder):
+            raise DtrakError(
+                f"The index {folder.name} is not built.", hint="python -m index_builder build, with the study's name"
+            )
         manifest = read_json(folder / "manifest.json")
         self.folder, self.store = folder, store
         self.identity: dict[str, Any] = manifest["identity"]
@@ -185,8 +202,8 @@ class AttributionIndex:
             white = None
             if split_white(manifest["factory"])[0]:
                 white = Whitening(self._array("white-rows"), self._array("white-queries"))
+            _probe(index)
             self._indexed = IndexedRows(_to_gpus(index), self.features, white, manifest["factory"] == FLAT)
-            _probe(self._indexed.index)
             self.kernel: Kernel | KrylovKernel
             if manifest["dual"] is None:
                 self.kernel = KrylovKernel(self.features)
@@ -241,16 +258,21 @@ class AttributionIndex:
         return self.kernel.precondition(self.features, query.vector, damping)
 
 
+def _training_rows(index: Any, rows: int, dim: int) -> int:
+    """How many rows a quantiser learns from: enough for every list of an inverted file."""
+    lists = getattr(faiss.try_extract_index_ivf(index), "nlist", 0)
+    return max(1, min(rows, max(TRAINING_ROWS, 40 * lists), MOST_NUMBERS // dim))
+
+
 def _probe(index: Any) -> None:
     """Let an inverted file look into a fixed share of its lists."""
-    try:
-        lists = faiss.extract_index_ivf(index)
-    except RuntimeError:
-        return
-    lists.nprobe = max(lists.nprobe, lists.nlist // PROBES)
+    lists = faiss.try_extract_index_ivf(index)
+    if lists is not None:
+        lists.nprobe = max(lists.nprobe, lists.nlist // PROBES)
 
 
 def _to_gpus(index: Any) -> Any:
     if getattr(faiss, "get_num_gpus", lambda: 0)() > 0:
-        return faiss.index_cpu_to_all_gpus(index)
+        with contextlib.suppress(RuntimeError):  # some codes have no form for GPUs
+            return faiss.index_cpu_to_all_gpus(index)
     return index

@@ -4,6 +4,7 @@ What an index would find is measured on the study's own features where they are 
 queries under the kernel; else it is what was measured on vectors with the spectrum of real features (docs/scale.md).
 """
 
+import contextlib
 import math
 import time
 from collections.abc import Sequence
@@ -15,15 +16,19 @@ from jaxtyping import Float
 
 from dtrak.errors import DtrakError
 from dtrak.files import digest
-from dtrak.index import FLAT, IndexedRows, split_white
+from dtrak.index import CANDIDATES, FLAT, PROBES, IndexedRows, split_white
 from dtrak.kernel import Kernel
 from dtrak.krylov import fits, road
+from dtrak.methods import METHODS
 from dtrak.store import FeatureStore
 from dtrak.studies import StudyFolder
+from dtrak.training_side import TrainingSide
 from dtrak.whitening import TYPICAL
 from dtrak.words import size_in_words
 
 SAMPLE, QUERIES, TOP = 50_000, 50, 10
+SAMPLE_NUMBERS = 2**28
+DAMPINGS = {METHODS[name].output: METHODS[name].damping or TYPICAL for name in ("trak", "dtrak")}
 PATIENCE = 0.1  # seconds of a search
 LOOKUP = 2e-6  # seconds to fetch and multiply one candidate's row
 
@@ -35,14 +40,14 @@ class Kind:
     Attributes:
         factory: of :func:`dtrak.index.build_index`.
         bytes_a_row: that a search must hold in memory.
-        pace: bytes searched in the time in which so many are read; of one thread, measured (docs/scale.md).
+        slowness: time of a search over the time to read the bytes that it looks at; of one thread, measured.
         share: of the rows that a search looks at.
         expected: recall of the first ten, measured on synthetic vectors; None where it hangs on the data.
     """
 
     factory: str
     bytes_a_row: float
-    pace: float
+    slowness: float
     share: float = 1.0
     expected: float | None = None
 
@@ -73,8 +78,8 @@ def kinds(rows: int, dim: int) -> list[Kind]:
             ]
     if rows >= 40 * lists:
         found += [
-            Kind(f"IVF{lists},SQ8", dim + 8, 2.5, 1 / 16),
-            Kind(f"IVF{lists},PQ{dim // 4}x4fs" if dim % 4 == 0 else f"IVF{lists},SQ4", dim / 8 + 8, 1.3, 1 / 16),
+            Kind(f"IVF{lists},SQ8", dim + 8, 2.5, 1 / PROBES),
+            Kind(f"IVF{lists},PQ{dim // 4}x4fs" if dim % 4 == 0 else f"IVF{lists},SQ4", dim / 8 + 8, 1.3, 1 / PROBES),
         ]
     return found
 
@@ -87,14 +92,19 @@ class Choice:
         bytes: of the whole index in memory.
         seconds: of a search, expected.
         recall: of the first ten; None if nobody knows before it is tried.
-        measured: whether the recall was measured on the study's own features.
+        measured: on how many rows of the study's own features the recall was measured; 0 if on drawn ones.
     """
 
     kind: Kind
     bytes: float
     seconds: float
     recall: float | None
-    measured: bool
+    measured: int
+
+    @property
+    def quick(self) -> bool:
+        """Whether a person does not wait for it."""
+        return self.seconds <= PATIENCE
 
     def why_not(self, ram: float, recall: float) -> str:
         """What speaks against it, in a few words; empty if nothing."""
@@ -104,38 +114,38 @@ class Choice:
             return "recall not known before the features are built"
         if self.recall < recall:
             return f"finds less than {recall:g}"
-        return "" if self.seconds <= PATIENCE or self.kind.exact else f"slower than {1e3 * PATIENCE:.0f} ms"
+        return ""
 
 
-def judged(rows: int, dim: int, store: FeatureStore | None = None) -> list[Choice]:
-    """Every kind with its size, its expected time on this machine, and its recall.
+def judged(rows: int, dim: int, stores: Sequence[FeatureStore] = ()) -> list[Choice]:
+    """Every kind with its size, its expected time on this machine, and its recall: the least over the stores.
 
     Args:
-        store: the complete features of the study, to measure recall on.
+        stores: complete features of the study, to measure recall on.
     """
-    speed = _bytes_a_second()
-    measured = _recalls(store, kinds(rows, dim)) if store is not None and rows > 2 * QUERIES else {}
+    speed = max(_bytes_a_second() for _ in range(5))
+    count = min(rows, SAMPLE, SAMPLE_NUMBERS // dim)
+    of_stores = [_recalls(s, kinds(rows, dim), count) for s in stores if rows > 2 * QUERIES and fits(count, dim)]
+    measured = {f: min(found[f] for found in of_stores) for f in (of_stores[0] if of_stores else {})}
     choices = []
     for kind in kinds(rows, dim):
         size = rows * kind.bytes_a_row
-        seconds = size * kind.share * kind.pace / speed + (0 if kind.exact else 1000 * LOOKUP)
+        seconds = size * kind.share * kind.slowness / speed + (0 if kind.exact else CANDIDATES * LOOKUP)
         known = measured.get(kind.factory, kind.expected)
-        choices.append(Choice(kind, size, seconds, known, kind.factory in measured))
+        choices.append(Choice(kind, size, seconds, known, count if kind.factory in measured else 0))
     return choices
 
 
 def chosen(choices: Sequence[Choice], ram: float, recall: float) -> Choice:
-    """The first that nothing speaks against; then the first that is only slow.
+    """The first that nothing speaks against and that is quick; if none is, the first.
 
     Raises:
         DtrakError: none fits and finds enough.
     """
     fitting = [c for c in choices if not c.why_not(ram, recall)]
-    quick = [c for c in fitting if c.seconds <= PATIENCE]
-    slow = [c for c in choices if c.why_not(ram, recall).startswith("slower")]
-    for group in (quick, fitting, slow):
-        if group:
-            return group[0]
+    quick = [c for c in fitting if c.quick]
+    if fitting:
+        return (quick or fitting)[0]
     raise DtrakError(
         f"No index of {size_in_words(ram)} is known to find {recall:.0%} of the first ten.",
         hint="Give more --ram, ask for less --recall, or store features with a smaller projection_dim.",
@@ -181,6 +191,7 @@ class IndexPlan:
     @property
     def text(self) -> str:
         """A table and a sentence, for a terminal."""
+        best = self.chosen
         lines = [
             f"  Index of {self.rows:,} rows of {self.dim:,} numbers, within {size_in_words(self.ram)} and with "
             f"{self.recall:g} of the first ten found:",
@@ -188,12 +199,15 @@ class IndexPlan:
         ]
         for c in self.choices:
             found = "?" if c.recall is None else f"{c.recall:.2f}{'' if c.measured or c.kind.exact else '*'}"
-            against = "<- chosen" if c == self.chosen else c.why_not(self.ram, self.recall)
+            against = "<- chosen" if c == best else c.why_not(self.ram, self.recall) or ("" if c.quick else "slow")
             time = f"{1e3 * c.seconds:.3g} ms"
             lines.append(f"    {c.kind.factory:22}{size_in_words(c.bytes):>11}{time:>10}{found:>8}  {against}")
-        best = self.chosen
-        where = "measured on this study's features" if best.measured else "* of synthetic vectors, see docs/scale.md"
-        why = "exact, and it fits" if best.kind.exact else f"the first that fits, finds enough and is quick; {where}"
+        where = (
+            f"measured on {best.measured:,} rows of this study"
+            if best.measured
+            else "* of drawn vectors: docs/scale.md"
+        )
+        why = "exact, and it fits" if best.kind.exact else f"the first that fits and finds enough; {where}"
         return "\n".join(
             [*lines, f"    Set 'index_factory: {best.kind.factory}': {why}.", f"    {road(self.rows, self.dim)}"]
         )
@@ -207,34 +221,51 @@ def plan_indexes(folder: StudyFolder, rows: int, ram: float, recall: float) -> l
     """
     plans = []
     for dim in dict.fromkeys(config.projection_dim for config in folder.study.features):
-        found = IndexPlan(rows, dim, ram, recall, tuple(judged(rows, dim, _built(folder, rows, dim))))
-        found.chosen  # noqa: B018 - refuses where there is none
-        plans.append(found)
+        choices = tuple(judged(rows, dim, _built(folder, rows, dim)))
+        chosen(choices, ram, recall)  # refuses where there is none
+        plans.append(IndexPlan(rows, dim, ram, recall, choices))
     return plans
 
 
-def _built(folder: StudyFolder, rows: int, dim: int) -> FeatureStore | None:
-    """A complete store of that size, whatever it is of."""
-    for path in sorted(folder.features.glob("*/manifest.json")):
-        store = FeatureStore.open(path.parent)
-        if (store.rows, store.dim) == (rows, dim) and store.complete:
-            return store
-    return None
+def _built(folder: StudyFolder, rows: int, dim: int) -> list[FeatureStore]:
+    """The complete stores of that size that the study's index is built of."""
+    side, found = TrainingSide(folder), []
+    for config in folder.study.features:
+        with contextlib.suppress(DtrakError):
+            store = side.store(config)
+            if (store.rows, store.dim) == (rows, dim):
+                found.append(store)
+    return found
 
 
-def recall_of(rows: Float[np.ndarray, "n k"], queries: Float[np.ndarray, "q k"], factory: str, kernel: Kernel) -> float:
-    """The share of the exact first ten that an index finds, for queries under the kernel at a typical λ."""
+def recall_of(
+    rows: Float[np.ndarray, "n k"],
+    queries: Float[np.ndarray, "q k"],
+    factory: str,
+    kernel: Kernel,
+    damping: float = TYPICAL,
+    candidates: int | None = None,
+) -> float:
+    """The share of the exact first that an index finds, for queries under the kernel.
+
+    As many first ones count as the candidates allow for (a twentieth of them), ten at most.
+    """
+    top = max(1, min(TOP, (candidates or CANDIDATES) // 20))
     index = IndexedRows.build(rows, factory, kernel)
     found = []
     for query in queries:
-        q = kernel.precondition(rows, query, TYPICAL)
-        best = np.argsort(-(rows @ q.astype(np.float32)), kind="stable")[:TOP]
-        found.append(len(set(best.tolist()) & set(index.search(q, TOP)[0].tolist())) / TOP)
+        q = kernel.precondition(rows, query, damping)
+        best = np.argsort(-(rows @ q.astype(np.float32)), kind="stable")[:top]
+        named = index.search(q, top, candidates)[0]
+        found.append(len({*best.tolist()} & {*named.tolist()}) / top)
     return float(np.mean(found))
 
 
-def _recalls(store: FeatureStore, of: Sequence[Kind]) -> dict[str, float]:
-    rows = store.sample(SAMPLE + QUERIES)
+def _recalls(store: FeatureStore, of: Sequence[Kind], count: int) -> dict[str, float]:
+    """Of each kind on ``count`` rows, with candidates as scarce among them as among all."""
+    rows = store.sample(count)
+    candidates = max(20, round(CANDIDATES * len(rows) / store.rows))
+    damping = DAMPINGS.get(store.identity["output"], TYPICAL)
     order = np.random.default_rng(int(digest(store.fingerprint)[:8], 16)).permutation(len(rows))
     queries, rows = rows[order[:QUERIES]], rows[order[QUERIES:]]
     kernel = Kernel.decompose(rows)
@@ -243,7 +274,7 @@ def _recalls(store: FeatureStore, of: Sequence[Kind]) -> dict[str, float]:
         if kind.exact:
             found[kind.factory] = 1.0
         elif not split_white(kind.factory)[0] or not kernel.dual:
-            found[kind.factory] = recall_of(rows, queries, kind.factory, kernel)
+            found[kind.factory] = recall_of(rows, queries, kind.factory, kernel, damping, candidates)
     return found
 
 

@@ -58,7 +58,7 @@ class Kernel:
         Raises:
             ValueError: damping is not positive.
         """
-        inverse = 1 / (self.eigenvalues + self._absolute(damping))
+        inverse = 1 / (self.eigenvalues + self.absolute(damping))
         if self.dual:
             return self.eigenvectors @ (inverse * (self.eigenvectors.T @ multiply(features, query)))
         return multiply(features, self.eigenvectors @ (inverse * (self.eigenvectors.T @ query.astype(np.float64))))
@@ -71,18 +71,18 @@ class Kernel:
         In the dual case the part of φ outside the rows' span, which no row can see, is dropped:
         it would only cost precision in the index's float32.
         """
-        damping = self._absolute(damping)
+        damping = self.absolute(damping)
         if not self.dual:
             inverse = 1 / (self.eigenvalues + damping)
             return self.eigenvectors @ (inverse * (self.eigenvectors.T @ query.astype(np.float64)))
         kept = self.eigenvalues > self.eigenvalues[-1] * len(self.eigenvalues) * np.finfo(np.float64).eps
         values, vectors = self.eigenvalues[kept], self.eigenvectors[:, kept]
         weights = vectors @ ((vectors.T @ multiply(features, query)) / (values * (values + damping)))
-        return multiply(features.T, weights)
+        return transposed_products(features, weights[None])[0]
 
     def influence_norms(self, features: Float[np.ndarray, "n k"], damping: float) -> Float64[np.ndarray, " n"]:
         """‖(ΦᵀΦ + λI)⁻¹ φ_n‖₂ for every row: the diagonal of (G+λ)⁻¹ G (G+λ)⁻¹ with G = ΦΦᵀ, rooted."""
-        inverse = 1 / (self.eigenvalues + self._absolute(damping))
+        inverse = 1 / (self.eigenvalues + self.absolute(damping))
         if self.dual:
             return np.sqrt(self.eigenvectors**2 @ (self.eigenvalues * inverse**2))
         norms = [np.linalg.norm((b @ self.eigenvectors) * inverse, axis=1) for b in blocks(features, LARGE)]
@@ -90,7 +90,7 @@ class Kernel:
 
     def leverages(self, features: Float[np.ndarray, "n k"], damping: float) -> Float64[np.ndarray, " n"]:
         """φₙᵀ (ΦᵀΦ + λI)⁻¹ φₙ for every row, in [0, 1)."""
-        inverse = 1 / (self.eigenvalues + self._absolute(damping))
+        inverse = 1 / (self.eigenvalues + self.absolute(damping))
         if self.dual:
             return self.eigenvectors**2 @ (self.eigenvalues * inverse)
         return np.concatenate([((b @ self.eigenvectors) ** 2) @ inverse for b in blocks(features, LARGE)])
@@ -108,7 +108,8 @@ class Kernel:
             low, high = (middle, high) if kept > len(values) / 2 else (low, middle)
         return float(np.exp(low) / self.mean_eigenvalue)
 
-    def _absolute(self, damping: float) -> float:
+    def absolute(self, damping: float) -> float:
+        """λ itself for a relative damping."""
         if not damping > 0:
             raise ValueError(f"damping must be positive, not {damping}")
         return damping * (self.mean_eigenvalue or 1.0)
@@ -133,6 +134,21 @@ def multiply(matrix: Float[np.ndarray, "n k"], vector: Float[np.ndarray, " k"]) 
     """``matrix @ vector`` in float64, row block by row block."""
     vector = vector.astype(np.float64)
     return np.concatenate([block @ vector for block in blocks(matrix)])
+
+
+def transposed_products(
+    features: Float[np.ndarray, "n k"], vectors: Float64[np.ndarray, "q n"]
+) -> Float64[np.ndarray, "q k"]:
+    """``vectors @ Φ`` in float64, row block by row block."""
+    total = np.zeros((len(vectors), features.shape[1]))
+    for part in row_slices(features.shape, LARGE):
+        total += vectors[:, part] @ features[part].astype(np.float64)
+    return total
+
+
+def row_norms(features: Float[np.ndarray, "n k"]) -> Float64[np.ndarray, " n"]:
+    """‖φₙ‖ of every row."""
+    return np.concatenate([np.linalg.norm(block, axis=1) for block in blocks(features)])
 
 
 def blocks(features: Float[np.ndarray, "n k"], numbers: int = BLOCK) -> Iterator[Float64[np.ndarray, "b k"]]:

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float, Float64
 
 from dtrak.errors import DtrakError
-from dtrak.kernel import LARGE, Kernel, blocks, multiply, row_slices
+from dtrak.kernel import LARGE, Kernel, blocks, multiply, transposed_products
 from dtrak.noise import keyed_generator
 from dtrak.words import parse_size
 
@@ -164,7 +164,7 @@ class KrylovKernel:
             rows, columns = self._features.shape
             random = keyed_generator("probe", 0, "")
             flat = random.standard_normal((PROBES, columns))
-            of_rows = _transposed_products(self._features, random.standard_normal((PROBES, rows)))
+            of_rows = transposed_products(self._features, random.standard_normal((PROBES, rows)))
             solved = self.solve(np.concatenate([flat, of_rows]), [damping])[0]
             squares = _products(self._features, solved) ** 2
             self._probed = {damping: (squares[:PROBES].mean(0), squares[PROBES:].mean(0))}
@@ -199,18 +199,9 @@ def road(rows: int, columns: int) -> str:
 
 
 def memory_allowed() -> float:
-    """``DTRAK_MEMORY`` in bytes: a number, or one with GB or MB; 4 GB unless it is set."""
+    """``DTRAK_MEMORY`` in bytes: a number, or one with GB, MB or others; 4 GB unless it is set."""
     return parse_size(os.environ.get("DTRAK_MEMORY", "4GB"), "DTRAK_MEMORY")
 
 
 def _products(features: Float[np.ndarray, "n k"], vectors: Float64[np.ndarray, "q k"]) -> Float64[np.ndarray, "q n"]:
     return np.concatenate([vectors @ block.T for block in blocks(features, LARGE)], axis=1)
-
-
-def _transposed_products(
-    features: Float[np.ndarray, "n k"], vectors: Float64[np.ndarray, "q n"]
-) -> Float64[np.ndarray, "q k"]:
-    total = np.zeros((len(vectors), features.shape[1]))
-    for part in row_slices(features.shape, LARGE):
-        total += vectors[:, part] @ features[part].astype(np.float64)
-    return total

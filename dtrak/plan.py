@@ -147,7 +147,7 @@ def plan(study: Study, images: int, heldout: int, subsets: int = 64, seeds: int 
     command = "python -m index_builder"
     steps = [
         Step("train the model", f"{command} train {name}", training, weights * len(recipe.checkpoints), False),
-        Step("features and index", f"{command} build {name} --index-only", index_ops, 2 * index_bytes),
+        Step("features and index", f"{command} build {name} --index-only", index_ops, 3 * index_bytes),
         Step("features of the ablations", f"{command} build {name}", more_ops, more_bytes),
         Step(
             f"ground truth, {subsets} halves × {seeds} seeds",

@@ -73,7 +73,7 @@ def _one_pool(make: Make, arguments: tuple[Any, ...], left: dict[int, Any], proc
     for gpu in processes.gpus:
         gpus.put(gpu)  # type: ignore[union-attr]
     pool = ProcessPoolExecutor(
-        min(processes.workers, len(left)),
+        min(processes.workers, len(left), len(processes.gpus) or len(left)),
         SPAWN,
         initializer=_start_in_pool,
         initargs=(make, arguments, processes.threads, gpus),
@@ -87,6 +87,10 @@ def _one_pool(make: Make, arguments: tuple[Any, ...], left: dict[int, Any], proc
                 result = future.result()
                 del left[pending.pop(future)]
                 yield result
+    except BaseException:  # an interruption, or a task's error: what runs leaves files whole or absent, and may end
+        for process in list((pool._processes or {}).values()):
+            process.terminate()
+        raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

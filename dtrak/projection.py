@@ -46,7 +46,7 @@ class SparseProjector:
         blocks = -(-input_dim // output_dim)
         bits = np.frombuffer(keyed_generator("sign", seed, "").bytes(-(-input_dim // 8)), np.uint8)
         signs = np.unpackbits(bits, count=input_dim).astype(np.int8) * 2 - 1
-        self._signs = torch.from_numpy(signs.astype(np.float32)).to(device)
+        self._signs = torch.from_numpy(signs).to(device)
         self._shifts: list[int] = keyed_generator("shift", seed, "").integers(0, output_dim, blocks).tolist()
 
     def __call__(self, vectors: Float[Tensor, "n d"]) -> Float[Tensor, "n k"]:

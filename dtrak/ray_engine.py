@@ -13,10 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from dtrak.config import ROOT
+from dtrak.engines import Results
 from dtrak.errors import DtrakError
-from dtrak.processes import MOST_DEATHS, Make, died
+from dtrak.processes import Make, died
 
-PASSED_ON = ("DTRAK_WORKSPACE", "DTRAK_CONFIGS", "DTRAK_MEMORY", "HF_HOME", "HF_HUB_OFFLINE")
+FOLDERS = ("DTRAK_WORKSPACE", "DTRAK_CONFIGS", "HF_HOME")
+PASSED_ON = (*FOLDERS, "DTRAK_MEMORY", "HF_HUB_OFFLINE")
+RETRIES = 5  # of one task, each after the loss of its worker or node
 LOOPBACK = "127.0.0.1"
 ANSWER_SECONDS = 5
 START = "Start one with 'ray start --head', or leave out --address to start one here."
@@ -27,7 +30,7 @@ class Ray:
     """A Ray cluster.
 
     Attributes:
-        address: of its head ("10.0.0.5:6379", "ray://…"); None starts one on this machine, on loopback.
+        address: of its head ("10.0.0.5:6379"); None starts one on this machine, on loopback.
         workers: tasks at a time at most; None leaves it to the cluster, or takes the cores of this machine.
         threads: of a task, and the CPUs it asks for.
         gpus: of a task; 1 for tasks on CUDA.
@@ -38,14 +41,14 @@ class Ray:
     threads: int = 1
     gpus: float = 0
 
-    def results(self, make: Make, arguments: tuple[Any, ...], tasks: Sequence[Any]) -> Iterator[Any]:
+    def results(self, make: Make, arguments: tuple[Any, ...], tasks: Sequence[Any]) -> Results:
         """See :class:`dtrak.engines.Engine`."""
         if not tasks:
             return
         ray = _import()
         with self._connected(ray):
             shared = ray.put((make, arguments))
-            remote = ray.remote(num_cpus=self.threads, num_gpus=self.gpus, max_retries=MOST_DEATHS)(_work)
+            remote = ray.remote(num_cpus=self.threads, num_gpus=self.gpus, max_retries=RETRIES, max_calls=0)(_work)
             waiting, pending = list(reversed(tasks)), list[Any]()
             most = self.workers or len(tasks)
             try:
@@ -63,6 +66,7 @@ class Ray:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         self._require_answer()
         variables = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+        variables |= {name: os.path.abspath(variables[name]) for name in FOLDERS if name in variables}
         runtime = {"env_vars": {**variables, "PYTHONPATH": os.pathsep.join([str(ROOT), *_paths()])}}
         given: dict[str, Any] = {"address": self.address}
         if self.address is None:
@@ -76,13 +80,24 @@ class Ray:
                 f"Ray did not start, or let us in at {self.address or 'this machine'}: {error}", hint=START
             ) from error
         try:
+            self._require_room(ray)
             yield
         finally:
             ray.shutdown()
 
+    def _require_room(self, ray: Any) -> None:
+        """Refuse tasks that no node could take; Ray would wait for one for ever."""
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        if not any(n.get("CPU", 0) >= self.threads and n.get("GPU", 0) >= self.gpus for n in nodes):
+            raise DtrakError(
+                f"No node of the cluster has {self.threads} CPU{'s' if self.threads > 1 else ''}"
+                f"{' and a GPU' if self.gpus else ''} for a task.",
+                hint="Give fewer --threads, another --device, or add a node.",
+            )
+
     def _require_answer(self) -> None:
         """Find out in seconds what Ray's own retries take minutes for."""
-        host, _, port = (self.address or "").removeprefix("ray://").rpartition(":")
+        host, _, port = (self.address or "").rpartition(":")
         if host and port.isdecimal():
             try:
                 socket.create_connection((host, int(port)), ANSWER_SECONDS).close()
@@ -108,8 +123,10 @@ def _result(ray: Any, finished: Any) -> Any:
         return ray.get(finished)
     except ray.exceptions.RayTaskError as error:
         raise error.cause if isinstance(error.cause, DtrakError) else error from None
-    except (ray.exceptions.RaySystemError, ray.exceptions.WorkerCrashedError, ray.exceptions.RayError) as error:
+    except (ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError, ray.exceptions.OutOfMemoryError) as error:
         raise died() from error
+    except ray.exceptions.RayError as error:
+        raise DtrakError(f"Ray could not run a task: {error}", hint="Its logs are in /tmp/ray.") from error
 
 
 _made: dict[str, Callable[[Any], Any]] = {}

@@ -8,7 +8,7 @@ from jaxtyping import Float, Float64
 from scipy.linalg import cho_factor, cho_solve
 
 from dtrak.errors import DtrakError
-from dtrak.kernel import LARGE, Kernel, blocks, gram, multiply
+from dtrak.kernel import LARGE, Kernel, blocks, gram, multiply, row_norms
 from dtrak.krylov import KrylovKernel, fits
 from dtrak.methods import Normaliser
 from dtrak.settings import AUTO
@@ -48,7 +48,7 @@ class Readout:
     @cached_property
     def norms(self) -> Float64[np.ndarray, " n"]:
         """‖φₙ‖."""
-        return np.concatenate([np.linalg.norm(block, axis=1) for block in blocks(self.features)])
+        return row_norms(self.features)
 
     @cached_property
     def _gram(self) -> Float64[np.ndarray, "m m"]:

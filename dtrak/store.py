@@ -20,6 +20,11 @@ from dtrak.errors import DtrakError
 from dtrak.files import digest, read_json, sha256_file, write_json, write_npy
 
 
+def index_is_built(folder: Path) -> bool:
+    """Whether ``index/<fingerprint>`` holds a whole index (:mod:`dtrak.index`); without Φ it is of an older dtrak."""
+    return (folder / "manifest.json").exists() and (folder / "features.npy").exists()
+
+
 @dataclass(frozen=True)
 class FeatureStore:
     """One feature set of one training set.
@@ -94,6 +99,8 @@ class FeatureStore:
         values: Float[np.ndarray, "rows pairs 2"] | None = None,
     ) -> None:
         """Store a shard, then mark it complete."""
+        if len(features) != len(self.shard_rows(shard)):
+            raise ValueError(f"shard {shard} has {len(self.shard_rows(shard))} rows, not {len(features)}")
         array = features.astype(self.dtype).reshape(len(features), self.parts, self.dim)
         if not np.isfinite(array).all():
             raise DtrakError(
@@ -157,7 +164,7 @@ class FeatureStore:
     def sample(self, most: int) -> Float[np.ndarray, "n k"]:
         """The mean features of at most so many rows: whole shards, spread evenly."""
         self._require_complete()
-        count = min(len(self.shards), max(1, most // self.shard_size))
+        count = min(len(self.shards), max(1, most // self.shard_size))  # a shard at least
         chosen = [self.shards[i * len(self.shards) // count] for i in range(count)]
         found = [np.zeros((len(self.shard_rows(shard)), self.dim), dtype=np.float32) for shard in chosen]
         for shard, rows in zip(chosen, found, strict=True):

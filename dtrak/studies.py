@@ -29,7 +29,7 @@ from dtrak.models import (
     shuffle_weights,
     weights_digest,
 )
-from dtrak.store import FeatureStore
+from dtrak.store import FeatureStore, index_is_built
 
 PROMPTS = 8
 PIPELINE_FILES = [
@@ -292,7 +292,7 @@ def study_status(folder: StudyFolder) -> dict[str, str]:
     study = folder.study
     prepared = (folder.data / "report.json").exists()
     stores = [FeatureStore.open(path.parent) for path in sorted(folder.features.glob("*/manifest.json"))]
-    indexes = list(folder.index.glob("*/manifest.json"))
+    indexes = built_indexes(folder)
     report = read_json(folder.data / "report.json") if prepared else {}
     return {
         "name": study.name,
@@ -304,12 +304,17 @@ def study_status(folder: StudyFolder) -> dict[str, str]:
     }
 
 
+def built_indexes(folder: StudyFolder) -> list[Path]:
+    """The folders of the study's whole indexes."""
+    return [path.parent for path in folder.index.glob("*/manifest.json") if index_is_built(path.parent)]
+
+
 def commands_left(folder: StudyFolder) -> list[str]:
     """The commands that a study still needs before it can be asked."""
     name = folder.study.name
     left = ["prepare"] if not (folder.data / "report.json").exists() or _not_fetched(folder.study) else []
     left += ["train"] if needs_training(folder) else []
-    left += ["build"] if not list(folder.index.glob("*/manifest.json")) else []
+    left += ["build"] if not built_indexes(folder) else []
     return [f"python -m index_builder {command} {name}" for command in left]
 
 

@@ -28,7 +28,7 @@ def tasks_on(count: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def task_threads() -> Iterator[None]:
-    """Run torch on as many threads as a task has: one, unless :func:`set_task_threads` said otherwise.
+    """Run torch on as many threads as a task has: one, unless one of the functions above said otherwise.
 
     Sums then come in one order, whoever calls, so results repeat to the bit. And a small network
     on a busy machine is far faster on one: two threads that wait for each other at every layer stand

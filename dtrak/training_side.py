@@ -22,7 +22,7 @@ from dtrak.query import data_fingerprint
 from dtrak.readout import Readout
 from dtrak.selection import Side, Source, part_weights, select
 from dtrak.settings import Setting
-from dtrak.store import FeatureStore
+from dtrak.store import FeatureStore, index_is_built
 from dtrak.studies import StudyFolder, load_study_model, model_variants
 from dtrak.truth import Family, SubsetTruth, load_subsets
 
@@ -206,7 +206,7 @@ class TrainingSide:
         fingerprint = self.fingerprint_of(config)
         if fingerprint not in self._indexes:
             folder = self.folder.index / fingerprint
-            if not (folder / "manifest.json").exists():
+            if not index_is_built(folder):
                 self._refuse(config)
             self._indexes[fingerprint] = AttributionIndex(folder, self.store(config))
         return self._indexes[fingerprint]

@@ -7,7 +7,7 @@ from dtrak.errors import DtrakError
 from dtrak.features import identity
 from dtrak.files import digest, exclusive, read_json, sha256_file
 from dtrak.query import data_fingerprint
-from dtrak.store import FeatureStore
+from dtrak.store import FeatureStore, index_is_built
 from dtrak.studies import StudyFolder, load_study_model
 
 LISTED: tuple[Split, ...] = ("train", "heldout")
@@ -53,7 +53,7 @@ def verify_study(folder: StudyFolder, repair: bool = False) -> list[str]:
 
 def _verify_index(folder: StudyFolder, store: FeatureStore) -> list[str]:
     path = folder.index / store.fingerprint
-    if not (path / "manifest.json").exists():
+    if not index_is_built(path):
         return ["not built"]
     try:
         hashes = read_json(path / "manifest.json")["sha256"]

@@ -17,8 +17,17 @@ from jaxtyping import Float, Float32
 
 from dtrak.errors import DtrakError
 from dtrak.kernel import Kernel
+from dtrak.krylov import KrylovKernel
 
 TYPICAL = 0.316  # λ₀ relative to the mean eigenvalue: D-TRAK's default
+
+
+def no_whitening(size: int) -> DtrakError:
+    """Said where there are no such coordinates."""
+    return DtrakError(
+        f"White{size} needs the decomposition of ΦᵀΦ, with at least {size} columns and more rows than columns.",
+        hint="Use another index_factory (Flat is exact), or set DTRAK_MEMORY higher.",
+    )
 
 
 @dataclass(frozen=True)
@@ -34,18 +43,15 @@ class Whitening:
     queries: Float32[np.ndarray, "k m"]
 
     @classmethod
-    def of(cls, kernel: object, size: int) -> "Whitening":
+    def of(cls, kernel: Kernel | KrylovKernel, size: int) -> "Whitening":
         """The m leading directions of a kernel.
 
         Raises:
             DtrakError: the kernel is not of ΦᵀΦ, or has fewer directions.
         """
         if not isinstance(kernel, Kernel) or kernel.dual or size > len(kernel.eigenvalues):
-            raise DtrakError(
-                f"White{size} needs the decomposition of ΦᵀΦ, with at least {size} columns and more rows than columns.",
-                hint="Use another index_factory (Flat is exact), or set DTRAK_MEMORY higher.",
-            )
-        scale = np.sqrt(kernel.eigenvalues[::-1][:size] + TYPICAL * (kernel.mean_eigenvalue or 1.0))
+            raise no_whitening(size)
+        scale = np.sqrt(kernel.eigenvalues[::-1][:size] + kernel.absolute(TYPICAL))
         vectors = kernel.eigenvectors[:, ::-1][:, :size]
         return cls((vectors / scale).astype(np.float32), (vectors * scale).astype(np.float32))
 

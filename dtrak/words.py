@@ -1,5 +1,7 @@
 """Durations and sizes in words, and sizes out of them."""
 
+import math
+
 from dtrak.errors import DtrakError
 
 
@@ -26,7 +28,7 @@ def size_in_words(count: float) -> str:
 
 
 def parse_size(text: str, name: str) -> float:
-    """Bytes: a number, or one with TB, GB or MB.
+    """Bytes: a positive number, or one with TB, GB, MB or kB.
 
     Args:
         name: of the setting, for the message.
@@ -35,10 +37,13 @@ def parse_size(text: str, name: str) -> float:
         DtrakError: it is neither.
     """
     wanted = text.strip().upper()
-    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("", 1.0)):
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("KB", 1e3), ("", 1.0)):
         if wanted.endswith(unit):
             try:
-                return float(wanted.removesuffix(unit)) * size
+                found = float(wanted.removesuffix(unit)) * size
             except ValueError:
                 break
+            if 0 < found < math.inf:
+                return found
+            break
     raise DtrakError(f"{name} is '{text}'.", hint="Write something like 4GB or 500MB.")

@@ -85,7 +85,7 @@ def build_parts(
     alone = exclusive(folder.root, f"study '{folder.study.name}'") if share is None else contextlib.nullcontext()
     with alone:
         remove_leftovers(folder.root)
-        stores = {title: open_stores(folder, sets, device) for title, sets in parts.items()}
+        stores = {title: open_stores(folder, sets) for title, sets in parts.items()}
         tasks = [task for title, sets in parts.items() for task in _missing(title, sets, stores[title])]
         tasks = [task for task in tasks if share is None or share.has(task.shard)]
         total = sum(len(store.shards) for group in stores.values() for store in group)
@@ -93,11 +93,12 @@ def build_parts(
         seconds = dict.fromkeys(parts, 0.0)
         report(next(iter(parts)), done, total)
         before = time.monotonic()
-        for task in engine.results(_builder, (folder.study, batch_size, device), tasks):
-            now = time.monotonic()
-            seconds[task.part] += now - before
-            before, done = now, done + len(task.sets)
-            report(task.part, done, total)
+        with contextlib.closing(engine.results(_builder, (folder.study, batch_size, device), tasks)) as results:
+            for task in results:
+                now = time.monotonic()
+                seconds[task.part] += now - before
+                before, done = now, done + len(task.sets)
+                report(task.part, done, total)
         return {title: Built(stores[title], seconds[title]) for title in parts}
 
 
@@ -108,12 +109,12 @@ def build_indexes(folder: StudyFolder, stores: list[FeatureStore]) -> None:
             build_index(store, folder.index, folder.study.index_factory)
 
 
-def open_stores(folder: StudyFolder, sets: Sequence[FeatureConfig], device: str = "cpu") -> list[FeatureStore]:
+def open_stores(folder: StudyFolder, sets: Sequence[FeatureConfig]) -> list[FeatureStore]:
     """The stores of feature sets under the study's present models and data, made if new."""
     rows = {split: len(split_rows(folder, split)[1]) for split in {c.split for c in sets}}
     return [
         FeatureStore.create(folder.features, content, rows[c.split], shard_size(rows[c.split]))
-        for c, content in zip(sets, _identities(folder, sets, device), strict=True)
+        for c, content in zip(sets, _identities(folder, sets), strict=True)
     ]
 
 
@@ -122,8 +123,8 @@ def shard_size(rows: int) -> int:
     return max(SHARD_SIZE, -(-rows // MOST_SHARDS))
 
 
-def _identities(folder: StudyFolder, sets: Sequence[FeatureConfig], device: str = "cpu") -> list[dict[str, Any]]:
-    models = {name: load_study_model(folder, device, name).fingerprint() for name in {c.model for c in sets}}
+def _identities(folder: StudyFolder, sets: Sequence[FeatureConfig]) -> list[dict[str, Any]]:
+    models = {name: load_study_model(folder, variant=name).fingerprint() for name in {c.model for c in sets}}
     data = {split: data_fingerprint(folder, split) for split in {c.split for c in sets}}
     return [identity(models[c.model], data[c.split], c) for c in sets]
 
@@ -155,11 +156,11 @@ def evaluation_sets(folder: StudyFolder) -> list[FeatureConfig]:
 
 
 def _missing(part: str, sets: Sequence[FeatureConfig], stores: list[FeatureStore]) -> list[Task]:
-    lacking: dict[tuple[str, str, int], list[FeatureConfig]] = {}
+    lacking: dict[tuple[str, str, int, int], list[FeatureConfig]] = {}
     for config, store in zip(sets, stores, strict=True):
         for shard in store.missing():
-            lacking.setdefault((config.model, config.split, shard), []).append(config)
-    return [Task(part, shard, tuple(configs)) for (_, _, shard), configs in lacking.items()]
+            lacking.setdefault((config.model, config.split, store.shard_size, shard), []).append(config)
+    return [Task(part, shard, tuple(configs)) for (_, _, _, shard), configs in lacking.items()]
 
 
 class _Builder:

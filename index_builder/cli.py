@@ -221,7 +221,7 @@ def merge(study: StudyArgument, device: DeviceOption = "cpu") -> None:
 
     folder = StudyFolder(load_study(study))
     require_prepared(folder)
-    stores = open_stores(folder, folder.study.features, device)
+    stores = open_stores(folder, folder.study.features)
     lacking = sum(len(store.missing()) for store in stores)
     if lacking:
         of = sum(len(store.shards) for store in stores)

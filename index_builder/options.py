@@ -95,7 +95,12 @@ def _engine(
         return lambda device: local(workers, threads, device)
     from dtrak.ray_engine import Ray
 
-    return lambda device: Ray(address, workers, threads, 1 if device.startswith("cuda") else 0)
+    def on_ray(device: str) -> Engine:
+        if device not in ("cpu", "cuda"):  # a task sees one GPU, whichever it is
+            raise typer.BadParameter("is cpu or cuda with --engine ray", param_hint="--device")
+        return Ray(address, workers, threads, 1 if device == "cuda" else 0)
+
+    return on_ray
 
 
 EngineFor = Callable[[str], Engine]

@@ -48,9 +48,10 @@ def retrain_subsets(
         missing = [subset for subset in wanted if not is_done(folder, subset, now)]
         done = len(wanted) - len(missing)
         report(done, len(wanted))
-        for _ in engine.results(_retrainer, (folder.study, precision, device), missing):
-            done += 1
-            report(done, len(wanted))
+        with contextlib.closing(engine.results(_retrainer, (folder.study, precision, device), missing)) as results:
+            for _ in results:
+                done += 1
+                report(done, len(wanted))
         return len(missing)
 
 

@@ -83,7 +83,7 @@ def test_a_report_that_raises_stops_the_training(fresh, workers):
             raise Enough
 
     with pytest.raises(Enough):
-        draw_all(long, tasks, workers, report)
+        draw_all(long, tasks, Local(workers), report)
     assert not any(is_drawn(long, task.removal, SETTINGS[0]) for task in tasks)
 
 
@@ -109,7 +109,7 @@ def test_a_shorter_recipe_shortens_its_schedule(fresh):
 def test_counterfactuals_of_each_method(fresh):
     build_indexes(fresh, build_features(fresh, Local(1)))
     asked, attributor = query_set(fresh), Attributor(fresh)
-    found = counterfactual(attributor, queries=2, remove=3, workers=1)
+    found = counterfactual(attributor, queries=2, remove=3, engine=Local(1))
     assert found.queries == sorted(chosen_queries(asked, 2))
     assert chosen_queries(asked, 2) == chosen_queries(asked, 3)[:2]
     assert {pair.method for pair in found.pairs} == set(COMPARED)
@@ -125,7 +125,7 @@ def test_counterfactuals_of_each_method(fresh):
     assert mean == pytest.approx(np.mean(differences))
     assert found.behind["settings"]["dtrak"] == "dtrak"
     with pytest.raises(DtrakError, match="two must stay"):
-        counterfactual(attributor, queries=1, remove=13, workers=1)
+        counterfactual(attributor, queries=1, remove=13, engine=Local(1))
     kept = load_counterfactuals(fresh)
     assert kept.pairs == found.pairs
     assert kept.stale == ""

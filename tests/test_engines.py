@@ -22,12 +22,11 @@ from index_builder.retraining import retrain_subsets
 from tests.test_build import hashes
 from tests.test_cli import call
 
-ray = pytest.importorskip("ray", reason="needs Ray: pip install -r requirements-ray.txt")
-
 
 @pytest.fixture(scope="module")
 def cluster():
     """Two nodes on loopback, each with one CPU."""
+    pytest.importorskip("ray", reason="needs Ray: pip install -r requirements-ray.txt")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -36,9 +35,13 @@ def cluster():
     wait_for(lambda: socket.create_connection(("127.0.0.1", port), 1).close())
     other = start_node(f"--address={address}")
     time.sleep(5)
+    NODES[:] = [head.pid, other.pid]
     yield address
     stop_node(other)
     stop_node(head)
+
+
+NODES: list[int] = []
 
 
 def start_node(*options):
@@ -88,6 +91,8 @@ def _run(folder, task):
         raise DtrakError("no", hint="ask otherwise")
     if task == "where":
         time.sleep(0.5)
+        import ray
+
         return ray.get_runtime_context().get_node_id()
     return task**2
 
@@ -103,15 +108,22 @@ def test_both_nodes_work_and_a_killed_worker_is_made_good(cluster, tmp_path):
 def test_what_goes_wrong_on_a_cluster_is_told(cluster, tmp_path):
     with pytest.raises(DtrakError, match="without a word"):
         list(Ray(cluster).results(_make, (str(tmp_path),), ["always"]))
+    for impossible in (Ray(cluster, threads=64), Ray(cluster, gpus=1)):
+        with pytest.raises(DtrakError, match="No node"):
+            list(impossible.results(_make, (str(tmp_path),), [1]))
     with pytest.raises(DtrakError, match="no") as refused:
         list(Ray(cluster).results(_make, (str(tmp_path),), ["refuse"]))
     assert refused.value.hint == "ask otherwise"
 
 
 def _workers():
-    """Process ids of Ray's workers that are at a task."""
-    listed = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True).stdout.splitlines()
-    return [int(line.split()[0]) for line in listed if "ray::_work" in line]
+    """Process ids of this cluster's workers that are at a task."""
+    listed = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True).stdout.splitlines()[1:]
+    split = [line.split(None, 2) for line in listed]
+    ours = set(NODES)
+    for _ in range(4):  # raylets and workers, below the commands that started the nodes
+        ours |= {int(pid) for pid, parent, _ in split if int(parent) in ours}
+    return [int(pid) for pid, _, arguments in split if int(pid) in ours and "ray::_work" in arguments]
 
 
 def test_features_are_the_same_bytes_though_a_worker_and_a_node_are_lost(fresh, cluster, monkeypatch):
@@ -171,15 +183,18 @@ def test_threads_are_shared_out(monkeypatch):
     assert local(3, 2, "cpu") == Local(3, 2)
     assert local(None, 1, "cuda:1") == Local(1, 1)
     monkeypatch.setattr("dtrak.engines.visible_gpus", lambda: ("0", "2", "5"))
-    assert local(None, 1, "cuda") == Local(3, 2, ("0", "2", "5"))
-    assert local(2, 1, "cuda") == Local(2, 4, ("0", "2"))
+    assert local(None, 1, "cuda") == Local(3, 1, ("0", "2", "5"))
+    assert local(2, 4, "cuda") == Local(2, 4, ("0", "2"))
     assert local(1, 1, "cuda") == Local(1, 1)
+    for workers, device in ((4, "cuda"), (2, "cuda:1")):
+        with pytest.raises(DtrakError, match="a GPU each"):
+            local(workers, 1, device)
 
 
 def _see(task):
     import torch
 
-    return os.environ.get("CUDA_VISIBLE_DEVICES"), torch.get_num_threads(), time.sleep(0.3)
+    return os.environ.get("CUDA_VISIBLE_DEVICES"), torch.get_num_threads(), time.sleep(1)
 
 
 def _seer():

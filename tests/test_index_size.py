@@ -39,7 +39,8 @@ def store(request, tmp_path_factory):
 
 
 @pytest.mark.parametrize("factory", ["Flat", "SQfp16", "SQ8", "White64,SQ8", "White64,PQ64x4fs", "IVF64,SQ8"])
-def test_both_ends_are_found_with_exact_products(store, tmp_path, factory):
+def test_both_ends_are_found_with_exact_products(store, tmp_path, factory, monkeypatch):
+    monkeypatch.setattr("dtrak.index.CANDIDATES", 300)
     index = AttributionIndex(build_index(store, tmp_path, factory), store)
     assert index.features.dtype == store.dtype
     np.testing.assert_array_equal(index.features, store.read().astype(store.dtype))
@@ -93,12 +94,17 @@ def test_a_damaged_or_older_index_is_told_and_made_again(store, tmp_path):
     with pytest.raises(DtrakError, match="damaged"):
         AttributionIndex(folder, store)
     with pytest.raises(DtrakError, match="White64"):
-        build_index(store, tmp_path / "other", "White640,SQ8")
+        build_index(store, tmp_path, "White640,SQ8")
+    (folder / "manifest.json").unlink()
+    build_index(store, tmp_path, "SQ8")
+    with pytest.raises(DtrakError, match="does not know"):
+        build_index(store, tmp_path, "Nonsense")
+    assert AttributionIndex(folder, store).search(real_like(1, 1)[0], 3)[0].size == 3  # what was there still answers
 
 
 def test_the_first_that_fits_finds_enough_and_is_quick_is_chosen():
     def choice(place, size, seconds, recall):
-        return Choice(kinds(10**6, 256)[place], size, seconds, recall, True)
+        return Choice(kinds(10**6, 256)[place], size, seconds, recall, 1000)
 
     flat, half, small = choice(0, 4e9, 0.3, 1.0), choice(1, 2e9, 0.05, 1.0), choice(4, 1e8, 0.01, 0.97)
     every = [flat, half, small]
@@ -111,7 +117,7 @@ def test_the_first_that_fits_finds_enough_and_is_quick_is_chosen():
 
 
 def test_recall_is_measured_on_the_features_where_they_are_built(store):
-    found = {choice.kind.factory: choice for choice in judged(ROWS, DIM, store)}
+    found = {choice.kind.factory: choice for choice in judged(ROWS, DIM, [store])}
     assert found["White64,SQ8"].measured
     assert found["White64,SQ8"].recall > 0.95
     assert found["Flat"].bytes == 4 * ROWS * DIM

@@ -11,6 +11,7 @@ whose name is a digest of what makes it: data, recipe, base and what was left ou
 trained twice for the same pictures.
 """
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
-from dtrak.config import TrainingConfig
+from dtrak.config import Study, TrainingConfig
 from dtrak.engines import Engine, Local
 from dtrak.files import digest, write_json, write_npy
 from dtrak.models import DiffusionModel, save_model
@@ -156,7 +157,7 @@ def draw_all(
     report(finished, total)
     if isinstance(engine, Local) and engine.workers > 1 and left:
         steps: Any = SPAWN.Array("i", len(left))
-        numbered = [(number, folder, task, device) for number, task in enumerate(left)]
+        numbered = [(number, folder.study, task, device) for number, task in enumerate(left)]
         one_process_each(_in_process, numbered, engine.processes, steps, lambda: report(finished + sum(steps), total))
     else:
 
@@ -164,13 +165,16 @@ def draw_all(
             report(finished + step, total)
 
         here = advance if isinstance(engine, Local) else None
-        for done in engine.results(_drawer, (folder, device, here), left):
-            finished += done
-            report(finished, total)
+        with contextlib.closing(engine.results(_drawer, (folder.study, device, here), left)) as results:
+            for done in results:
+                finished += done
+                report(finished, total)
     report(total, total)
 
 
-def _drawer(folder: StudyFolder, device: str, report: Callable[[int], None] | None) -> Callable[[Task], int]:
+def _drawer(study: Study, device: str, report: Callable[[int], None] | None) -> Callable[[Task], int]:
+    folder = StudyFolder(study)
+
     def draw(task: Task) -> int:
         draw_without(folder, task.removal, task.settings, report or (lambda step: None), device)
         return task.removal.steps
@@ -178,11 +182,11 @@ def _drawer(folder: StudyFolder, device: str, report: Callable[[int], None] | No
     return draw
 
 
-def _in_process(numbered: tuple[int, StudyFolder, Task, str], steps: Any) -> None:
-    number, folder, task, device = numbered
+def _in_process(numbered: tuple[int, Study, Task, str], steps: Any) -> None:
+    number, study, task, device = numbered
 
     def report(step: int) -> None:
         steps[number] = step
 
-    draw_without(folder, task.removal, task.settings, report, device)
+    draw_without(StudyFolder(study), task.removal, task.settings, report, device)
     steps[number] = task.removal.steps
