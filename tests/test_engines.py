@@ -99,7 +99,7 @@ def _run(folder, task):
 
 def test_both_nodes_work_and_a_killed_worker_is_made_good(cluster, tmp_path):
     engine = Ray(cluster)
-    found = list(engine.results(_make, (str(tmp_path),), [1, 2, "die", 3, *["where"] * 6]))
+    found = list(engine.results(_make, (str(tmp_path),), [1, 2, "die", 3, *["where"] * 24]))
     assert {1, 4, 9, "lived"} <= set(found)
     assert len(set(found) - {1, 4, 9, "lived"}) == 2  # nodes
     assert list(engine.results(_make, (str(tmp_path),), [])) == []
