@@ -56,12 +56,13 @@ def projection_rows(tuned: int, dim: int) -> list[Row]:
     """The sparse projection of one gradient against a bare pass over it, and against dattri's."""
     sparse, gradient = SparseProjector(tuned, dim, 0), torch.randn(1, tuned)
     ours, read = median_seconds(lambda: sparse(gradient)), median_seconds(lambda: gradient.sum())
-    row = (
-        f"sparse projection, {tuned:,} to {dim:,}",
-        f"{ours * 1e3:.2f} ms",
-        f"{ours / read:.1f} × one read of the gradient (goal 4)",
-    )
-    return [row]
+    return [
+        (
+            f"sparse projection, {tuned:,} to {dim:,}",
+            f"{ours * 1e3:.2f} ms",
+            f"{ours / read:.1f} × one read of the gradient (goal 4)",
+        )
+    ]
 
 
 def dattri_rows(tuned: int, dim: int) -> list[Row]:
@@ -73,7 +74,7 @@ def dattri_rows(tuned: int, dim: int) -> list[Row]:
     ours = median_seconds(lambda: sparse(gradient))
     theirs = random_project(gradient, 1, dim, 32, proj_type="rademacher", device="cpu")
     seconds = median_seconds(lambda: theirs(gradient), 3)
-    spread = [_spread(lambda g, p=project: p(g), dim) for project in (_ours(dim), _dattri(dim))]
+    spread = [_spread(project, dim) for project in (_ours(dim), _dattri(dim))]
     return [
         (
             f"dattri 0.3.0, rademacher, {tuned:,} to {dim:,}",

@@ -133,7 +133,7 @@ def growth(scratch: Path) -> list[Row]:
     """The same index from ten thousand rows to ten million; also drawn, as docs/growth.png."""
     found = []
     for rows in (10**4, 10**5, 10**6, 10**7):
-        found.append(measure(scratch / str(rows), DTRAK, rows, 256, "White64,PQ64x4fs"))
+        found.append(measure(scratch / str(rows), DTRAK, rows, 256, "White128,PQ128x4fs"))
         shutil.rmtree(scratch / str(rows))
     draw_growth(found)
     return [one.row for one in found]
@@ -201,7 +201,7 @@ def exact(scratch: Path) -> list[Row]:
 
 def million(scratch: Path) -> list[Row]:
     """Every kind of index over the same million rows."""
-    factories = ("SQ8", "White64,SQ8", "White64,PQ64x4fs", "PQ64x4fs", "IVF4096,SQ8")
+    factories = ("SQ8", "White64,SQ8", "White64,PQ64x4fs", "White128,PQ128x4fs", "PQ64x4fs", "IVF4096,SQ8")
     found = [measure(scratch, DTRAK, 10**6, 256, factory) for factory in factories]
     return [one.row for one in [*found, measure(scratch, TRAK, 10**6, 256, "White64,PQ64x4fs")]]
 

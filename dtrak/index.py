@@ -25,7 +25,9 @@ from dtrak.store import FeatureStore, index_is_built
 from dtrak.whitening import Whitening, no_whitening
 
 TRAINING_ROWS = 65_536  # that a quantiser learns from
-CANDIDATES = 1000  # of an index that is not exact, ranked again by exact products
+CANDIDATES = 1000  # of an index that is not exact, ranked again by exact products; more among many rows
+SHARE = 2000  # one candidate for so many rows
+HALVES, FEW = "SQfp16", 100  # whose order is nearly right already
 PROBES = 16  # one of so many lists of an inverted file is looked into
 FLAT = "Flat"
 EXACT = "Set index_factory: Flat (exact, and fast enough below a million rows)."
@@ -98,13 +100,23 @@ class IndexedRows:
         index: of FAISS.
         features: Φ, for exact products.
         white: the coordinates that the index holds, if not the features' own.
-        exact: whether the index's own products are exact.
+        factory: of :func:`build_index`.
     """
 
     index: Any
     features: Float[np.ndarray, "n k"]
     white: Whitening | None
-    exact: bool
+    factory: str
+
+    @property
+    def exact(self) -> bool:
+        """Whether the index's own products are exact."""
+        return self.factory == FLAT
+
+    @property
+    def candidates(self) -> int:
+        """How many of its first ones are ranked again."""
+        return FEW if self.factory == HALVES else max(CANDIDATES, self.index.ntotal // SHARE)
 
     @classmethod
     def build(cls, features: Float[np.ndarray, "n k"], factory: str, kernel: Kernel | KrylovKernel) -> "IndexedRows":
@@ -133,7 +145,7 @@ class IndexedRows:
                 hint=EXACT,
             ) from error
         _probe(index)
-        return cls(index, features, white, factory == FLAT)
+        return cls(index, features, white, factory)
 
     def search(
         self, q: Float[np.ndarray, " k"], top: int, candidates: int | None = None
@@ -141,9 +153,9 @@ class IndexedRows:
         """See :meth:`AttributionIndex.search`.
 
         Args:
-            candidates: that are ranked again, a thousand unless it says otherwise, but 20 times ``top`` at least.
+            candidates: that are ranked again, but twice ``top`` at least; default :attr:`candidates`.
         """
-        wanted = min(top if self.exact else max(candidates or CANDIDATES, 20 * top), self.index.ntotal)
+        wanted = min(top if self.exact else max(candidates or self.candidates, 2 * top), self.index.ntotal)
         seen = q if self.white is None else self.white.of_query(q)
         products, rows = self.index.search(np.ascontiguousarray(seen, dtype=np.float32)[None], wanted)
         found = rows[0] >= 0  # approximate indexes may return fewer
@@ -203,7 +215,7 @@ class AttributionIndex:
             if split_white(manifest["factory"])[0]:
                 white = Whitening(self._array("white-rows"), self._array("white-queries"))
             _probe(index)
-            self._indexed = IndexedRows(_to_gpus(index), self.features, white, manifest["factory"] == FLAT)
+            self._indexed = IndexedRows(_to_gpus(index), self.features, white, manifest["factory"])
             self.kernel: Kernel | KrylovKernel
             if manifest["dual"] is None:
                 self.kernel = KrylovKernel(self.features)

@@ -16,7 +16,7 @@ from jaxtyping import Float
 
 from dtrak.errors import DtrakError
 from dtrak.files import digest
-from dtrak.index import CANDIDATES, FLAT, PROBES, IndexedRows, split_white
+from dtrak.index import CANDIDATES, FLAT, PROBES, SHARE, IndexedRows, split_white
 from dtrak.kernel import Kernel
 from dtrak.krylov import fits, road
 from dtrak.methods import METHODS
@@ -130,7 +130,9 @@ def judged(rows: int, dim: int, stores: Sequence[FeatureStore] = ()) -> list[Cho
     choices = []
     for kind in kinds(rows, dim):
         size = rows * kind.bytes_a_row
-        seconds = size * kind.share * kind.slowness / speed + (0 if kind.exact else CANDIDATES * LOOKUP)
+        seconds = size * kind.share * kind.slowness / speed + (
+            0 if kind.exact else max(CANDIDATES, rows // SHARE) * LOOKUP
+        )
         known = measured.get(kind.factory, kind.expected)
         choices.append(Choice(kind, size, seconds, known, count if kind.factory in measured else 0))
     return choices
@@ -248,9 +250,9 @@ def recall_of(
 ) -> float:
     """The share of the exact first that an index finds, for queries under the kernel.
 
-    As many first ones count as the candidates allow for (a twentieth of them), ten at most.
+    As many first ones count as a tenth of the candidates, ten at most.
     """
-    top = max(1, min(TOP, (candidates or CANDIDATES) // 20))
+    top = max(1, min(TOP, (candidates or CANDIDATES) // 10))
     index = IndexedRows.build(rows, factory, kernel)
     found = []
     for query in queries:
@@ -264,7 +266,7 @@ def recall_of(
 def _recalls(store: FeatureStore, of: Sequence[Kind], count: int) -> dict[str, float]:
     """Of each kind on ``count`` rows, with candidates as scarce among them as among all."""
     rows = store.sample(count)
-    candidates = max(20, round(CANDIDATES * len(rows) / store.rows))
+    candidates = max(10, round(max(CANDIDATES, store.rows // SHARE) * len(rows) / store.rows))
     damping = DAMPINGS.get(store.identity["output"], TYPICAL)
     order = np.random.default_rng(int(digest(store.fingerprint)[:8], 16)).permutation(len(rows))
     queries, rows = rows[order[:QUERIES]], rows[order[QUERIES:]]
