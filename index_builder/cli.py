@@ -30,6 +30,7 @@ from index_builder.options import (
     takes_engine,
     takes_setting,
 )
+from index_builder.planning import plan
 from index_builder.steps import compute, prepare_data, require_prepared
 from index_builder.terminal import errors, progress
 
@@ -128,54 +129,6 @@ def train(
 
 
 @app.command()
-def plan(
-    studies: Annotated[
-        list[str], typer.Argument(metavar="STUDY...", help="Names in configs/, or paths of YAML files.")
-    ],
-    images: Annotated[
-        int | None, typer.Option(min=1, help="Training images, before the data are prepared.", show_default=False)
-    ] = None,
-    ram: Annotated[
-        str | None, typer.Option(help="Memory for an index, e.g. 8GB: also choose one.", show_default=False)
-    ] = None,
-    recall: Annotated[float, typer.Option(min=0, max=1, help="Share of the first ten to be found, with --ram.")] = 0.95,
-    as_json: JsonOption = False,
-) -> None:
-    """Estimate what building and judging studies takes, before anything is computed; with --ram, choose an index."""
-    from dtrak.index_plan import plan_indexes
-    from dtrak.plan import DEVICES, estimate
-    from dtrak.words import in_words, parse_size, size_in_words
-
-    found = [estimate(StudyFolder(load_study(name)), images) for name in studies]
-    limit = None if ram is None else parse_size(ram, "--ram")
-    indexes = [
-        [] if limit is None else plan_indexes(StudyFolder(one.study), one.images, limit, recall) for one in found
-    ]
-    if as_json:
-        print(
-            json.dumps(
-                [
-                    one.as_dict() | ({"indexes": [index.as_dict() for index in chosen]} if chosen else {})
-                    for one, chosen in zip(found, indexes, strict=True)
-                ],
-                indent=2,
-            )
-        )
-        return
-    for one, chosen in zip(found, indexes, strict=True):
-        print(
-            f"{one.study.name}: {one.images:,} images, {one.passes.parameters:,} parameters, {one.passes.tuned:,} tuned"
-        )
-        print(f"  {'':42}{'disk':>9}" + "".join(f"{device.title:>14}" for device in DEVICES))
-        for step in one.steps:
-            times = "".join(f"{in_words(step.seconds(device, one.study)):>14}" for device in DEVICES)
-            print(f"  {step.title:42}{size_in_words(step.bytes):>9}{times}")
-        for index in chosen:
-            print(index.text)
-    print("Estimates: operations counted on the traced network, over rates that docs/scale.md states.")
-
-
-@app.command()
 @takes_engine
 def build(
     study: StudyArgument,
@@ -244,7 +197,7 @@ def _embed(folder: StudyFolder) -> None:
     errors.print(f"  embeddings by {folder.study.embedding}: {seconds:.0f} s, {size:.0f} MB")
 
 
-for command in (retrain, evaluate, counterfactual):
+for command in (plan, retrain, evaluate, counterfactual):
     app.command()(command)
 
 

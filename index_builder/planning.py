@@ -1,0 +1,53 @@
+"""The command that looks ahead: what studies take, and which index suits them."""
+
+import json
+from typing import Annotated
+
+import typer
+
+from dtrak.config import load_study
+from dtrak.studies import StudyFolder
+from index_builder.options import JsonOption
+
+
+def plan(
+    studies: Annotated[
+        list[str], typer.Argument(metavar="STUDY...", help="Names in configs/, or paths of YAML files.")
+    ],
+    images: Annotated[
+        int | None, typer.Option(min=1, help="Training images, before the data are prepared.", show_default=False)
+    ] = None,
+    ram: Annotated[
+        str | None, typer.Option(help="Memory for an index, e.g. 8GB: also choose one.", show_default=False)
+    ] = None,
+    recall: Annotated[float, typer.Option(min=0, max=1, help="Share of the first ten to be found, with --ram.")] = 0.95,
+    as_json: JsonOption = False,
+) -> None:
+    """Estimate what building and judging studies takes, before anything is computed; with --ram, choose an index."""
+    from dtrak.index_plan import plan_indexes
+    from dtrak.plan import DEVICES, estimate
+    from dtrak.words import in_words, parse_size, size_in_words
+
+    found = [estimate(StudyFolder(load_study(name)), images) for name in studies]
+    limit = None if ram is None else parse_size(ram, "--ram")
+    indexes = [
+        [] if limit is None else plan_indexes(StudyFolder(one.study), one.images, limit, recall) for one in found
+    ]
+    if as_json:
+        content = [
+            one.as_dict() | ({"indexes": [index.as_dict() for index in chosen]} if chosen else {})
+            for one, chosen in zip(found, indexes, strict=True)
+        ]
+        print(json.dumps(content, indent=2))
+        return
+    for one, chosen in zip(found, indexes, strict=True):
+        print(
+            f"{one.study.name}: {one.images:,} images, {one.passes.parameters:,} parameters, {one.passes.tuned:,} tuned"
+        )
+        print(f"  {'':42}{'disk':>9}" + "".join(f"{device.title:>14}" for device in DEVICES))
+        for step in one.steps:
+            times = "".join(f"{in_words(step.seconds(device, one.study)):>14}" for device in DEVICES)
+            print(f"  {step.title:42}{size_in_words(step.bytes):>9}{times}")
+        for index in chosen:
+            print(index.text)
+    print("Estimates: operations counted on the traced network, over rates that docs/scale.md states.")
