@@ -27,6 +27,8 @@ from tests.test_cli import call
 def cluster():
     """Two nodes on loopback, each with one CPU."""
     pytest.importorskip("ray", reason="needs Ray: pip install -r requirements-ray.txt")
+    before = os.environ.get("RAY_AUTH_MODE")
+    os.environ["RAY_AUTH_MODE"] = "disabled"  # a token that some other cluster left is none of ours
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -39,6 +41,9 @@ def cluster():
     yield address
     stop_node(other)
     stop_node(head)
+    os.environ.pop("RAY_AUTH_MODE")
+    if before:
+        os.environ["RAY_AUTH_MODE"] = before
 
 
 NODES: list[int] = []

@@ -57,7 +57,7 @@ def test_the_plan_adds_up():
     both = passes.forward + passes.backward
     assert train.operations == 8000 * 128 * both
     assert index.operations == 5000 * 100 * (passes.forward + 2 * passes.backward)
-    assert index.bytes == 2 * 2 * 5000 * 32_768 * 4
+    assert index.bytes == 3 * 2 * 5000 * 32_768 * 4
     assert truth.operations == 192 * (4000 * 128 * both + 2000 * 3000 * passes.forward)
     assert asked.operations < 0.5 * (index.operations + steps[2].operations)
     halves = [d.rate(study) for d in DEVICES]
