@@ -15,11 +15,11 @@ import numpy as np
 from jaxtyping import Float
 
 from dtrak.errors import DtrakError
-from dtrak.files import digest
 from dtrak.index import CANDIDATES, FLAT, PROBES, SHARE, IndexedRows, split_white
 from dtrak.kernel import Kernel
 from dtrak.krylov import fits, road
 from dtrak.methods import METHODS
+from dtrak.noise import keyed_generator
 from dtrak.store import FeatureStore
 from dtrak.studies import StudyFolder
 from dtrak.training_side import TrainingSide
@@ -268,7 +268,7 @@ def _recalls(store: FeatureStore, of: Sequence[Kind], count: int) -> dict[str, f
     rows = store.sample(count)
     candidates = max(10, round(max(CANDIDATES, store.rows // SHARE) * len(rows) / store.rows))
     damping = DAMPINGS.get(store.identity["output"], TYPICAL)
-    order = np.random.default_rng(int(digest(store.fingerprint)[:8], 16)).permutation(len(rows))
+    order = keyed_generator("recall", 0, store.fingerprint).permutation(len(rows))
     queries, rows = rows[order[:QUERIES]], rows[order[QUERIES:]]
     kernel = Kernel.decompose(rows)
     found = {}
