@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from pages_ui import choose_study
+from pages_ui import choose_study, load, wait_until_loaded
 
 st.set_page_config(page_title="dtrak", page_icon="🧭", layout="wide")
 pages = [
@@ -18,4 +18,7 @@ pages = [
 ]
 page = st.navigation(pages)
 choose_study()
+if page.title not in ("Home", "About"):
+    wait_until_loaded()
 page.run()
+load()  # so that the next page need not wait

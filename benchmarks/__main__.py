@@ -24,7 +24,8 @@ from dtrak.index import AttributionIndex, QueryFeature, build_index
 from dtrak.readout import Readout
 from dtrak.sampling import GenerationSettings, sample
 from dtrak.store import FeatureStore
-from dtrak.studies import StudyFolder, load_study_model
+from dtrak.studies import StudyFolder
+from dtrak.study_models import load_study_model
 
 COMMAND = "python -m benchmarks"
 

@@ -10,7 +10,8 @@ from dtrak.config import FeatureConfig, load_study
 from dtrak.features import FeatureExtractor
 from dtrak.models import DiffusionModel
 from dtrak.projection import SparseProjector
-from dtrak.studies import StudyFolder, load_study_model
+from dtrak.studies import StudyFolder
+from dtrak.study_models import load_study_model
 from dtrak.threads import task_threads
 
 K, DIM = 10, 4096

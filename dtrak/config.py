@@ -10,7 +10,6 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from dtrak.errors import DtrakError
 from dtrak.outputs import OUTPUT_FUNCTIONS
-from dtrak.projection import ProjectionKind
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE_FILE = "study.json"
@@ -18,6 +17,7 @@ LAST = "last"  # the name of the study's own model among its checkpoints
 RANDOMISED = "randomised"  # the same network with its weights shuffled: what attributes without having learnt
 
 Split = Literal["train", "heldout", "truth"]
+ProjectionKind = Literal["sparse", "normal", "rademacher"]
 
 
 def _known_output(name: Any) -> Any:

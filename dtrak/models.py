@@ -5,7 +5,6 @@ Wraps a diffusers ``UNet2DModel`` that predicts ε, its noise schedule, and what
 channels, folding p×p pixels into channels (an orthonormal reordering, so that noise stays noise).
 """
 
-import functools
 import json
 import math
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from dtrak.errors import DtrakError
-from dtrak.files import digest, read_json, sha256_file, write_bytes
+from dtrak.files import digest, read_json, write_bytes
 from dtrak.noise import keyed_generator
 
 PREPROCESSING_VERSION = 1  # part of every fingerprint: raise it whenever ``encode`` changes
@@ -300,15 +299,3 @@ def save_model(model: DiffusionModel, folder: Path, dtype: torch.dtype = torch.f
     if model.num_class_embeds:
         content = {"classes": model.classes, "null_class": model.null_class}
         write_bytes(folder / CLASSES_FILE, (json.dumps(content, indent=2) + "\n").encode())
-
-
-def weights_digest(folder: Path) -> str:
-    """A digest of the weight files below ``folder``, or of the file that it is, for manifests."""
-    found = [path for kind in ("*.safetensors", "*.bin") for path in folder.rglob(kind)]
-    files = [folder] if folder.is_file() else sorted(found)
-    return digest([[f.name, _file_digest(f, f.stat().st_size, f.stat().st_mtime_ns)] for f in files])
-
-
-@functools.lru_cache(maxsize=256)
-def _file_digest(path: Path, size: int, modified: int) -> str:
-    return sha256_file(path)

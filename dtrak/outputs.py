@@ -4,16 +4,21 @@ A gradient reaches the parameters only through v: ``∇_θ f = vᵀ ∂ε_θ/∂
 serves every output function, at one vector–Jacobian product each. Names and definitions follow
 Zheng et al., "Intriguing Properties of Data Attribution on Diffusion Models" (ICLR 2024), whose
 D-TRAK is ``mean-squared-l2-norm`` and whose TRAK is ``loss``.
+
+Tensors' own methods suffice, so that the names are known without importing torch, which takes a second.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
 
-Batch = Float[Tensor, "rows *dims"]
-Cotangent = Callable[[Batch, Batch, Float[Tensor, " rows"]], Batch]
+    Batch = Float[Tensor, "rows *dims"]
+    Cotangent = Callable[[Batch, Batch, Float[Tensor, " rows"]], Batch]
 
 
 def _per_row(values: Tensor, like: Tensor) -> Tensor:
@@ -36,7 +41,7 @@ def mean_squared_l2_norm(prediction: Batch, noise: Batch, elbo_weight: Tensor) -
 
 def mean(prediction: Batch, noise: Batch, elbo_weight: Tensor) -> Batch:
     """f = mean(ε_θ)."""
-    return torch.full_like(prediction, 1 / _size(prediction))
+    return prediction.new_full(prediction.shape, 1 / _size(prediction))
 
 
 def l1_norm(prediction: Batch, noise: Batch, elbo_weight: Tensor) -> Batch:
@@ -46,14 +51,14 @@ def l1_norm(prediction: Batch, noise: Batch, elbo_weight: Tensor) -> Batch:
 
 def l2_norm(prediction: Batch, noise: Batch, elbo_weight: Tensor) -> Batch:
     """f = ‖ε_θ‖₂."""
-    return prediction / _per_row(torch.linalg.vector_norm(prediction.flatten(1), dim=1), prediction)
+    return prediction / _per_row(prediction.flatten(1).norm(dim=1), prediction)
 
 
 def linf_norm(prediction: Batch, noise: Batch, elbo_weight: Tensor) -> Batch:
     """f = max|ε_θ|; its gradient lives on the one largest element."""
     flat = prediction.flatten(1)
     index = flat.abs().argmax(dim=1, keepdim=True)
-    return torch.zeros_like(flat).scatter(1, index, flat.gather(1, index).sign()).reshape(prediction.shape)
+    return flat.new_zeros(flat.shape).scatter(1, index, flat.gather(1, index).sign()).reshape(prediction.shape)
 
 
 def weighted_mse(prediction: Batch, noise: Batch, elbo_weight: Tensor) -> Batch:

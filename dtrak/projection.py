@@ -15,13 +15,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from dtrak.config import ProjectionKind
 from dtrak.noise import keyed_generator
 
 PROJECTION_VERSION = 1  # part of every fingerprint: raise it whenever the matrices below change
 
 CHUNK = 2**16  # coordinates that are given their signs at a time; they stay in the cache
-
-ProjectionKind = Literal["sparse", "normal", "rademacher"]
 
 
 class Projector(Protocol):

@@ -1,17 +1,13 @@
-"""A study on disk: where its parts are, and how they are loaded and made."""
+"""A study on disk: where its parts are, and what of it is made. Nothing here imports torch."""
 
-from collections import Counter
-from collections.abc import Sequence
+import functools
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-import torch
-
 from dtrak.config import (
     LAST,
-    RANDOMISED,
     SOURCE_FILE,
     ModelConfig,
     Study,
@@ -22,16 +18,9 @@ from dtrak.config import (
 )
 from dtrak.data import Table, load_table
 from dtrak.errors import DtrakError
-from dtrak.files import digest, read_json, write_json
-from dtrak.models import (
-    DiffusionModel,
-    load_model,
-    shuffle_weights,
-    weights_digest,
-)
+from dtrak.files import digest, read_json, sha256_file, write_json
 from dtrak.store import FeatureStore, index_is_built
 
-PROMPTS = 8
 PIPELINE_FILES = [
     "model_index.json",
     *(f"{part}/*" for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler")),
@@ -124,16 +113,6 @@ def hub_folder(name: str, download: bool = False) -> Path:
         ) from error
 
 
-def load_any(study: Study, path: Path, adapter: Path | None = None, prompts: Sequence[str] = ()) -> DiffusionModel:
-    """Load a model of the study's kind; see :func:`load_model` and :func:`load_text_to_image`."""
-    config = study.model
-    if config.kind == "text-to-image":
-        from dtrak.text_to_image import load_text_to_image
-
-        return load_text_to_image(path, study.resolution, adapter, getattr(torch, config.dtype), prompts)
-    return load_model(path, study.resolution, adapter, config.classes, config.null_class)
-
-
 @dataclass(frozen=True)
 class Variant:
     """One of a study's models.
@@ -173,44 +152,6 @@ def model_variants(folder: StudyFolder) -> dict[str, Variant]:
 def member_name(number: int) -> str:
     """The name of an ensemble member, from 1."""
     return f"member-{number}"
-
-
-def load_study_model(folder: StudyFolder, device: torch.device | str = "cpu", variant: str = LAST) -> DiffusionModel:
-    """The model that the study attributes to, or another of :func:`model_variants`.
-
-    Raises:
-        DtrakError: there is none yet.
-    """
-    if variant == RANDOMISED:
-        return shuffle_weights(load_study_model(folder, device))
-    config = trained_model_config(folder)
-    if variant != LAST:
-        variants = model_variants(folder)
-        if variant not in variants:
-            raise DtrakError(
-                f"Study '{folder.study.name}' has no model '{variant}'.",
-                hint=f"It has: {', '.join(variants)}. Name others under model.checkpoints or model.ensemble.",
-            )
-        config = config.model_copy(update={"adapter" if config.adapter else "path": variants[variant].path})
-    if config.path is None or not config.path.exists():
-        raise DtrakError(
-            f"Study '{folder.study.name}' has no model yet ({config.path}).",
-            hint=f"python -m index_builder train {folder.study.name}",
-        )
-    if folder.study.model.kind == "text-to-image" and config.adapter is None:
-        raise DtrakError(
-            f"Study '{folder.study.name}' has no LoRA to attribute over.",
-            hint="Name one under model.adapter, or set training.method: lora and train it.",
-        )
-    return load_any(folder.study, config.path, config.adapter, frequent_prompts(folder)).to(device)
-
-
-def frequent_prompts(folder: StudyFolder) -> list[str]:
-    """The most frequent captions of the training set, for a text-to-image model to draw."""
-    if folder.study.model.kind != "text-to-image" or not (folder.data / "report.json").exists():
-        return []
-    counted = Counter(name for name in folder.table.names[: folder.table.train_size] if name)
-    return [name for name, _ in sorted(counted.items(), key=lambda item: (-item[1], item[0]))[:PROMPTS]]
 
 
 def remember_source(folder: StudyFolder) -> None:
@@ -266,6 +207,18 @@ def model_digest(folder: StudyFolder) -> str:
     """A digest of the weight files of the study's model; reads them, builds no network."""
     config = trained_model_config(folder)
     return digest([weights_digest(path) for path in (config.path, config.adapter) if path])
+
+
+def weights_digest(folder: Path) -> str:
+    """A digest of the weight files below ``folder``, or of the file that it is, for manifests."""
+    found = [path for kind in ("*.safetensors", "*.bin") for path in folder.rglob(kind)]
+    files = [folder] if folder.is_file() else sorted(found)
+    return digest([[f.name, _file_digest(f, f.stat().st_size, f.stat().st_mtime_ns)] for f in files])
+
+
+@functools.lru_cache(maxsize=256)
+def _file_digest(path: Path, size: int, modified: int) -> str:
+    return sha256_file(path)
 
 
 def _not_fetched(study: Study) -> bool:

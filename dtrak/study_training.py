@@ -13,9 +13,10 @@ from dtrak.config import TrainingConfig
 from dtrak.errors import DtrakError
 from dtrak.files import exclusive, write_json
 from dtrak.lora import add_lora
-from dtrak.models import DiffusionModel, new_scheduler, new_unet, save_model, weights_digest
+from dtrak.models import DiffusionModel, new_scheduler, new_unet, save_model
 from dtrak.noise import keyed_generator
-from dtrak.studies import StudyFolder, base_path, frequent_prompts, load_any, member_name
+from dtrak.studies import StudyFolder, base_path, member_name, weights_digest
+from dtrak.study_models import frequent_prompts, load_any
 
 
 def initial_model(folder: StudyFolder, device: torch.device | str = "cpu") -> DiffusionModel:

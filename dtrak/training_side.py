@@ -23,7 +23,8 @@ from dtrak.readout import Readout
 from dtrak.selection import Side, Source, part_weights, select
 from dtrak.settings import Setting
 from dtrak.store import FeatureStore, index_is_built
-from dtrak.studies import StudyFolder, load_study_model, model_variants
+from dtrak.studies import StudyFolder, model_variants
+from dtrak.study_models import load_study_model
 from dtrak.truth import Family, SubsetTruth, load_subsets
 
 KEPT = 8

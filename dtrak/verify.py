@@ -8,7 +8,8 @@ from dtrak.features import identity
 from dtrak.files import digest, exclusive, read_json, sha256_file
 from dtrak.query import data_fingerprint
 from dtrak.store import FeatureStore, index_is_built
-from dtrak.studies import StudyFolder, load_study_model
+from dtrak.studies import StudyFolder
+from dtrak.study_models import load_study_model
 
 LISTED: tuple[Split, ...] = ("train", "heldout")
 

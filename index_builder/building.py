@@ -21,7 +21,8 @@ from dtrak.models import DiffusionModel
 from dtrak.query import data_fingerprint, split_rows
 from dtrak.share import Share
 from dtrak.store import FeatureStore
-from dtrak.studies import StudyFolder, load_study_model
+from dtrak.studies import StudyFolder
+from dtrak.study_models import load_study_model
 
 SHARD_SIZE = 16
 MOST_SHARDS = 4096

@@ -13,9 +13,10 @@ from dtrak.errors import DtrakError
 from dtrak.methods import METHODS
 from dtrak.settings import AUTO, Setting
 from dtrak.ui.ablate import POWERS, damping_curve, setting_cost
+from dtrak.ui.elements import enlarged_png
 from dtrak.ui.figures import damping_figure
 from dtrak.ui.services import all_scores
-from dtrak.ui.views import change_badges, default_power, enlarged_png, tiles, top_scored
+from dtrak.ui.views import change_badges, default_power, tiles, top_scored
 from pages_ui import choose_run, current_service, features_or_wait, gallery, hand_over_to_app, settings_of, show_error
 from pages_ui.trust import reliability_card
 

@@ -20,14 +20,13 @@ from dtrak.evidence import (
 from dtrak.methods import METHODS
 from dtrak.queries import query_from_bytes
 from dtrak.settings import Setting
+from dtrak.ui.elements import enlarged_png, plain
 from dtrak.ui.figures import score_histogram, share_bars, split_bars
 from dtrak.ui.report import to_csv, to_html, to_json
 from dtrak.ui.views import (
     default_power,
     effective_number,
-    enlarged_png,
     evidence_badges,
-    plain,
     shares,
     tiles,
     top_scored,

@@ -6,9 +6,10 @@ from dtrak.compare import contrast, disagreements
 from dtrak.errors import DtrakError
 from dtrak.settings import Setting
 from dtrak.ui.ablate import lane_agreements
+from dtrak.ui.elements import describe, enlarged_png, plain
 from dtrak.ui.figures import score_scatter
 from dtrak.ui.services import Lane, StudyService
-from dtrak.ui.views import describe, enlarged_png, plain, tiles, top_scored
+from dtrak.ui.views import tiles, top_scored
 from pages_ui import (
     choose_run,
     current_service,

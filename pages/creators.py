@@ -8,8 +8,9 @@ from dtrak.errors import DtrakError
 from dtrak.methods import METHODS
 from dtrak.settings import Setting
 from dtrak.ui.creators import LEAST_PICTURES, UNKNOWN, mean_shares, sentence, standings, to_csv, to_html, to_json
+from dtrak.ui.elements import data_url, plain
 from dtrak.ui.figures import standing_bars
-from dtrak.ui.views import data_url, plain, tiles
+from dtrak.ui.views import tiles
 from pages_ui import current_service, gallery, hand_over_to_app, show_error
 from pages_ui.trust import reliability_card
 

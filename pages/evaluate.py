@@ -7,6 +7,7 @@ from dtrak.evaluation.counterfactual import COMPARED, Counterfactuals, mean_with
 from dtrak.evaluation.results import POWERS, Evaluation
 from dtrak.methods import METHODS
 from dtrak.settings import Setting
+from dtrak.ui.elements import enlarged_png
 from dtrak.ui.evaluate import (
     CHOICES,
     DATASETS,
@@ -20,7 +21,6 @@ from dtrak.ui.evaluate import (
     verdict,
 )
 from dtrak.ui.figures import NEUTRAL, distance_boxes, lds_bars, lds_curves
-from dtrak.ui.views import enlarged_png
 from pages_ui import current_service, hand_over_to_app
 
 KINDS = {"generated": "Generated images", "held-out": "Held-out images"}

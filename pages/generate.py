@@ -4,10 +4,9 @@ import streamlit as st
 
 from dtrak.errors import DtrakError
 from dtrak.sampling import GenerationSettings
-from dtrak.ui.jobs import Job
+from dtrak.ui.elements import enlarged_png, plain
+from dtrak.ui.jobs import Job, queue
 from dtrak.ui.runs import read_settings
-from dtrak.ui.services import queue
-from dtrak.ui.views import enlarged_png, plain
 from pages_ui import current_service, hand_over_to_app, show_error, wait_for
 
 ANY = "any"

@@ -5,10 +5,9 @@ import streamlit as st
 from dtrak.config import load_study
 from dtrak.errors import DtrakError
 from dtrak.studies import StudyFolder, commands_left, study_status
+from dtrak.ui.elements import plain
 from dtrak.ui.example import home_example
-from dtrak.ui.needs import needs_in_words
-from dtrak.ui.views import plain
-from pages_ui import hand_over_to_app, open_sample, show_error
+from pages_ui import hand_over_to_app, open_sample, show_error, wait_until_loaded
 
 hand_over_to_app()
 st.title("Which training images shaped this one?")
@@ -57,6 +56,9 @@ try:
     if missing := commands_left(StudyFolder(study)):
         st.info("This study cannot be asked yet. In a terminal:")
         st.code("\n".join(missing), language=None)
+        wait_until_loaded()  # it builds a network to know its cost
+        from dtrak.ui.needs import needs_in_words
+
         st.markdown(needs_in_words(StudyFolder(study)))
 except DtrakError as error:
     show_error(error)

@@ -5,7 +5,7 @@ import streamlit as st
 from dtrak.data import BadImage, open_image
 from dtrak.methods import METHODS
 from dtrak.settings import Setting
-from dtrak.ui.views import describe, enlarged_png, plain
+from dtrak.ui.elements import describe, enlarged_png, plain
 from pages_ui import current_service, hand_over_to_app
 from pages_ui.trust import reliability_card
 

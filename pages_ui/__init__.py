@@ -1,8 +1,16 @@
-"""What the pages share: the study picker, the gallery, errors with a way out, and waiting for a job."""
+"""What the pages share: the study picker, the gallery, errors with a way out, and waiting for a job.
+
+Importing torch, diffusers and peft takes seconds. Home and About do without; see :func:`load`.
+"""
+
+from __future__ import annotations
 
 import contextlib
+import functools
+import importlib
+import threading
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import streamlit as st
 from streamlit.runtime.pages_manager import PagesManager
@@ -13,10 +21,12 @@ from dtrak.methods import METHODS
 from dtrak.settings import Setting
 from dtrak.studies import StudyFolder, commands_left, study_status
 from dtrak.ui.components import component_file
-from dtrak.ui.jobs import Job, JobQueue
-from dtrak.ui.runs import Run
-from dtrak.ui.services import StudyService, queue, study_service
-from dtrak.ui.views import data_url, enlarged_png
+from dtrak.ui.elements import data_url, enlarged_png
+from dtrak.ui.jobs import Job, JobQueue, queue
+
+if TYPE_CHECKING:
+    from dtrak.ui.runs import Run
+    from dtrak.ui.services import StudyService
 
 POLL_SECONDS = 0.25
 
@@ -30,6 +40,21 @@ def hand_over_to_app() -> None:
     if "study" not in st.session_state:
         PagesManager.uses_pages_directory = False
         st.rerun()
+
+
+@functools.cache
+def load() -> threading.Thread:
+    """Begin to import what opening a study takes, in a thread that may be joined."""
+    thread = threading.Thread(target=importlib.import_module, args=("dtrak.ui.services",), daemon=True)
+    thread.start()
+    return thread
+
+
+def wait_until_loaded() -> None:
+    """Say what is awaited, where a page needs it at once."""
+    if load().is_alive():
+        with st.spinner("Loading torch and diffusers…"):
+            load().join()
 
 
 def choose_study() -> None:
@@ -48,6 +73,8 @@ def choose_study() -> None:
 
 def current_service() -> StudyService:
     """The chosen study, opened; a page that cannot have it says why and stops."""
+    from dtrak.ui.services import study_service
+
     name = st.session_state.get("study", "demo")
     try:
         with st.spinner("Opening the study…"):

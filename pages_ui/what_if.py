@@ -7,9 +7,10 @@ from dtrak.attribution import Attribution
 from dtrak.errors import DtrakError
 from dtrak.evaluation.counterfactual import compare
 from dtrak.studies import check_retrainable
+from dtrak.ui.elements import describe, enlarged_png
+from dtrak.ui.jobs import retraining_queue
 from dtrak.ui.runs import Run
-from dtrak.ui.services import StudyService, retraining_queue
-from dtrak.ui.views import describe, enlarged_png
+from dtrak.ui.services import StudyService
 from dtrak.whatif import predict
 from pages_ui import show_error, wait_for
 

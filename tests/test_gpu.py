@@ -13,7 +13,7 @@ from dtrak.index import AttributionIndex, build_index
 from dtrak.projection import SparseProjector
 from dtrak.settings import Setting
 from dtrak.store import FeatureStore
-from dtrak.studies import load_study_model
+from dtrak.study_models import load_study_model
 from index_builder.building import build_features, build_indexes
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")

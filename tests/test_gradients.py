@@ -9,7 +9,7 @@ from dtrak.features import FeatureExtractor
 from dtrak.gradients import NoiseSchedule, gradient_chunks
 from dtrak.noise import feature_noise
 from dtrak.outputs import OUTPUT_FUNCTIONS
-from dtrak.studies import load_study_model
+from dtrak.study_models import load_study_model
 from tests import oracle
 
 ROUND = torch.tensor([1])

@@ -14,7 +14,7 @@ from dtrak.evaluation.results import load_evaluation, save_evaluation
 from dtrak.methods import METHODS
 from dtrak.query import load_query_set
 from dtrak.settings import Setting
-from dtrak.studies import load_study_model
+from dtrak.study_models import load_study_model
 from dtrak.truth import load_subsets
 from index_builder.retraining import retrain_subsets
 

@@ -1,8 +1,12 @@
 """Each page by AppTest: it renders, and its empty and error states say what to do."""
 
+import subprocess
+import sys
+
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from dtrak.config import ROOT
 from dtrak.sampling import GenerationSettings
 from dtrak.settings import Setting
 from dtrak.ui.runs import read_settings
@@ -36,6 +40,13 @@ def test_home(app):
     app.run()
     assert not app.exception
     assert "14 training images" in text(app)
+
+
+def test_what_home_imports_is_quick():
+    slow = "{'torch', 'diffusers', 'peft', 'transformers', 'faiss', 'scipy'}"
+    told = f"import sys, pages_ui, dtrak.ui.example; print(*{slow} & sys.modules.keys())"
+    found = subprocess.run([sys.executable, "-c", told], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == ""
 
 
 def test_home_without_an_index_gives_the_command(app, monkeypatch, tmp_path):

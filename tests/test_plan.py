@@ -10,7 +10,8 @@ from dtrak.errors import DtrakError
 from dtrak.features import FeatureExtractor
 from dtrak.memory import with_smaller_batches
 from dtrak.plan import DEVICES, count_passes, estimate, plan
-from dtrak.studies import StudyFolder, commands_left, load_study_model
+from dtrak.studies import StudyFolder, commands_left
+from dtrak.study_models import load_study_model
 from dtrak.ui.needs import needs_in_words
 from dtrak.words import in_words, size_in_words
 from index_builder.cli import app

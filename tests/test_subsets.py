@@ -53,7 +53,7 @@ def test_workers_change_no_number(fresh):
 
 
 def test_losses_belong_to_the_query_alone(tiny):
-    from dtrak.studies import load_study_model
+    from dtrak.study_models import load_study_model
 
     model = load_study_model(tiny)
     queries = [Query(np.asarray(p), "round") for p in tiny.table.pixels[:3]]

@@ -22,7 +22,8 @@ from dtrak.lora import lora_scaled
 from dtrak.query import Query
 from dtrak.sampling import GenerationSettings, generate, initial_noise, sample
 from dtrak.settings import Setting
-from dtrak.studies import StudyFolder, load_study_model, model_digest, recipe_digest
+from dtrak.studies import StudyFolder, model_digest, recipe_digest
+from dtrak.study_models import load_study_model
 from dtrak.study_training import initial_model
 from dtrak.text_to_image import load_text_to_image
 from dtrak.training import KeyedBatches

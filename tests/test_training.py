@@ -9,7 +9,7 @@ import torch
 from dtrak.config import TrainingConfig
 from dtrak.dropout import KeyedDropout, keyed_dropout
 from dtrak.sampling import GenerationSettings, initial_noise, sample
-from dtrak.studies import load_study_model
+from dtrak.study_models import load_study_model
 from dtrak.training import KeyedBatches, Run, SmoothAdamW, clipped, epoch_order, learning_rate
 
 CONFIG = TrainingConfig(steps=6, batch_size=5, warmup=2, save_every=2, learning_rate=1e-3, flip=True)

@@ -27,7 +27,8 @@ from dtrak.files import digest, write_json, write_npy
 from dtrak.models import DiffusionModel, save_model
 from dtrak.processes import SPAWN, one_process_each
 from dtrak.sampling import GenerationSettings, generate
-from dtrak.studies import StudyFolder, base_path, check_retrainable, load_any, recipe_digest
+from dtrak.studies import StudyFolder, base_path, check_retrainable, recipe_digest
+from dtrak.study_models import load_any
 from dtrak.study_training import training_run
 from dtrak.threads import task_threads
 

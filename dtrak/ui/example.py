@@ -1,16 +1,15 @@
-"""The example on the home page: an attribution computed when the study was built, read from disk."""
+"""The example on the home page: an attribution computed when the study was built, read from disk.
+
+Reading it must be quick: what only writing needs is imported there.
+"""
 
 from dataclasses import dataclass
 from typing import Any
 
-from dtrak.attribution import Attributor
 from dtrak.config import load_study
 from dtrak.files import read_json, write_bytes, write_json
-from dtrak.queries import generate_query
-from dtrak.sampling import GenerationSettings
-from dtrak.settings import Setting
 from dtrak.studies import StudyFolder
-from dtrak.ui.views import enlarged_png, tiles
+from dtrak.ui.elements import enlarged_png
 
 EXAMPLE_SEED = 7
 SHOWN = 5
@@ -28,6 +27,12 @@ class Example:
 
 def write_example(folder: StudyFolder, device: str = "cpu") -> None:
     """Compute the example of a built study and keep it beside the index."""
+    from dtrak.attribution import Attributor
+    from dtrak.queries import generate_query
+    from dtrak.sampling import GenerationSettings
+    from dtrak.settings import Setting
+    from dtrak.ui.views import tiles
+
     attributor = Attributor(folder, device)
     label = next(iter(attributor.model.names), None)
     query = generate_query(attributor, GenerationSettings(EXAMPLE_SEED, 50, label, folder.study.guidance))

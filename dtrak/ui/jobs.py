@@ -1,5 +1,6 @@
 """A queue with one worker: the only thread that touches a model, so two users never mix."""
 
+import functools
 import threading
 import time
 import traceback
@@ -124,3 +125,15 @@ class JobQueue:
                 traceback.print_exc()
                 job.error = DtrakError(f"Something went wrong: {error}", hint="The terminal has the details.")
                 job.state = "failed"
+
+
+@functools.cache
+def queue() -> JobQueue:
+    """The one queue of this process."""
+    return JobQueue()
+
+
+@functools.cache
+def retraining_queue() -> JobQueue:
+    """Trainings, which take minutes and touch none of this process's models."""
+    return JobQueue()

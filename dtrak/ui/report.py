@@ -11,7 +11,8 @@ import numpy as np
 from dtrak.attribution import Attribution, as_json
 from dtrak.data import Table
 from dtrak.evidence import Null, Stability, clear_source, standardise
-from dtrak.ui.views import data_url, describe, format_score
+from dtrak.ui.elements import data_url, describe
+from dtrak.ui.views import format_score
 
 CSV_COLUMNS = ("rank", "id", "score", "z", "label", "caption", "creator", "licence", "in_top_of_resamples")
 

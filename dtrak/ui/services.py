@@ -28,7 +28,7 @@ from dtrak.settings import Setting
 from dtrak.studies import StudyFolder, trained_model_config, truth_folders
 from dtrak.truth import SubsetTruth
 from dtrak.ui.evaluate import Reliability, reliability
-from dtrak.ui.jobs import Job, JobQueue
+from dtrak.ui.jobs import Job, queue, retraining_queue
 from dtrak.ui.runs import Run, RunStore
 from dtrak.whatif import random_rows
 
@@ -38,18 +38,6 @@ REVERSE_RUNS = 50
 TRUTH_PARTS = ("evaluation.json", "counterfactual.json")
 WHAT_IF_SHARE = 2  # of the recipe's steps, a what-if takes one part in so many
 T = TypeVar("T")
-
-
-@functools.cache
-def queue() -> JobQueue:
-    """The one queue of this process."""
-    return JobQueue()
-
-
-@functools.cache
-def retraining_queue() -> JobQueue:
-    """Trainings, which take minutes and touch none of this process's models."""
-    return JobQueue()
 
 
 @dataclass(frozen=True)

@@ -1,45 +1,18 @@
 """View models: what a page shows, worked out without the page."""
 
-import base64
-import io
-import re
 from collections import defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
-from PIL import Image
+from jaxtyping import Float, Int
 
 from dtrak.attribution import Attribution, Scored
 from dtrak.compare import ranks
 from dtrak.data import Record, Table
 from dtrak.evidence import STABLE, Hubs, Stability
-
-TILE = 128  # pixels on the screen
-
-
-def data_url(pixels: UInt8[np.ndarray, "r r 3"], size: int = TILE) -> str:
-    """A picture as a data URL; small ones are enlarged without blurring."""
-    return "data:image/png;base64," + base64.b64encode(enlarged_png(pixels, size)).decode()
-
-
-def enlarged_png(pixels: UInt8[np.ndarray, "r r 3"], size: int = TILE) -> bytes:
-    """A PNG of about ``size`` pixels; small images are enlarged by a whole factor, without blurring."""
-    image = Image.fromarray(np.ascontiguousarray(pixels))
-    if image.width < size:
-        image = image.resize((image.width * -(-size // image.width),) * 2, Image.Resampling.NEAREST)
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def describe(record: Record) -> str:
-    """A training image in words, for those who cannot see it."""
-    by = f", by {record.creator}" if record.creator else ""
-    return f"Training image: {record.caption or record.id}{by}"
-
+from dtrak.ui.elements import data_url, describe
 
 Badge = tuple[str, str, str]  # text, kind ("", "up" or "down"), and what it means
 
@@ -134,11 +107,6 @@ def evidence_badges(
 def unstable(table: Table, stability: Stability) -> set[str]:
     """Images in the top in fewer than half of the resamples."""
     return {table.records[row].id for row in np.flatnonzero(stability.share < STABLE).tolist()}
-
-
-def plain(text: str) -> str:
-    """Text as it stands, for where Markdown is read: a caption must not load a picture or make a link."""
-    return re.sub(r"([\\`*_{}\[\]()<>#+!|~$:])", r"\\\1", text)
 
 
 def format_score(score: float) -> str:
