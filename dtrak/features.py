@@ -114,7 +114,8 @@ class FeatureExtractor:
     ):
         self.model, self.configs, self.batch_size = model, list(configs), batch_size
         sizes = [p.numel() for p in model.parameters().values()]
-        self._spans = _spans(list(model.parameters()), sizes) if by_block else []
+        self._starts = np.cumsum([0, *sizes]).tolist()
+        self._blocks = list(network_blocks(list(model.parameters())).values()) if by_block else []
         projectors: dict[tuple[str, int, int], Projector] = {}
         self._projectors: list[Projector] = []
         self._groups: dict[tuple[NoiseSchedule, bool], list[int]] = {}
@@ -171,40 +172,32 @@ class FeatureExtractor:
         batch_size: int,
     ) -> dict[int, SampleFeature]:
         outputs = list(dict.fromkeys(self.configs[i].output for i in members))
-        totals: dict[str, Tensor] = {}
-        parts: dict[int, list[Tensor]] = {i: [] for i in members if self.configs[i].apart}
+        rows: dict[int, list[Tensor]] = {i: [] for i in members}
+        blocks: dict[int, Tensor] = {}
         values = []
         for chunk in gradient_chunks(self.model, x, sample_id, condition, schedule, outputs, batch_size, apart):
             values.append(chunk.values)
             by_output = dict(zip(outputs, chunk.gradients, strict=True))
-            for i, rows in parts.items():
-                rows.append(self._projectors[i](by_output[self.configs[i].output]))
-            for name, gradient in by_output.items():
-                if self._spans or any(self.configs[i].output == name for i in members if i not in parts):
-                    total = gradient.sum(0, keepdim=True)
-                    totals[name] = totals[name] + total if name in totals else total
+            for i in members:
+                gradients = by_output[self.configs[i].output]
+                rows[i].append(self._projectors[i](gradients))
+                if self._blocks:
+                    found = self._by_block(gradients, self._projectors[i])
+                    blocks[i] = blocks[i] + found if i in blocks else found
         count = len(schedule.pairs)
-        found = {}
+        result = {}
         for i in members:
-            output, project = self.configs[i].output, self._projectors[i]
-            projected = torch.cat(parts[i]) if i in parts else project(totals[output] / count)
-            blocks = self._blocks(totals[output] / count, project) if self._spans else None
-            found[i] = SampleFeature(projected.cpu().numpy(), torch.cat(values).cpu().numpy(), blocks)
-        return found
+            parts = torch.cat(rows[i])
+            parts = parts if self.configs[i].apart else parts.sum(0, keepdim=True) / count
+            split = (blocks[i] / count).cpu().numpy() if blocks else None
+            result[i] = SampleFeature(parts.cpu().numpy(), torch.cat(values).cpu().numpy(), split)
+        return result
 
-    def _blocks(self, gradient: Float[Tensor, "1 d"], project: Projector) -> Float[np.ndarray, "blocks k"]:
-        rows = []
-        for spans in self._spans:
-            masked = torch.zeros_like(gradient)
-            for start, stop in spans:
-                masked[:, start:stop] = gradient[:, start:stop]
-            rows.append(project(masked))
-        return torch.cat(rows).cpu().numpy()
-
-
-def _spans(names: list[str], sizes: list[int]) -> list[list[tuple[int, int]]]:
-    starts = np.cumsum([0, *sizes])
-    return [[(int(starts[i]), int(starts[i + 1])) for i in numbers] for numbers in network_blocks(names).values()]
+    def _by_block(self, gradients: list[Tensor], project: Projector) -> Float[Tensor, "blocks k"]:
+        found = [
+            project([gradients[i] for i in numbers], [self._starts[i] for i in numbers]) for numbers in self._blocks
+        ]
+        return torch.stack([rows.sum(0) for rows in found])
 
 
 def extract_rows(extractor: FeatureExtractor, table: Table, rows: Sequence[int]) -> list[SampleFeature]:

@@ -4,11 +4,13 @@ A feature is a *sum* over one sample's pairs, so no per-sample gradient machiner
 the batch of one forward pass is one sample at several pairs, and an ordinary backward pass adds
 them up. Nothing in the network mixes the rows of a batch, hence the sum is exact, any module works
 (fused attention, LoRA), and the cost is that of plain training. Where each pair is wanted apart,
-``vmap`` over the pairs of one vector–Jacobian product per output gives them, at about 1.3 times.
+:mod:`dtrak.row_gradients` gives them at about the same cost for networks of common layers; for others,
+``vmap`` over the pairs of one vector–Jacobian product per output does, more slowly.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Shaped
@@ -19,6 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from dtrak.models import DiffusionModel
 from dtrak.noise import feature_noise
 from dtrak.outputs import OUTPUT_FUNCTIONS
+from dtrak.row_gradients import Recorder
 
 
 @dataclass(frozen=True)
@@ -50,12 +53,12 @@ class Chunk:
 
     Attributes:
         pairs: numbers of the pairs, consecutive.
-        gradients: one an output; a row a pair, or one row, their sum.
+        gradients: for each output, those of each tuned parameter; a row a pair, or one row, their sum.
         values: mean((ε_θ − ε)²) and mean(ε_θ²) of each pair, float64.
     """
 
     pairs: range
-    gradients: list[Float[Tensor, "rows d"]]
+    gradients: list[list[Float[Tensor, "rows *shape"]]]
     values: Float[Tensor, "pairs 2"]
 
 
@@ -117,24 +120,41 @@ class _Batch:
     elbo_weights: Tensor
 
 
-def _summed(model: DiffusionModel, batch: _Batch, outputs: Sequence[str]) -> tuple[list[Tensor], Tensor]:
+def _summed(model: DiffusionModel, batch: _Batch, outputs: Sequence[str]) -> tuple[list[list[Tensor]], Tensor]:
     parameters = list(model.parameters().values())
     prediction = model.predict(batch.x_t, batch.timesteps, batch.condition)
     scale = underflow_scale(model, prediction[0].numel())
     found = []
     for i, name in enumerate(outputs):
-        cotangent = OUTPUT_FUNCTIONS[name](prediction.detach(), batch.noise, batch.elbo_weights)
+        cotangent = _cotangent(name, batch, prediction) * scale
         gradients = torch.autograd.grad(
-            prediction, parameters, cotangent * scale, retain_graph=i + 1 < len(outputs), materialize_grads=True
+            prediction, parameters, cotangent, retain_graph=i + 1 < len(outputs), materialize_grads=True
         )
-        found.append(torch.cat([g.reshape(1, -1) for g in gradients], dim=1) / scale)
+        found.append([_unscaled(gradient[None], scale) for gradient in gradients])
     return found, prediction.detach()
 
 
-def _apart(model: DiffusionModel, batch: _Batch, outputs: Sequence[str]) -> tuple[list[Tensor], Tensor]:
+def _apart(model: DiffusionModel, batch: _Batch, outputs: Sequence[str]) -> tuple[list[list[Tensor]], Tensor]:
+    recorder = Recorder(model.unet)
+    if not recorder.knows:
+        return _apart_by_vmap(model, batch, outputs)
+    with recorder.recording():
+        prediction = model.predict(batch.x_t, batch.timesteps, batch.condition)
+    if not recorder.kept_apart(len(prediction)):
+        return _apart_by_vmap(model, batch, outputs)
+    scale = underflow_scale(model, prediction[0].numel())
+    found = []
+    for i, name in enumerate(outputs):
+        cotangent = _cotangent(name, batch, prediction) * scale
+        gradients = recorder.gradients(prediction, cotangent, retain_graph=i + 1 < len(outputs))
+        found.append([_unscaled(gradient, scale) for gradient in gradients])
+    return found, prediction.detach()
+
+
+def _apart_by_vmap(model: DiffusionModel, batch: _Batch, outputs: Sequence[str]) -> tuple[list[list[Tensor]], Tensor]:
     tuned = {name: p.detach() for name, p in model.parameters().items()}
 
-    def one(x: Tensor, noise: Tensor, t: Tensor, told: Tensor | None, weight: Tensor) -> tuple[Tensor, ...]:
+    def one(x: Tensor, noise: Tensor, t: Tensor, told: Tensor | None, weight: Tensor) -> tuple[Any, ...]:
         def predict(parameters: dict[str, Tensor]) -> Tensor:
             keywords = model.told(None if told is None else told[None])
             prediction = functional_call(model.unet, parameters, (x[None].to(model.dtype), t[None]), keywords).sample
@@ -145,7 +165,7 @@ def _apart(model: DiffusionModel, batch: _Batch, outputs: Sequence[str]) -> tupl
         scale = underflow_scale(model, prediction[0].numel())
         for name in outputs:
             (gradients,) = pull(OUTPUT_FUNCTIONS[name](prediction, noise[None], weight[None]) * scale)
-            found.append(torch.cat([g.reshape(-1) for g in gradients.values()]) / scale)
+            found.append([_unscaled(gradient, scale) for gradient in gradients.values()])
         return (prediction[0], *found)
 
     places = (0, 0, 0, None if batch.condition is None else 0, 0)
@@ -154,3 +174,11 @@ def _apart(model: DiffusionModel, batch: _Batch, outputs: Sequence[str]) -> tupl
             batch.x_t, batch.noise, batch.timesteps, batch.condition, batch.elbo_weights
         )
     return list(found), prediction
+
+
+def _cotangent(name: str, batch: _Batch, prediction: Tensor) -> Tensor:
+    return OUTPUT_FUNCTIONS[name](prediction.detach(), batch.noise, batch.elbo_weights)
+
+
+def _unscaled(gradient: Tensor, scale: float) -> Tensor:
+    return gradient if scale == 1 else gradient / scale

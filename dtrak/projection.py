@@ -7,7 +7,9 @@ are all that is stored. ``DenseProjector`` draws a full matrix (normal or Radema
 scaled by 1/√k, as in TRAK); it is the slow reference that tests and benchmarks compare with.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -23,13 +25,26 @@ PROJECTION_VERSION = 1  # part of every fingerprint: raise it whenever the matri
 CHUNK = 2**16  # coordinates that are given their signs at a time; they stay in the cache
 
 
+Pieces = Tensor | Sequence[Tensor]
+
+
 class Projector(Protocol):
     """Maps vectors of ``input_dim`` numbers to ``output_dim`` numbers."""
 
     input_dim: int
     output_dim: int
 
-    def __call__(self, vectors: Float[Tensor, "n d"]) -> Float[Tensor, "n k"]: ...
+    def __call__(self, pieces: Pieces, starts: Sequence[int] | None = None) -> Float[Tensor, "n k"]:
+        """Project n vectors, given whole or in pieces (the gradients of a network's parameters).
+
+        Args:
+            pieces: each of shape (n, …), flattened in the order of its indices.
+            starts: the first coordinate of each piece; without it they follow one another. Other coordinates are 0.
+
+        Raises:
+            ValueError: pieces that follow one another are not ``input_dim`` numbers.
+        """
+        ...
 
 
 class SparseProjector:
@@ -47,26 +62,65 @@ class SparseProjector:
         signs = np.unpackbits(bits, count=input_dim).astype(np.int8) * 2 - 1
         self._signs = torch.from_numpy(signs).to(device)
         self._shifts: list[int] = keyed_generator("shift", seed, "").integers(0, output_dim, blocks).tolist()
+        self._moves: dict[tuple[int, int], list[_Move]] = {}
 
-    def __call__(self, vectors: Float[Tensor, "n d"]) -> Float[Tensor, "n k"]:
-        """Project the rows of ``vectors``; float64 stays float64."""
-        k = self.output_dim
-        ring = vectors.new_zeros(len(vectors), 2 * k)  # a shifted block wraps at most once
-        if vectors.device.type == "cpu":
-            self._add(vectors.detach().numpy(), self._signs.numpy(), ring.numpy())
-        else:
-            self._add(vectors, self._signs, ring)
+    def __call__(self, pieces: Pieces, starts: Sequence[int] | None = None) -> Float[Tensor, "n k"]:
+        """See :class:`Projector`; float64 stays float64."""
+        pieces, k = _flat(pieces), self.output_dim
+        ring = pieces[0].new_zeros(len(pieces[0]), 2 * k)  # a shifted block wraps at most once
+        on_cpu = ring.device.type == "cpu"  # NumPy's calls cost a quarter of torch's, and there are many
+        signs: Any = self._signs.numpy() if on_cpu else self._signs
+        total: Any = _one_row(ring.numpy() if on_cpu else ring)
+        for piece, start in zip(pieces, _starts(pieces, starts, self.input_dim), strict=True):
+            values: Any = _one_row(piece.detach().numpy() if on_cpu else piece)
+            for move in self._plan(start, piece.shape[1]):
+                signed = values[..., move.source] * signs[move.signs]
+                for source, bucket in move.additions:
+                    total[..., bucket] += signed[..., source]
         return ring[:, :k] + ring[:, k:]
 
-    def _add(self, vectors: Any, signs: Any, ring: Any) -> None:
-        """Add every block to the ring, in order; NumPy's calls cost a quarter of torch's, and there are many."""
-        k = self.output_dim
-        width = k * max(1, CHUNK // k)
-        for start in range(0, self.input_dim, width):
-            chunk = vectors[:, start : start + width] * signs[start : start + width]
-            for number, shift in enumerate(self._shifts[start // k : (start + width) // k]):
-                block = chunk[:, number * k : (number + 1) * k]
-                ring[:, shift : shift + block.shape[1]] += block
+    def _plan(self, start: int, size: int) -> "list[_Move]":
+        """What to add where for a piece; kept, for a network's parameters are the same ones every time."""
+        if (start, size) not in self._moves:
+            self._moves[start, size] = [
+                self._move(start, first, min(first + CHUNK, start + size))
+                for first in range(start, start + size, CHUNK)
+            ]
+        return self._moves[start, size]
+
+    def _move(self, start: int, first: int, stop: int) -> "_Move":
+        k, additions = self.output_dim, []
+        for block in range(first // k, -(-stop // k)):
+            low, high = max(first, block * k), min(stop, (block + 1) * k)
+            bucket = self._shifts[block] + low - block * k
+            additions.append((slice(low - first, high - first), slice(bucket, bucket + high - low)))
+        return _Move(slice(first - start, stop - start), slice(first, stop), additions)
+
+
+@dataclass(frozen=True)
+class _Move:
+    """A stretch of a piece: where it lies in the piece and among the signs, and what of it is added where."""
+
+    source: slice
+    signs: slice
+    additions: list[tuple[slice, slice]]
+
+
+def _flat(pieces: Pieces) -> list[Tensor]:
+    return [piece.flatten(1) for piece in ([pieces] if isinstance(pieces, Tensor) else pieces)]
+
+
+def _one_row(array: Any) -> Any:
+    return array[0] if len(array) == 1 else array  # calls on one axis are quicker than on two
+
+
+def _starts(pieces: list[Tensor], starts: Sequence[int] | None, input_dim: int) -> Sequence[int]:
+    if starts is not None:
+        return starts
+    *found, size = accumulate((piece.shape[1] for piece in pieces), initial=0)
+    if size != input_dim:
+        raise ValueError(f"vectors have {size} numbers, not {input_dim}")
+    return found
 
 
 class DenseProjector:
@@ -97,7 +151,12 @@ class DenseProjector:
             else:
                 yield (generator.integers(0, 2, shape, np.int8) * 2 - 1).astype(np.float32)
 
-    def __call__(self, vectors: Float[Tensor, "n d"]) -> Float[Tensor, "n k"]:
+    def __call__(self, pieces: Pieces, starts: Sequence[int] | None = None) -> Float[Tensor, "n k"]:
+        """See :class:`Projector`."""
+        pieces = _flat(pieces)
+        vectors = pieces[0].new_zeros(len(pieces[0]), self.input_dim)
+        for piece, start in zip(pieces, _starts(pieces, starts, self.input_dim), strict=True):
+            vectors[:, start : start + piece.shape[1]] = piece
         result = vectors.new_zeros(len(vectors), self.output_dim)
         for index, block in enumerate(self.matrix_blocks()):
             start = index * self._block

@@ -104,3 +104,8 @@ def bootstrapped_lds(scores, masks, losses, draws):
             values.append(spearmanr(foretold, truth).statistic)
         means.append(np.mean(values))
     return np.array(means)
+
+
+def flat(gradients):
+    """The gradients of a network's parameters as one vector a row."""
+    return torch.cat([gradient.flatten(1) for gradient in gradients], dim=1)

@@ -19,7 +19,7 @@ SCHEDULE = NoiseSchedule((0, 100, 500, 900), draws=2, seed=3)
 def sample_gradients(*arguments, apart=False):
     """The mean gradient of each output, from chunks."""
     chunks = list(gradient_chunks(*arguments, apart=apart))
-    rows = [torch.cat([chunk.gradients[i] for chunk in chunks]) for i in range(len(chunks[0].gradients))]
+    rows = [torch.cat([oracle.flat(chunk.gradients[i]) for chunk in chunks]) for i in range(len(chunks[0].gradients))]
     return [row.sum(0) / len(SCHEDULE.pairs) for row in rows]
 
 
@@ -56,6 +56,14 @@ def test_pairs_kept_apart_add_up_to_the_sum(model, x):
     outputs = list(OUTPUT_FUNCTIONS)
     together = sample_gradients(model, x, "a", ROUND, SCHEDULE, outputs)
     for a, b in zip(sample_gradients(model, x, "a", ROUND, SCHEDULE, outputs, 3, apart=True), together, strict=True):
+        assert torch.linalg.norm(a - b) <= 1e-4 * torch.linalg.norm(b)
+
+
+def test_networks_of_unknown_layers_are_split_by_vmap(model, x, monkeypatch):
+    outputs = ["loss", "l1-norm"]
+    known = sample_gradients(model, x, "a", ROUND, SCHEDULE, outputs, 3, apart=True)
+    monkeypatch.setattr("dtrak.row_gradients._FORMULAS", {})
+    for a, b in zip(sample_gradients(model, x, "a", ROUND, SCHEDULE, outputs, 3, apart=True), known, strict=True):
         assert torch.linalg.norm(a - b) <= 1e-4 * torch.linalg.norm(b)
 
 

@@ -41,6 +41,18 @@ def test_sparse_equals_its_matrix(pair):
     np.testing.assert_allclose(projector(pair).numpy(), pair.numpy() @ matrix.T, atol=1e-12)
 
 
+@pytest.mark.parametrize("kind", ["sparse", "normal"])
+def test_pieces_are_the_whole(pair, kind, monkeypatch):
+    monkeypatch.setattr("dtrak.projection.CHUNK", 50)  # stretches end inside blocks and pieces
+    project = make_projector(kind, D, K, 1)
+    pieces = [pair[:, :7], pair[:, 7:207].reshape(2, 10, 20), pair[:, 207:]]
+    torch.testing.assert_close(project(pieces), project(pair))
+    torch.testing.assert_close(project(pieces[1:2], [7]) + project(pieces[::2], [0, 207]), project(pair))
+    torch.testing.assert_close(project([piece[:1] for piece in pieces]), project(pair)[:1])
+    with pytest.raises(ValueError, match="293 numbers"):
+        project(pieces[1:])
+
+
 def test_dense_block_size_is_part_of_the_matrix_only_through_its_rows(pair):
     projector = DenseProjector(D, K, 1)
     matrix = np.concatenate(list(projector.matrix_blocks())) / K**0.5
