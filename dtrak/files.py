@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +34,8 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
+        for written in _noting:
+            written.append(path)
     except OSError as error:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
@@ -41,6 +44,28 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
             hint="Free some space or choose another workspace (DTRAK_WORKSPACE); "
             "the same command resumes where this one stopped.",
         ) from error
+
+
+_noting: list[list[Path]] = []
+
+
+@contextlib.contextmanager
+def noted() -> Iterator[list[Path]]:
+    """The files that this process writes meanwhile, in the order in which they become whole."""
+    written: list[Path] = []
+    _noting.append(written)
+    try:
+        yield written
+    finally:
+        _noting[:] = [other for other in _noting if other is not written]
+
+
+def copy_folder(source: Path, target: Path) -> None:
+    """Copy all files below ``source``, each atomically."""
+    for path in sorted(source.rglob("*")):
+        if path.is_file():
+            with path.open("rb") as content, atomic_write(target / path.relative_to(source)) as file:
+                shutil.copyfileobj(content, file)
 
 
 def _host() -> str:

@@ -7,6 +7,7 @@ channels, folding p×p pixels into channels (an orthonormal reordering, so that 
 
 import json
 import math
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from dtrak.errors import DtrakError
-from dtrak.files import digest, read_json, write_bytes
+from dtrak.files import copy_folder, digest, read_json
 from dtrak.noise import keyed_generator
 
 PREPROCESSING_VERSION = 1  # part of every fingerprint: raise it whenever ``encode`` changes
@@ -284,18 +285,20 @@ def shuffle_weights(model: DiffusionModel) -> DiffusionModel:
 
 def save_model(model: DiffusionModel, folder: Path, dtype: torch.dtype = torch.float32) -> None:
     """Write the network (or, for LoRA, the adapter alone), its schedule and its classes to ``folder``."""
-    folder.mkdir(parents=True, exist_ok=True)
     unet: Any = model.unet
-    if isinstance(unet, PeftModel):
-        unet.save_pretrained(str(folder))
-        (folder / "README.md").unlink(missing_ok=True)  # peft's template, all blanks
-        weights = folder / "adapter_model.safetensors"
-        write_bytes(weights, save({name: value.to(dtype) for name, value in load_file(weights).items()}))
-    else:
-        rounded = UNet2DModel.from_config(unet.config)
-        rounded.load_state_dict(unet.state_dict())
-        torch.nn.Module.to(rounded, dtype).save_pretrained(folder / "unet", safe_serialization=True)
-        model.scheduler.save_pretrained(folder / "scheduler")
-    if model.num_class_embeds:
-        content = {"classes": model.classes, "null_class": model.null_class}
-        write_bytes(folder / CLASSES_FILE, (json.dumps(content, indent=2) + "\n").encode())
+    with tempfile.TemporaryDirectory() as name:
+        scratch = Path(name)
+        if isinstance(unet, PeftModel):
+            unet.save_pretrained(name)
+            (scratch / "README.md").unlink(missing_ok=True)  # peft's template, all blanks
+            weights = scratch / "adapter_model.safetensors"
+            weights.write_bytes(save({name: value.to(dtype) for name, value in load_file(weights).items()}))
+        else:
+            rounded = UNet2DModel.from_config(unet.config)
+            rounded.load_state_dict(unet.state_dict())
+            torch.nn.Module.to(rounded, dtype).save_pretrained(scratch / "unet", safe_serialization=True)
+            model.scheduler.save_pretrained(scratch / "scheduler")
+        if model.num_class_embeds:
+            content = {"classes": model.classes, "null_class": model.null_class}
+            (scratch / CLASSES_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        copy_folder(scratch, folder)

@@ -1,8 +1,8 @@
 """Tasks on a Ray cluster (an optional requirement: ``pip install -r requirements-ray.txt``).
 
-All nodes see the checkout and the workspace under the same paths (a shared folder): tasks carry keys and write
-shards, and what several of them need is sent once, by reference. A task whose worker or node is gone runs again
-elsewhere.
+All nodes see the checkout and the workspace under the same paths (a shared folder; for the workspace, a URL does as
+well, see :mod:`dtrak.mirror`): tasks carry keys and write shards, and what several of them need is sent once, by
+reference. A task whose worker or node is gone runs again elsewhere.
 """
 
 import contextlib

@@ -27,6 +27,14 @@ EngineOption = Annotated[EngineName, typer.Option(help="Who works: this machine,
 AddressOption = Annotated[
     str | None, typer.Option(help="Of the Ray cluster's head. [default: a new one here]", show_default=False)
 ]
+ArtefactsOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        help="For a cluster without a shared folder: where files are exchanged (s3://…, gs://…, file://…).",
+        show_default=False,
+    ),
+]
 BatchOption = Annotated[int, typer.Option(min=1, help="Timesteps per forward pass; bounds memory, changes no result.")]
 ShardOption = Annotated[
     str | None,
@@ -88,17 +96,21 @@ def _engine(
     threads: ThreadsOption = 1,
     engine: EngineOption = EngineName("local"),
     address: AddressOption = None,
+    artefacts: ArtefactsOption = None,
 ) -> Callable[[str], Engine]:
     if engine.value == "local":
-        if address is not None:
-            raise typer.BadParameter("belongs to --engine ray", param_hint="--address")
+        for name, given in (("--address", address), ("--artefacts", artefacts)):
+            if given is not None:
+                raise typer.BadParameter("belongs to --engine ray", param_hint=name)
         return lambda device: local(workers, threads, device)
+    from dtrak.mirror import Mirrored
     from dtrak.ray_engine import Ray
 
     def on_ray(device: str) -> Engine:
         if device not in ("cpu", "cuda"):  # a task sees one GPU, whichever it is
             raise typer.BadParameter("is cpu or cuda with --engine ray", param_hint="--device")
-        return Ray(address, workers, threads, 1 if device == "cuda" else 0)
+        ray = Ray(address, workers, threads, 1 if device == "cuda" else 0)
+        return Mirrored(ray, artefacts) if artefacts else ray
 
     return on_ray
 
