@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 
 from benchmarks.reference import reference_seconds_per_sample
-from benchmarks.report import Row, median_seconds, publish
+from benchmarks.report import Row, median_seconds, medians, publish
 from dtrak.config import FeatureConfig, load_study
 from dtrak.features import FeatureExtractor
 from dtrak.models import DiffusionModel
@@ -43,10 +43,9 @@ def feature_rows(name: str, study: str, x: torch.Tensor) -> tuple[list[Row], flo
         extractor = FeatureExtractor(model, configs)
         return lambda: extractor(x, "a", model.names[0])
 
-    base, own = median_seconds(floor(plain, x)), median_seconds(floor(model, x))
-    one = median_seconds(features("mean-squared-l2-norm"))
-    both = median_seconds(features("mean-squared-l2-norm", "loss"))
-    apart = median_seconds(features("mean-squared-l2-norm", "loss", apart=True))
+    outputs = ("mean-squared-l2-norm", "loss")
+    works = [floor(plain, x), floor(model, x), features(outputs[0]), features(*outputs), features(*outputs, apart=True)]
+    base, own, one, both, apart = medians(works, 25)
     tuned = sum(p.numel() for p in model.parameters().values())
     title = f"{name}, {tuned:,} tuned weights"
     return [
@@ -65,7 +64,7 @@ def feature_rows(name: str, study: str, x: torch.Tensor) -> tuple[list[Row], flo
 def projection_rows(tuned: int, dim: int) -> list[Row]:
     """The sparse projection of one gradient against a bare pass over it, and against dattri's."""
     sparse, gradient = SparseProjector(tuned, dim, 0), torch.randn(1, tuned)
-    ours, read = median_seconds(lambda: sparse(gradient)), median_seconds(lambda: gradient.sum())
+    ours, read = medians([lambda: sparse(gradient), lambda: gradient.sum()], 99)
     return [
         (
             f"sparse projection, {tuned:,} to {dim:,}",

@@ -5,7 +5,7 @@ import platform
 import re
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -18,13 +18,19 @@ Row = tuple[str, str, str]
 
 def median_seconds(work: Callable[[], object], repeats: int = 9) -> float:
     """Median wall time of ``work`` after one warm-up."""
-    work()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+    return medians([work], repeats)[0]
+
+
+def medians(works: Sequence[Callable[[], object]], repeats: int = 9) -> list[float]:
+    """Median wall times of things to compare, after one warm-up, in turns: a busy neighbour slows all alike."""
+    times: list[list[float]] = [[] for _ in works]
+    for turn in range(repeats + 1):
+        for work, of_work in zip(works, times, strict=True):
+            start = time.perf_counter()
+            work()
+            if turn:
+                of_work.append(time.perf_counter() - start)
+    return [statistics.median(of_work) for of_work in times]
 
 
 def machine() -> str:
