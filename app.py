@@ -5,20 +5,21 @@ import streamlit as st
 from pages_ui import choose_study, load, wait_until_loaded
 
 st.set_page_config(page_title="dtrak", page_icon="🧭", layout="wide")
+home, about = st.Page("pages/home.py", title="Home", default=True), st.Page("pages/about.py", title="About")
 pages = [
-    st.Page("pages/home.py", title="Home", default=True),
+    home,
     st.Page("pages/generate.py", title="Generate"),
     st.Page("pages/attribution.py", title="Attribution"),
     st.Page("pages/ablate.py", title="Ablate"),
     st.Page("pages/compare.py", title="Compare"),
     st.Page("pages/evaluate.py", title="Evaluate"),
     st.Page("pages/creators.py", title="Creators"),
-    st.Page("pages/about.py", title="About"),
+    about,
     st.Page("pages/sample.py", title="Training image", visibility="hidden"),
 ]
 page = st.navigation(pages)
 choose_study()
-if page.title not in ("Home", "About"):
+if page not in (home, about):
     wait_until_loaded()
 page.run()
 load()  # so that the next page need not wait

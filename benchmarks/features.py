@@ -31,8 +31,8 @@ def floor(model: DiffusionModel, x: torch.Tensor) -> Callable[[], object]:
     return work
 
 
-def feature_rows(name: str, study: str, x: torch.Tensor) -> tuple[list[Row], float]:
-    """A study's features against a plain pass; and the seconds of a feature of one output function."""
+def feature_rows(name: str, study: str, x: torch.Tensor) -> tuple[list[Row], float, int]:
+    """A study's features against a plain pass; the seconds of a feature of one output function; the tuned weights."""
     folder = StudyFolder(load_study(study))
     model, config = load_study_model(folder), trained_model_config(folder)
     assert config.path
@@ -48,17 +48,21 @@ def feature_rows(name: str, study: str, x: torch.Tensor) -> tuple[list[Row], flo
     base, own, one, both, apart = medians(works, 25)
     tuned = sum(p.numel() for p in model.parameters().values())
     title = f"{name}, {tuned:,} tuned weights"
-    return [
-        (f"{title}: forward and backward, one image at {K} timesteps (the floor)", f"{base * 1e3:.0f} ms", ""),
-        (
-            "the same with weights laid out channels last, as dtrak loads it",
-            f"{own * 1e3:.0f} ms",
-            f"{own / base:.2f} × floor",
-        ),
-        ("feature of one output function", f"{one * 1e3:.0f} ms", f"{one / base:.2f} × floor (goal 1.2)"),
-        ("features of both output functions", f"{both * 1e3:.0f} ms", f"{both / base:.2f} × floor (goal 1.6)"),
-        ("the same, each timestep kept apart", f"{apart * 1e3:.0f} ms", f"{apart / base:.2f} × floor (goal 1.6)"),
-    ], one
+    return (
+        [
+            (f"{title}: forward and backward, one image at {K} timesteps (the floor)", f"{base * 1e3:.0f} ms", ""),
+            (
+                "the same with weights laid out channels last, as dtrak loads it",
+                f"{own * 1e3:.0f} ms",
+                f"{own / base:.2f} × floor",
+            ),
+            ("feature of one output function", f"{one * 1e3:.0f} ms", f"{one / base:.2f} × floor (goal 1.2)"),
+            ("features of both output functions", f"{both * 1e3:.0f} ms", f"{both / base:.2f} × floor (goal 1.6)"),
+            ("the same, each timestep kept apart", f"{apart * 1e3:.0f} ms", f"{apart / base:.2f} × floor (goal 1.6)"),
+        ],
+        one,
+        tuned,
+    )
 
 
 def projection_rows(tuned: int, dim: int) -> list[Row]:
@@ -129,12 +133,13 @@ def main() -> None:
     with task_threads():
         demo = load_study_model(folder)
         x = demo.encode(table.pixels[:1])[0]
-        found, one = feature_rows("demo (LoRA)", "demo", x)
+        found, one, tuned = feature_rows("demo (LoRA)", "demo", x)
         rows += found
-        rows += feature_rows("base of the demo, all of its weights", "openmoji-base", x)[0]
-        for tuned, dim in ((821_120, DIM), (4_992_012, DIM), (38_307_203, 32_768)):
-            rows += projection_rows(tuned, dim)
-        rows += dattri_rows(821_120, 512)
+        found, _, all_tuned = feature_rows("base of the demo, all of its weights", "openmoji-base", x)
+        rows += found
+        for size, dim in ((tuned, DIM), (all_tuned, DIM), (38_307_203, 32_768)):
+            rows += projection_rows(size, dim)
+        rows += dattri_rows(tuned, 512)
         class_index = next(iter(demo.classes.values()))
         for count in (1, 8):
             gradients, dense = reference_seconds_per_sample(demo, x, class_index, K, 2048, count)

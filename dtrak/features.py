@@ -20,7 +20,7 @@ from dtrak.noise import NOISE_VERSION
 from dtrak.projection import PROJECTION_VERSION, Projector, make_projector
 from dtrak.threads import task_threads
 
-FEATURE_VERSION = 2  # part of every fingerprint: raise it whenever what a shard holds changes
+FEATURE_VERSION = 3  # part of every fingerprint: raise it whenever what a shard holds changes
 
 
 def identity(model: str, data: str, config: FeatureConfig) -> dict[str, Any]:
@@ -172,32 +172,33 @@ class FeatureExtractor:
         batch_size: int,
     ) -> dict[int, SampleFeature]:
         outputs = list(dict.fromkeys(self.configs[i].output for i in members))
-        rows: dict[int, list[Tensor]] = {i: [] for i in members}
-        blocks: dict[int, Tensor] = {}
+        rows: dict[int, list[Tensor]] = {i: [] for i in members if self.configs[i].apart}
+        added = {self.configs[i].output for i in members if i not in rows or self._blocks}
+        totals: dict[str, list[Tensor]] = {}
         values = []
         for chunk in gradient_chunks(self.model, x, sample_id, condition, schedule, outputs, batch_size, apart):
             values.append(chunk.values)
-            by_output = dict(zip(outputs, chunk.gradients, strict=True))
-            for i in members:
-                gradients = by_output[self.configs[i].output]
-                rows[i].append(self._projectors[i](gradients))
-                if self._blocks:
-                    found = self._by_block(gradients, self._projectors[i])
-                    blocks[i] = blocks[i] + found if i in blocks else found
+            for output, gradients in zip(outputs, chunk.gradients, strict=True):
+                for i in rows:
+                    if self.configs[i].output == output:
+                        rows[i].append(self._projectors[i](gradients))
+                if output in added:
+                    sums = [g if len(g) == 1 else g.sum(0, keepdim=True) for g in gradients]
+                    before = totals.get(output)
+                    totals[output] = sums if before is None else [a + b for a, b in zip(before, sums, strict=True)]
         count = len(schedule.pairs)
         result = {}
         for i in members:
-            parts = torch.cat(rows[i])
-            parts = parts if self.configs[i].apart else parts.sum(0, keepdim=True) / count
-            split = (blocks[i] / count).cpu().numpy() if blocks else None
-            result[i] = SampleFeature(parts.cpu().numpy(), torch.cat(values).cpu().numpy(), split)
+            output, project = self.configs[i].output, self._projectors[i]
+            parts = torch.cat(rows[i]) if i in rows else project(totals[output]) / count
+            blocks = (self._by_block(totals[output], project) / count).cpu().numpy() if self._blocks else None
+            result[i] = SampleFeature(parts.cpu().numpy(), torch.cat(values).cpu().numpy(), blocks)
         return result
 
     def _by_block(self, gradients: list[Tensor], project: Projector) -> Float[Tensor, "blocks k"]:
-        found = [
-            project([gradients[i] for i in numbers], [self._starts[i] for i in numbers]) for numbers in self._blocks
-        ]
-        return torch.stack([rows.sum(0) for rows in found])
+        return torch.cat(
+            [project([gradients[i] for i in numbers], [self._starts[i] for i in numbers]) for numbers in self._blocks]
+        )
 
 
 def extract_rows(extractor: FeatureExtractor, table: Table, rows: Sequence[int]) -> list[SampleFeature]:

@@ -26,19 +26,52 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     Raises:
         DtrakError: the disk is full or the folder cannot be written; ``path`` is left as it was.
     """
-    part = path.with_name(f"{path.name}.{_writer()}.part")  # another process may write the same file
+    part = part_of(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-        for written in _noting:
-            written.append(path)
-    except OSError as error:
+        with _told_of_disk(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with part.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+    finally:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
+    _note(path)
+
+
+@contextlib.contextmanager
+def atomic_files(folder: Path) -> Iterator[Path]:
+    """A scratch folder whose files go to ``folder`` once all are there, each complete or not at all.
+
+    Raises:
+        DtrakError: the disk is full or the folder cannot be written.
+    """
+    part = part_of(folder)
+    try:
+        with _told_of_disk(folder):
+            part.mkdir(parents=True)
+            yield part
+            for path in sorted(path for path in part.rglob("*") if path.is_file()):
+                target = folder / path.relative_to(part)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                path.replace(target)
+                _note(target)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def part_of(path: Path) -> Path:
+    """Where ``path`` lies until it is whole; another process that makes the same file has another place."""
+    return path.with_name(f"{path.name}.{_writer()}.part")
+
+
+@contextlib.contextmanager
+def _told_of_disk(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
         raise DtrakError(
             f"Could not write {path}: {error.strerror or error}.",
             hint="Free some space or choose another workspace (DTRAK_WORKSPACE); "
@@ -60,12 +93,9 @@ def noted() -> Iterator[list[Path]]:
         _noting[:] = [other for other in _noting if other is not written]
 
 
-def copy_folder(source: Path, target: Path) -> None:
-    """Copy all files below ``source``, each atomically."""
-    for path in sorted(source.rglob("*")):
-        if path.is_file():
-            with path.open("rb") as content, atomic_write(target / path.relative_to(source)) as file:
-                shutil.copyfileobj(content, file)
+def _note(path: Path) -> None:
+    for written in _noting:
+        written.append(path)
 
 
 def _host() -> str:
@@ -81,7 +111,7 @@ def remove_leftovers(folder: Path) -> None:
     for part in folder.rglob("*.part"):
         host, dash, number = part.name.removesuffix(".part").rpartition(".")[2].rpartition("-")
         if not dash or (host == _host() and number.isdecimal() and not _alive(int(number))):
-            part.unlink(missing_ok=True)
+            shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
 
 
 def _alive(process: int) -> bool:

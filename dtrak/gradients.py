@@ -4,13 +4,14 @@ A feature is a *sum* over one sample's pairs, so no per-sample gradient machiner
 the batch of one forward pass is one sample at several pairs, and an ordinary backward pass adds
 them up. Nothing in the network mixes the rows of a batch, hence the sum is exact, any module works
 (fused attention, LoRA), and the cost is that of plain training. Where each pair is wanted apart,
-:mod:`dtrak.row_gradients` gives them at about the same cost for networks of common layers; for others,
-``vmap`` over the pairs of one vector–Jacobian product per output does, more slowly.
+:mod:`dtrak.row_gradients` gives them for networks of common layers, at little more for a LoRA; for
+others, ``vmap`` over the pairs of one vector–Jacobian product per output does, more slowly.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float, Shaped
@@ -119,6 +120,11 @@ class _Batch:
     condition: Tensor | None
     elbo_weights: Tensor
 
+    def repeated(self, rows: int) -> "_Batch":
+        """The first pair, so many times."""
+        parts = (self.x_t, self.noise, self.timesteps, self.condition, self.elbo_weights)
+        return _Batch(*(None if p is None else p[:1].expand(rows, *p.shape[1:]) for p in parts))  # type: ignore[arg-type]
+
 
 def _summed(model: DiffusionModel, batch: _Batch, outputs: Sequence[str]) -> tuple[list[list[Tensor]], Tensor]:
     parameters = list(model.parameters().values())
@@ -135,13 +141,9 @@ def _summed(model: DiffusionModel, batch: _Batch, outputs: Sequence[str]) -> tup
 
 
 def _apart(model: DiffusionModel, batch: _Batch, outputs: Sequence[str]) -> tuple[list[list[Tensor]], Tensor]:
-    recorder = Recorder(model.unet)
-    if not recorder.knows:
+    if not _is_row_by_row(model, batch):
         return _apart_by_vmap(model, batch, outputs)
-    with recorder.recording():
-        prediction = model.predict(batch.x_t, batch.timesteps, batch.condition)
-    if not recorder.kept_apart(len(prediction)):
-        return _apart_by_vmap(model, batch, outputs)
+    recorder, prediction = _recorded(model, batch)
     scale = underflow_scale(model, prediction[0].numel())
     found = []
     for i, name in enumerate(outputs):
@@ -149,6 +151,29 @@ def _apart(model: DiffusionModel, batch: _Batch, outputs: Sequence[str]) -> tupl
         gradients = recorder.gradients(prediction, cotangent, retain_graph=i + 1 < len(outputs))
         found.append([_unscaled(gradient, scale) for gradient in gradients])
     return found, prediction.detach()
+
+
+_row_by_row: WeakKeyDictionary[torch.nn.Module, bool] = WeakKeyDictionary()
+
+
+def _is_row_by_row(model: DiffusionModel, batch: _Batch) -> bool:
+    """Whether :mod:`dtrak.row_gradients` can split this network's gradients; found out once, on one row and on two.
+
+    What does not come a row at a time (a table of positions, say) has another length than one of these.
+    """
+    if model.unet not in _row_by_row:
+        known = Recorder(model.unet).knows_layers
+        for rows in (1, 2) if known else ():
+            recorder, _ = _recorded(model, batch.repeated(rows))
+            known = known and recorder.keeps_apart(rows)
+        _row_by_row[model.unet] = known
+    return _row_by_row[model.unet]
+
+
+def _recorded(model: DiffusionModel, batch: _Batch) -> tuple[Recorder, Tensor]:
+    recorder = Recorder(model.unet)
+    with recorder.recording():
+        return recorder, model.predict(batch.x_t, batch.timesteps, batch.condition)
 
 
 def _apart_by_vmap(model: DiffusionModel, batch: _Batch, outputs: Sequence[str]) -> tuple[list[list[Tensor]], Tensor]:

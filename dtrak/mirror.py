@@ -3,16 +3,15 @@
 What the tasks of a study read is sent there and fetched by each machine; what they write is sent there and fetched
 by the process that asked. Any URL that fsspec opens will do (``s3://bucket/dtrak``, ``gs://…``, ``file:///mnt/…``):
 
-    URL/inputs/<sha256>             what tasks read, by content
-    URL/<study>/features/…          what tasks wrote, as in a workspace; it stays, should the asking machine be lost
+    URL/inputs/<sha256>                  what tasks read, by content
+    URL/outputs/<digest>/<study>/…       what tasks wrote from these inputs, as it lies in a workspace
 
-The checkout, and what a study's YAML file names by path, are still expected to be the same on every machine.
+Outputs stay, and a workspace whose machine was lost can be filled from a copy of them. The checkout, and what a
+study's YAML file names by path, are expected to be the same on every machine.
 """
 
 import contextlib
-import getpass
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,11 +23,12 @@ import fsspec
 from dtrak.config import Study, load_study, workspace
 from dtrak.engines import Engine, Results
 from dtrak.errors import DtrakError
-from dtrak.files import atomic_write, digest, noted, sha256_file
+from dtrak.files import digest, noted, part_of, sha256_file
 from dtrak.processes import Make
 from dtrak.studies import StudyFolder
 
-READ = ("data", "model", "retrained", "truth/queries.npz", "features/*/manifest.json")
+ALWAYS_READ = ("data", "model", "truth/queries.npz", "features/*/manifest.json")
+TRAINING_STATE = "run"  # below a model's folder: what a training resumes from
 
 
 @dataclass(frozen=True)
@@ -44,39 +44,42 @@ class Mirrored:
     url: str
 
     def results(self, make: Make, arguments: tuple[Any, ...], tasks: Sequence[Any]) -> Results:
-        """See :class:`dtrak.engines.Engine`; the studies among ``arguments`` are what tasks read."""
+        """See :class:`dtrak.engines.Engine`.
+
+        The studies among ``arguments`` are what tasks read, and the folders that ``task.reads(folder)`` names, where
+        tasks have this method.
+        """
         if not tasks:
             return
-        files = _Files(self.url)
-        given = {}
-        for study in _with_bases([argument for argument in arguments if isinstance(argument, Study)]):
-            for path in _read_by_tasks(StudyFolder(study).root):
-                sha = sha256_file(path)
-                files.send(path, f"inputs/{sha}", unless_there=True)
-                given[path.relative_to(workspace()).as_posix()] = sha
-        with contextlib.closing(self.engine.results(_worker, (self.url, given, make, arguments), tasks)) as results:
+        files, inputs = Files(self.url), dict[str, str]()
+        for path in _inputs(arguments, tasks):
+            sha = sha256_file(path)
+            files.send(path, f"inputs/{sha}", unless_there=True)
+            inputs[path.relative_to(workspace()).as_posix()] = sha
+        outputs = f"outputs/{digest(inputs)}"
+        given = (self.url, inputs, outputs, make, arguments)
+        with contextlib.closing(self.engine.results(_Worker, given, tasks)) as results:
             for result, written in results:
                 for name in written:  # in their order: what marks a shard complete comes after it
-                    files.fetch(name, workspace() / name)
+                    files.fetch(f"{outputs}/{name}", workspace() / name)
                 yield result
 
 
-def _with_bases(studies: Sequence[Study]) -> list[Study]:
-    found = list(studies)
-    for study in found:
+def _inputs(arguments: tuple[Any, ...], tasks: Sequence[Any]) -> Iterator[Path]:
+    studies = [argument for argument in arguments if isinstance(argument, Study)]
+    for study in studies:
         if study.model.base:
-            found.append(load_study(study.model.base))
-    return found
+            studies.append(load_study(study.model.base))
+    for folder in map(StudyFolder, studies):
+        wanted = {path for pattern in ALWAYS_READ for path in folder.root.glob(pattern)}
+        wanted |= {path for task in tasks if hasattr(task, "reads") for path in task.reads(folder)}
+        for path in sorted(wanted):
+            for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+                if file.is_file() and file.suffix not in (".part", ".lock") and TRAINING_STATE not in file.parts:
+                    yield file
 
 
-def _read_by_tasks(root: Path) -> Iterator[Path]:
-    for pattern in READ:
-        for path in sorted(root.glob(pattern)):
-            inside = sorted(path.rglob("*")) if path.is_dir() else [path]
-            yield from (p for p in inside if p.is_file() and p.suffix != ".part" and p.name != ".lock")
-
-
-class _Files:
+class Files:
     """The files below a URL, by their names.
 
     Raises:
@@ -85,7 +88,7 @@ class _Files:
 
     def __init__(self, url: str):
         self._url = url
-        with self._told("opened"):
+        with self._explained("opened"):
             self._system, self._root = fsspec.core.url_to_fs(url)
 
     def send(self, path: Path, name: str, unless_there: bool = False) -> None:
@@ -95,23 +98,33 @@ class _Files:
             unless_there: keep one of the same name and size.
         """
         target = f"{self._root}/{name}"
-        with self._told("written"):
+        with self._explained("written"):
             if unless_there and self._system.exists(target) and self._system.size(target) == path.stat().st_size:
                 return
             self._system.makedirs(target.rpartition("/")[0], exist_ok=True)
             self._system.put_file(str(path), target)
 
-    def fetch(self, name: str, path: Path) -> None:
-        """Download a file; ``path`` appears whole or not at all."""
-        with self._told("read"), self._system.open(f"{self._root}/{name}", "rb") as source, atomic_write(path) as file:
-            shutil.copyfileobj(source, file)
+    def fetch(self, name: str, path: Path, sha: str | None = None) -> None:
+        """Download a file; ``path`` appears whole or not at all.
+
+        Args:
+            sha: what its content must be.
+        """
+        part = part_of(path)
+        try:
+            with self._explained("read"):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self._system.get_file(f"{self._root}/{name}", str(part))
+                if sha is not None and sha256_file(part) != sha:
+                    raise ValueError(f"{name} has another content than its name says; delete it")
+                part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
 
     @contextlib.contextmanager
-    def _told(self, what: str) -> Iterator[None]:
+    def _explained(self, what: str) -> Iterator[None]:
         try:
             yield
-        except DtrakError:
-            raise
         except Exception as error:  # each file system has errors of its own
             raise DtrakError(
                 f"{self._url} could not be {what}: {error}",
@@ -119,27 +132,36 @@ class _Files:
             ) from error
 
 
-def _worker(url: str, given: dict[str, str], make: Make, arguments: tuple[Any, ...]) -> Callable[[Any], Any]:
-    """In a worker: a workspace of this machine that holds what was given, and the work in it."""
-    files, here = _Files(url), Path(tempfile.gettempdir()) / f"dtrak-{getpass.getuser()}"
-    own = here / "workspaces" / digest([url, given])
-    for name, sha in given.items():
-        kept, target = here / "inputs" / sha, own / name
-        if not (kept.exists() and sha256_file(kept) == sha):
-            files.fetch(f"inputs/{sha}", kept)
-        if not target.exists():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with contextlib.suppress(FileExistsError):  # another worker of this machine was quicker
-                os.link(kept, target)
-    os.environ["DTRAK_WORKSPACE"] = str(own)
-    work = make(*arguments)
+def cache() -> Path:
+    """Where a machine keeps the inputs that it fetched, by content."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dtrak" / "inputs"
 
-    def run(task: Any) -> tuple[Any, list[str]]:
+
+class _Worker:
+    """In a worker: the work, in a workspace that holds the inputs and ends with the worker."""
+
+    def __init__(self, url: str, inputs: dict[str, str], outputs: str, make: Make, arguments: tuple[Any, ...]):
+        self._files, self._outputs = Files(url), outputs
+        self._scratch = tempfile.TemporaryDirectory(dir=_made(cache().parent), prefix="workspace-")
+        self._workspace = Path(self._scratch.name)
+        for name, sha in inputs.items():
+            kept, path = cache() / sha, self._workspace / name
+            if not kept.exists():
+                self._files.fetch(f"inputs/{sha}", kept, sha)
+            os.link(kept, _made(path.parent) / path.name)
+        os.environ["DTRAK_WORKSPACE"] = self._scratch.name
+        self._work: Callable[[Any], Any] = make(*arguments)
+
+    def __call__(self, task: Any) -> tuple[Any, list[str]]:
         with noted() as written:
-            result = work(task)
-        names = [path.relative_to(own).as_posix() for path in dict.fromkeys(written) if path.exists()]
+            result = self._work(task)
+        last = reversed(dict.fromkeys(reversed(written)))
+        names = [path.relative_to(self._workspace).as_posix() for path in last if path.exists()]
         for name in names:
-            files.send(own / name, name)
+            self._files.send(self._workspace / name, f"{self._outputs}/{name}")
         return result, names
 
-    return run
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

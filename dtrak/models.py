@@ -7,7 +7,6 @@ channels, folding p×p pixels into channels (an orthonormal reordering, so that 
 
 import json
 import math
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from dtrak.errors import DtrakError
-from dtrak.files import copy_folder, digest, read_json
+from dtrak.files import atomic_files, digest, read_json
 from dtrak.noise import keyed_generator
 
 PREPROCESSING_VERSION = 1  # part of every fingerprint: raise it whenever ``encode`` changes
@@ -286,10 +285,9 @@ def shuffle_weights(model: DiffusionModel) -> DiffusionModel:
 def save_model(model: DiffusionModel, folder: Path, dtype: torch.dtype = torch.float32) -> None:
     """Write the network (or, for LoRA, the adapter alone), its schedule and its classes to ``folder``."""
     unet: Any = model.unet
-    with tempfile.TemporaryDirectory() as name:
-        scratch = Path(name)
+    with atomic_files(folder) as scratch:
         if isinstance(unet, PeftModel):
-            unet.save_pretrained(name)
+            unet.save_pretrained(str(scratch))
             (scratch / "README.md").unlink(missing_ok=True)  # peft's template, all blanks
             weights = scratch / "adapter_model.safetensors"
             weights.write_bytes(save({name: value.to(dtype) for name, value in load_file(weights).items()}))
@@ -301,4 +299,3 @@ def save_model(model: DiffusionModel, folder: Path, dtype: torch.dtype = torch.f
         if model.num_class_embeds:
             content = {"classes": model.classes, "null_class": model.null_class}
             (scratch / CLASSES_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        copy_folder(scratch, folder)

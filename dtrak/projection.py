@@ -7,6 +7,7 @@ are all that is stored. ``DenseProjector`` draws a full matrix (normal or Radema
 scaled by 1/√k, as in TRAK); it is the slow reference that tests and benchmarks compare with.
 """
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -107,7 +108,9 @@ class _Move:
 
 
 def _flat(pieces: Pieces) -> list[Tensor]:
-    return [piece.flatten(1) for piece in ([pieces] if isinstance(pieces, Tensor) else pieces)]
+    pieces = [pieces] if isinstance(pieces, Tensor) else list(pieces)
+    dtype = functools.reduce(torch.promote_types, (piece.dtype for piece in pieces))
+    return [piece.flatten(1).to(dtype) for piece in pieces]
 
 
 def _one_row(array: Any) -> Any:

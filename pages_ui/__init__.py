@@ -51,7 +51,10 @@ def load() -> threading.Thread:
 
 
 def wait_until_loaded() -> None:
-    """Say what is awaited, where a page needs it at once."""
+    """Say what is awaited, where a page needs it at once.
+
+    (A link that opens a new server at another page than Home runs that page's imports before all else, unsaid.)
+    """
     if load().is_alive():
         with st.spinner("Loading torch and diffusers…"):
             load().join()

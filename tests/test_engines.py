@@ -176,7 +176,7 @@ def test_retrained_models_and_their_pictures_are_the_same(fresh, cluster):
 def test_the_command_line_takes_an_engine(fresh, source, cluster, tmp_path):
     study, ray, url = str(source / "tiny.yaml"), ("--engine", "ray", "--address", cluster), f"file://{tmp_path / 'url'}"
     assert call("build", study, "--index-only", *ray, "--artefacts", url).exit_code == 0
-    assert list((tmp_path / "url" / "tiny").rglob("shard-*.npy"))
+    assert list((tmp_path / "url" / "outputs").rglob("shard-*.npy"))
     assert "--address" in call("build", study, "--address", "x").output
     with pytest.raises(DtrakError, match="No Ray cluster"):
         call("retrain", study, "--subsets", 2, "--engine", "ray", "--address", "127.0.0.1:1")

@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from dtrak.config import FeatureConfig
+from dtrak.config import FeatureConfig, TrainingConfig
 from dtrak.features import FeatureExtractor
-from dtrak.gradients import NoiseSchedule, gradient_chunks
+from dtrak.gradients import NoiseSchedule, _row_by_row, gradient_chunks
+from dtrak.lora import add_lora
 from dtrak.noise import feature_noise
 from dtrak.outputs import OUTPUT_FUNCTIONS
-from dtrak.study_models import load_study_model
+from dtrak.studies import trained_model_config
+from dtrak.study_models import load_any, load_study_model
 from tests import oracle
 
 ROUND = torch.tensor([1])
@@ -59,10 +61,24 @@ def test_pairs_kept_apart_add_up_to_the_sum(model, x):
         assert torch.linalg.norm(a - b) <= 1e-4 * torch.linalg.norm(b)
 
 
+def test_a_lora_with_its_class_embedding_is_split_by_rows(model, x):
+    recipe = TrainingConfig(method="lora", rank=2, alpha=2, lora_modules=("conv1", "to_q"))
+    model = add_lora(model, recipe)
+    torch.manual_seed(0)
+    for parameter in model.parameters().values():
+        torch.nn.init.normal_(parameter, std=0.1)
+    outputs = ["loss", "mean-squared-l2-norm"]
+    together = sample_gradients(model, x, "a", ROUND, SCHEDULE, outputs)
+    for a, b in zip(sample_gradients(model, x, "a", ROUND, SCHEDULE, outputs, 3, apart=True), together, strict=True):
+        assert torch.linalg.norm(a - b) <= 1e-4 * torch.linalg.norm(b)
+    assert _row_by_row[model.unet]
+
+
 def test_networks_of_unknown_layers_are_split_by_vmap(model, x, monkeypatch):
-    outputs = ["loss", "l1-norm"]
+    outputs = list(OUTPUT_FUNCTIONS)
     known = sample_gradients(model, x, "a", ROUND, SCHEDULE, outputs, 3, apart=True)
     monkeypatch.setattr("dtrak.row_gradients._FORMULAS", {})
+    monkeypatch.setattr("dtrak.gradients._row_by_row", {})
     for a, b in zip(sample_gradients(model, x, "a", ROUND, SCHEDULE, outputs, 3, apart=True), known, strict=True):
         assert torch.linalg.norm(a - b) <= 1e-4 * torch.linalg.norm(b)
 
@@ -112,3 +128,33 @@ def test_timestep_lists():
     assert FeatureConfig(output="loss", timesteps=10).timestep_list() == list(range(0, 1000, 100))
     assert FeatureConfig(output="loss", timesteps=3, strategy="cumulative").timestep_list() == [0, 1, 2]
     assert len(FeatureConfig(output="loss", timesteps=7).timestep_list()) == 7
+
+
+@pytest.mark.parametrize("kind", ["sparse", "normal"])
+def test_blocks_and_parts_add_up_whatever_shares_the_pass(model, x, kind):
+    configs = [
+        FeatureConfig(output=output, timesteps=4, projection=kind, projection_dim=16, projection_seed=seed, apart=apart)
+        for output in ("loss", "mean-squared-l2-norm")
+        for seed, apart in ((0, True), (0, False), (1, False))
+    ]
+    together = FeatureExtractor(model, configs, batch_size=3, by_block=True)(x, "a", "round")
+    for config, feature in zip(configs, together, strict=True):
+        (alone,) = FeatureExtractor(model, [config], by_block=True)(x, "a", "round")
+        for a, b in (
+            (feature.parts, alone.parts),
+            (feature.blocks, alone.blocks),
+            (feature.blocks.sum(0), alone.vector),
+        ):
+            assert np.linalg.norm(a - b) <= 1e-4 * np.linalg.norm(b)
+    assert together[0].parts.shape == (4, 16)
+    assert together[1].parts.shape == (1, 16)
+
+
+def test_the_layout_of_weights_changes_rounding_alone(tiny, model, x):
+    config = trained_model_config(tiny)
+    plain = load_any(tiny.study, config.path, config.adapter)
+    outputs = ["loss", "mean-squared-l2-norm"]
+    for apart in (False, True):
+        found = sample_gradients(model, x, "a", ROUND, SCHEDULE, outputs, apart=apart)
+        for a, b in zip(sample_gradients(plain, x, "a", ROUND, SCHEDULE, outputs, apart=apart), found, strict=True):
+            assert torch.linalg.norm(a - b) <= 1e-4 * torch.linalg.norm(b)

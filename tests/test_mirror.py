@@ -1,6 +1,7 @@
 """Workers with workspaces of their own: what they read and write goes by a URL, and the bytes are the same."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from dtrak.evaluation.subsets import query_set
 from dtrak.files import noted, write_json
 from dtrak.mirror import Mirrored
 from dtrak.sampling import GenerationSettings
+from dtrak.studies import StudyFolder
 from index_builder import building
 from index_builder.building import build_features
 from index_builder.retraining import retrain_subsets
@@ -23,9 +25,8 @@ from tests.test_build import hashes
 
 @pytest.fixture
 def mirrored(tmp_path, monkeypatch):
-    """Two processes of this machine that are sent elsewhere for their temporary files, and so for their workspace."""
-    monkeypatch.setenv("TMPDIR", str(tmp_path / "elsewhere"))
-    (tmp_path / "elsewhere").mkdir()
+    """Two processes of this machine, with workspaces in a cache of their own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
     return Mirrored(Local(2), f"file://{tmp_path / 'url'}")
 
 
@@ -37,8 +38,29 @@ def test_features_are_the_same_bytes(fresh, mirrored, tmp_path, monkeypatch):
     stores = build_features(fresh, mirrored)
     assert all(store.complete for store in stores)
     assert hashes(fresh.root) == alone
-    kept = {p.relative_to(tmp_path / "url" / "tiny") for p in (tmp_path / "url" / "tiny").rglob("shard-*")}
+    (outputs,) = (tmp_path / "url" / "outputs").iterdir()
+    kept = {p.relative_to(outputs / "tiny") for p in outputs.rglob("shard-*")}
     assert kept == {p.relative_to(fresh.root) for p in fresh.features.rglob("shard-*")}
+
+
+def test_what_was_lost_here_is_made_again(fresh, mirrored):
+    query_set(fresh)
+    for _ in range(2):
+        retrain_subsets(fresh, "lds", 2, 1, mirrored)
+        assert len(list((fresh.root / "truth" / "lds").iterdir())) == 2
+        shutil.rmtree(fresh.root / "truth" / "lds")
+
+
+def test_a_kept_model_is_sent(fresh, mirrored):
+    removal = Removal.of(fresh, [], None, None)
+    tasks = [Task(removal, (GenerationSettings(seed, 3, "round"),)) for seed in (1, 2)]
+    draw_all(fresh, tasks[:1], Local(1))
+    found = list(mirrored.results(_kept_model, (fresh.study,), tasks))
+    assert found == [True, True]
+
+
+def _kept_model(study):
+    return lambda task: (task.removal.folder(StudyFolder(study)) / "removal.json").exists()
 
 
 def test_retrained_models_and_pictures_come_back(fresh, mirrored):
@@ -59,14 +81,14 @@ def test_retrained_models_and_pictures_come_back(fresh, mirrored):
     assert found[0] == found[1]
 
 
-def _where(folder):
-    return lambda task: str(workspace())
+def _where(study):
+    return lambda task: (str(workspace()), (StudyFolder(study).data / "report.json").exists())
 
 
 def test_workers_see_another_workspace(fresh, mirrored, tmp_path):
-    (found,) = set(mirrored.results(_where, (fresh.study,), range(4)))
-    assert Path(found).is_relative_to(tmp_path / "elsewhere")
-    assert (Path(found) / "tiny" / "data" / "report.json").exists()
+    for found, prepared in mirrored.results(_where, (fresh.study,), range(4)):
+        assert Path(found).is_relative_to(tmp_path / "elsewhere")
+        assert prepared
     assert list(mirrored.results(_where, (fresh.study,), [])) == []
 
 
@@ -93,3 +115,13 @@ def test_the_option_belongs_to_ray(source, tiny):
     told = subprocess.run(command, capture_output=True, text=True)
     assert told.returncode == 2
     assert "belongs to --engine ray" in told.stderr
+
+
+def test_a_damaged_input_is_refused(fresh, mirrored, tmp_path):
+    list(mirrored.results(_where, (fresh.study,), range(2)))
+    shutil.rmtree(tmp_path / "elsewhere")
+    for path in (tmp_path / "url" / "inputs").iterdir():
+        path.write_bytes(b"x" * path.stat().st_size)
+    with pytest.raises(DtrakError, match="another content"):
+        list(mirrored.results(_where, (fresh.study,), range(2)))
+    assert not [p for p in (tmp_path / "elsewhere").rglob("*") if p.is_file() and p.suffix != ".part"]

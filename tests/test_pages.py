@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 from streamlit.testing.v1 import AppTest
@@ -42,11 +44,33 @@ def test_home(app):
     assert "14 training images" in text(app)
 
 
-def test_what_home_imports_is_quick():
-    slow = "{'torch', 'diffusers', 'peft', 'transformers', 'faiss', 'scipy'}"
-    told = f"import sys, pages_ui, dtrak.ui.example; print(*{slow} & sys.modules.keys())"
-    found = subprocess.run([sys.executable, "-c", told], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == ""
+def test_home_and_about_do_without_what_is_slow_to_import(tiny, source, monkeypatch):
+    monkeypatch.setenv("DTRAK_CONFIGS", str(source))
+    program = """
+import sys, pages_ui
+from streamlit.testing.v1 import AppTest
+pages_ui.load = lambda: None
+app = AppTest.from_file("app.py", default_timeout=60).run()
+titles = [app.title[0].value, app.switch_page("pages/about.py").run().title[0].value]
+assert not app.exception
+slow = {"torch", "diffusers", "peft", "transformers", "faiss", "scipy"}
+print(*titles, *slow & sys.modules.keys(), sep=";")
+"""
+    found = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "Which training images shaped this one?;About"
+
+
+def test_what_needs_torch_waits_for_it(monkeypatch):
+    def script():
+        import pages_ui
+
+        pages_ui.wait_until_loaded()
+
+    loading = threading.Thread(target=time.sleep, args=(1,))
+    loading.start()
+    monkeypatch.setattr("pages_ui.load", lambda: loading)
+    assert not AppTest.from_function(script).run().exception
+    assert not loading.is_alive()
 
 
 def test_home_without_an_index_gives_the_command(app, monkeypatch, tmp_path):

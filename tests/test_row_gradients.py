@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import weight_norm
 
 from dtrak.row_gradients import Recorder
 
@@ -39,12 +40,15 @@ def given():
 
 
 def test_rows_equal_autograd(given):
-    network, x, name = given
+    compare(*given)
+
+
+def compare(network, x, name):
     recorder = Recorder(network)
     with recorder.recording():
         prediction = network(x, name)
-    assert recorder.knows
-    assert recorder.kept_apart(ROWS)
+    assert recorder.knows_layers
+    assert recorder.keeps_apart(ROWS)
     parameters = [p for p in network.parameters() if p.requires_grad]
     for i, cotangent in enumerate(torch.randn(2, *prediction.shape, dtype=torch.float64)):
         found = recorder.gradients(prediction, cotangent, retain_graph=i == 0)
@@ -54,19 +58,56 @@ def test_rows_equal_autograd(given):
             torch.testing.assert_close([gradient[row] for gradient in found], list(expected))
 
 
-@pytest.mark.parametrize("why", ["kind", "tied", "mixed", "in place"])
-def test_what_cannot_be_split_is_known(given, why):
+def lengthened(network):
+    network.names.register_forward_pre_hook(lambda layer, inputs: (inputs[0].repeat(2),))
+    network.names.register_forward_hook(lambda layer, inputs, output: output[:ROWS])
+
+
+UNKNOWN = {
+    "a kind": lambda network: setattr(network, "point", nn.ConvTranspose2d(6, 6, 1).double()),
+    "tied weights": lambda network: setattr(network.unused, "weight", network.tokens.weight),
+    "no weight": lambda network: weight_norm(network.linear),
+    "an embedding's options": lambda network: setattr(network.names, "padding_idx", 1),
+    "rows mixed": lengthened,
+    "inputs by name": lambda network: setattr(network, "tokens", ByName(network.tokens)),
+}
+
+
+class ByName(nn.Module):
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        return self.layer(input=x)
+
+
+@pytest.mark.parametrize("change", UNKNOWN)
+def test_what_cannot_be_split_is_known(given, change):
     network, x, name = given
-    if why == "kind":
-        network.point = nn.ConvTranspose2d(6, 6, 1).double()
-    elif why == "tied":
-        network.unused.weight = network.linear.weight
-    elif why == "mixed":
-        network.names.register_forward_pre_hook(lambda layer, arguments: (arguments[0].repeat(2),))
-        network.names.register_forward_hook(lambda layer, arguments, output: output[:ROWS])
+    UNKNOWN[change](network)
     recorder = Recorder(network)
     with recorder.recording():
         network(x, name)
-    if why == "in place":
-        x.zero_()
-    assert not (recorder.knows and recorder.kept_apart(ROWS))
+    assert not (recorder.knows_layers and recorder.keeps_apart(ROWS))
+
+
+def test_an_input_that_changed_since_is_known(given):
+    network, x, name = given
+    recorder = Recorder(network)
+    with recorder.recording():
+        network(x, name)
+    assert recorder.keeps_apart(ROWS)
+    x.zero_()
+    assert not recorder.keeps_apart(ROWS)
+
+
+def test_hooks_and_what_is_left_out(given):
+    """A hook changes what a layer gave; another layer's output is not used; a third runs without gradients."""
+    network, x, name = given
+    network.linear.register_forward_hook(lambda layer, inputs, output: 2 * output)
+    network.tokens.register_forward_hook(lambda layer, inputs, output: inputs[0])
+    compare(network, x, name)
+    grouped = network.grouped.forward
+    network.grouped.forward = torch.no_grad()(grouped)
+    compare(network, x, name)

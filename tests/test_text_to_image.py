@@ -312,10 +312,12 @@ def test_another_lora_file_is_another_model(place, tmp_path, monkeypatch):
 def test_float16_cotangents_do_not_underflow(place, folder):
     adapter = folder.model_dir / "checkpoint-1.00"
     pixels = folder.table.pixels[:1]
-    config = FeatureConfig(output="loss", timesteps=4, projection_dim=64)
+    configs = [FeatureConfig(output="loss", timesteps=4, projection_dim=64, apart=apart) for apart in (False, True)]
     found = []
-    for dtype in (torch.float32, torch.float16):
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
         model = load_text_to_image(place / "base", SIDE, adapter, dtype)
-        (feature,) = FeatureExtractor(model, [config])(model.encode(pixels)[0], "a", "a round painting")
-        found.append(feature.vector)
-    assert np.corrcoef(*found)[0, 1] > 0.999
+        for config in configs:
+            (feature,) = FeatureExtractor(model, [config])(model.encode(pixels)[0], "a", "a round painting")
+            found.append(feature.vector)
+    assert np.corrcoef(found)[:4, :4].min() > 0.999
+    assert np.corrcoef(found).min() > 0.98

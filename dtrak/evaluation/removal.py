@@ -138,6 +138,10 @@ class Task:
     removal: Removal
     settings: tuple[GenerationSettings, ...]
 
+    def reads(self, folder: StudyFolder) -> list[Path]:
+        """What it reads beside the study: its model, where that is kept (see :mod:`dtrak.mirror`)."""
+        return [self.removal.folder(folder)]
+
 
 def draw_all(
     folder: StudyFolder,

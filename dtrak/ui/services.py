@@ -1,4 +1,4 @@
-"""The app's long-lived parts, one of each per server process: opened studies and the job queue."""
+"""Opened studies, which pages ask; each is opened once a server process."""
 
 import functools
 import threading
