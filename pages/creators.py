@@ -7,7 +7,19 @@ from dtrak.attribution import Scored
 from dtrak.errors import DtrakError
 from dtrak.methods import METHODS
 from dtrak.settings import Setting
-from dtrak.ui.creators import LEAST_PICTURES, UNKNOWN, mean_shares, sentence, standings, to_csv, to_html, to_json
+from dtrak.ui.creators import (
+    LEAST_PICTURES,
+    UNKNOWN,
+    kept_pictures,
+    mean_shares,
+    per_image_in_words,
+    sentence,
+    standings,
+    to_csv,
+    to_html,
+    to_json,
+    total_in_words,
+)
 from dtrak.ui.elements import data_url, plain
 from dtrak.ui.figures import standing_bars
 from dtrak.ui.views import tiles
@@ -44,8 +56,9 @@ reliability_card(service, setting)
 st.subheader("All creators")
 st.plotly_chart(standing_bars(found), key="standings", alt="Total and share of the data by creator")
 st.caption(
-    f"Over {len(kept)} kept pictures, generated here and attributed by {METHODS[name].title}. Totals favour creators "
-    "of many images; 'per image' sets the total against the creator's share of the training images."
+    f"Over {kept_pictures(len(kept))}, generated here and attributed by {METHODS[name].title}. Totals favour creators "
+    "of many images; 'per image' sets the total against the creator's share of the training images. In brackets: 95 % "
+    "of resamples of the pictures."
 )
 st.dataframe(
     [
@@ -53,8 +66,8 @@ st.dataframe(
             "creator": s.creator,
             "images": s.images,
             "share of data": f"{s.share_of_data:.1%}",
-            "total": f"{s.total:.1%} ({s.total_low:.1%} to {s.total_high:.1%})",
-            "per image": f"{s.per_image:.2f} ({s.per_image_low:.2f} to {s.per_image_high:.2f})",
+            "total": total_in_words(s),
+            "per image": per_image_in_words(s),
         }
         for s in found
     ],

@@ -79,9 +79,9 @@ def mean_shares(scores: Sequence[Float[np.ndarray, " n"]]) -> Float[np.ndarray, 
 
 def sentence(found: Standing) -> str:
     """One creator's standing in plain words."""
-    pictures = f"{found.pictures} kept picture" + ("s" if found.pictures > 1 else "")
     if found.pictures < LEAST_PICTURES:
-        compared = f"{found.pictures} are too few to say whether that is more or less than an average image"
+        few = f"{found.pictures} {'is' if found.pictures == 1 else 'are'} too few"
+        compared = f"{few} to say whether that is more or less than an average image"
     elif found.per_image_low > 1:
         compared = "more than an average image"
     elif found.per_image_high < 1:
@@ -89,11 +89,28 @@ def sentence(found: Standing) -> str:
     else:
         compared = "not told apart from an average image"
     return (
-        f"{found.images} of the training images ({found.share_of_data:.1%}) are by {found.creator}. Over {pictures} "
-        f"they hold {found.total:.1%} of the positive scores (95 %: {found.total_low:.1%} to {found.total_high:.1%}). "
-        f"Each of them weighs {found.per_image:.2f} times an average image ({found.per_image_low:.2f} to "
-        f"{found.per_image_high:.2f}): {compared}."
+        f"{found.images} of the training images ({found.share_of_data:.1%}) are by {found.creator}. "
+        f"Over {kept_pictures(found.pictures)} they hold {total_in_words(found)} of the positive scores. "
+        f"Each of them weighs {per_image_in_words(found)} times an average image: {compared}."
+        + (" In brackets: 95 % of resamples of the pictures." if found.pictures > 1 else "")
     )
+
+
+def kept_pictures(count: int) -> str:
+    """So many, in words."""
+    return f"{count} kept picture" + ("" if count == 1 else "s")
+
+
+def total_in_words(found: Standing) -> str:
+    """A creator's total with its 95 % interval; one picture has none."""
+    interval = f" ({found.total_low:.1%} to {found.total_high:.1%})" if found.pictures > 1 else ""
+    return f"{found.total:.1%}{interval}"
+
+
+def per_image_in_words(found: Standing) -> str:
+    """What each of a creator's images weighs, with its 95 % interval; one picture has none."""
+    interval = f" ({found.per_image_low:.2f} to {found.per_image_high:.2f})" if found.pictures > 1 else ""
+    return f"{found.per_image:.2f}{interval}"
 
 
 def to_csv(found: Sequence[Standing]) -> bytes:
