@@ -144,17 +144,17 @@ def metrics(scores, setting: Setting, pinned: list[Setting]) -> None:  # type: i
     columns = st.columns(4)
     if comparable(before, scores):
         found = agreement(before[2], scores)
-        columns[0].metric("Overlap, previous", f"{found.overlap:.0%}", help=Setting.parse(before[1]).title)
-        columns[1].metric("RBO, previous", f"{found.rank_biased_overlap:.2f}", help="Of whole rankings; 1 is equal.")
+        columns[1].metric("Overlap, previous", f"{found.overlap:.0%}", help=Setting.parse(before[1]).title)
+        columns[2].metric("RBO, previous", f"{found.rank_biased_overlap:.2f}", help="Of whole rankings; 1 is equal.")
     if pinned:
         other = service.ask(run, pinned[-1], all_scores)
         if other is not None:
             found = agreement(other[0], scores)
-            columns[2].metric("Overlap, pinned", f"{found.overlap:.0%}", help=pinned[-1].title)
+            columns[3].metric("Overlap, pinned", f"{found.overlap:.0%}", help=pinned[-1].title)
     cost = setting_cost(attributor, setting, read_costs(service.folder))
     took = "" if cost.seconds is None else f", built in {cost.seconds:.0f} s"
     help_text = f"Features on disk{took}. A query takes {cost.passes} passes of the network."
-    columns[3].metric("Cost", f"{cost.megabytes:.0f} MB", help=help_text)
+    columns[0].metric("Cost", f"{cost.megabytes:.0f} MB", help=help_text)
     st.caption(
         "Overlap: the share of the top 10 that both rankings have. RBO, rank-biased overlap: of whole rankings, the "
         f"first places most. Cost: {help_text}"
