@@ -24,7 +24,7 @@ from dtrak.store import FeatureStore
 from dtrak.studies import StudyFolder
 from dtrak.training_side import TrainingSide
 from dtrak.whitening import TYPICAL
-from dtrak.words import size_in_words
+from dtrak.words import percent, size_in_words
 
 SAMPLE, QUERIES, TOP = 50_000, 50, 10
 SAMPLE_NUMBERS = 2**28
@@ -149,7 +149,7 @@ def chosen(choices: Sequence[Choice], ram: float, recall: float) -> Choice:
     if fitting:
         return (quick or fitting)[0]
     raise DtrakError(
-        f"No index of {size_in_words(ram)} is known to find {recall:.0%} of the first ten.",
+        f"No index of {size_in_words(ram)} is known to find {percent(recall)} of the first ten.",
         hint="Give more --ram, ask for less --recall, or store features with a smaller projection_dim.",
     )
 

@@ -1,4 +1,4 @@
-"""Durations and sizes in words, and sizes out of them."""
+"""Durations, sizes and shares in words, and sizes out of words."""
 
 import math
 
@@ -25,6 +25,11 @@ def size_in_words(count: float) -> str:
             return f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} TB"
+
+
+def percent(share: float, digits: int = 0) -> str:
+    """A share of 1 in hundredths."""
+    return f"{100 * share:.{digits}f} %"
 
 
 def parse_size(text: str, name: str) -> float:

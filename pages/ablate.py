@@ -17,6 +17,7 @@ from dtrak.ui.elements import enlarged_png
 from dtrak.ui.figures import damping_figure
 from dtrak.ui.services import all_scores
 from dtrak.ui.views import change_badges, default_power, tiles, top_scored
+from dtrak.words import percent
 from pages_ui import choose_run, current_service, features_or_wait, gallery, hand_over_to_app, settings_of, show_error
 from pages_ui.trust import reliability_card
 
@@ -144,13 +145,13 @@ def metrics(scores, setting: Setting, pinned: list[Setting]) -> None:  # type: i
     columns = st.columns(4)
     if comparable(before, scores):
         found = agreement(before[2], scores)
-        columns[1].metric("Overlap, previous", f"{found.overlap:.0%}", help=Setting.parse(before[1]).title)
+        columns[1].metric("Overlap, previous", percent(found.overlap), help=Setting.parse(before[1]).title)
         columns[2].metric("RBO, previous", f"{found.rank_biased_overlap:.2f}", help="Of whole rankings; 1 is equal.")
     if pinned:
         other = service.ask(run, pinned[-1], all_scores)
         if other is not None:
             found = agreement(other[0], scores)
-            columns[3].metric("Overlap, pinned", f"{found.overlap:.0%}", help=pinned[-1].title)
+            columns[3].metric("Overlap, pinned", percent(found.overlap), help=pinned[-1].title)
     cost = setting_cost(attributor, setting, read_costs(service.folder))
     took = "" if cost.seconds is None else f", built in {cost.seconds:.0f} s"
     help_text = f"Features on disk{took}. A query takes {cost.passes} passes of the network."

@@ -33,6 +33,7 @@ from dtrak.ui.views import (
     unstable,
     z_score,
 )
+from dtrak.words import percent
 from pages_ui import choose_run, current_service, features_or_wait, gallery, hand_over_to_app, show_error
 from pages_ui.trust import reliability_card
 from pages_ui.what_if import what_if
@@ -209,7 +210,7 @@ def evidence() -> None:
             count = int(hub.marked.sum())
             st.markdown(
                 f"{count} training images are hubs: in the top {top} of more than {HUB_FACTOR:.0f} times as many "
-                f"unrelated lists as chance gives ({hub.expected:.1%}). They tell little about this image."
+                f"unrelated lists as chance gives ({percent(hub.expected, 1)}). They tell little about this image."
             )
 
 

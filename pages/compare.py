@@ -10,6 +10,7 @@ from dtrak.ui.elements import describe, enlarged_png, plain
 from dtrak.ui.figures import score_scatter
 from dtrak.ui.services import Lane, StudyService
 from dtrak.ui.views import tiles, top_scored
+from dtrak.words import percent
 from pages_ui import (
     choose_run,
     current_service,
@@ -94,7 +95,7 @@ def show(found: list[Lane], top: int) -> None:
     rows = [
         {
             "lanes": f"{found[p.first].title}  ↔  {found[p.second].title}",
-            f"overlap@{top}": f"{p.agreement.overlap:.0%}",
+            f"overlap@{top}": percent(p.agreement.overlap),
             "rank-biased overlap": round(p.agreement.rank_biased_overlap, 3),
             "Kendall τ": round(p.agreement.kendall, 3),
         }

@@ -23,6 +23,7 @@ from dtrak.ui.creators import (
 from dtrak.ui.elements import data_url, plain
 from dtrak.ui.figures import standing_bars
 from dtrak.ui.views import tiles
+from dtrak.words import percent
 from pages_ui import current_service, gallery, hand_over_to_app, show_error
 from pages_ui.trust import reliability_card
 
@@ -65,7 +66,7 @@ st.dataframe(
         {
             "creator": s.creator,
             "images": s.images,
-            "share of data": f"{s.share_of_data:.1%}",
+            "share of data": percent(s.share_of_data, 1),
             "total": total_in_words(s),
             "per image": per_image_in_words(s),
         }

@@ -12,6 +12,7 @@ from dtrak.ui.jobs import retraining_queue
 from dtrak.ui.runs import Run
 from dtrak.ui.services import StudyService
 from dtrak.whatif import predict
+from dtrak.words import percent
 from pages_ui import show_error, wait_for
 
 TOP, CREATOR, CLASS, HAND = "Top proponents", "A creator", "A class", "By hand"
@@ -31,7 +32,7 @@ def what_if(service: StudyService, run: Run, answer: Attribution) -> None:
     st.markdown(
         f"Without these {images}, {answer.method.title} predicts that the model would do **{direction}** at this "
         f"picture than without {_most(beyond)} of random sets of as many (z = {found.z:+.1f}). "
-        f"They hold {found.share:.0%} of the positive scores."
+        f"They hold {percent(found.share)} of the positive scores."
     )
     st.caption("A linear prediction: the scores of what is left out, summed. "
                + service.reliability(answer.setting, run).text)  # fmt: skip
@@ -46,7 +47,7 @@ def what_if(service: StudyService, run: Run, answer: Attribution) -> None:
 
 def _most(share: float) -> str:
     """A share of at least one half, without claiming all."""
-    return f"{share:.0%}" if share < 0.995 else "over 99 %"
+    return percent(share) if share < 0.995 else "over 99 %"
 
 
 def _choose(service: StudyService, answer: Attribution) -> list[str]:

@@ -19,6 +19,7 @@ from jaxtyping import Float
 from dtrak.data import Record
 from dtrak.evaluation.counterfactual import mean_with_interval
 from dtrak.ui.report import STYLE
+from dtrak.words import percent
 
 UNKNOWN = "unknown"
 LEAST_PICTURES = 10  # for an interval over pictures to mean something
@@ -89,7 +90,7 @@ def sentence(found: Standing) -> str:
     else:
         compared = "not told apart from an average image"
     return (
-        f"{found.images} of the training images ({found.share_of_data:.1%}) are by {found.creator}. "
+        f"{found.images} of the training images ({percent(found.share_of_data, 1)}) are by {found.creator}. "
         f"Over {kept_pictures(found.pictures)} they hold {total_in_words(found)} of the positive scores. "
         f"Each of them weighs {per_image_in_words(found)} times an average image: {compared}."
         + (" In brackets: 95 % of resamples of the pictures." if found.pictures > 1 else "")
@@ -103,8 +104,8 @@ def kept_pictures(count: int) -> str:
 
 def total_in_words(found: Standing) -> str:
     """A creator's total with its 95 % interval; one picture has none."""
-    interval = f" ({found.total_low:.1%} to {found.total_high:.1%})" if found.pictures > 1 else ""
-    return f"{found.total:.1%}{interval}"
+    interval = f" ({percent(found.total_low, 1)} to {percent(found.total_high, 1)})" if found.pictures > 1 else ""
+    return f"{percent(found.total, 1)}{interval}"
 
 
 def per_image_in_words(found: Standing) -> str:

@@ -59,7 +59,7 @@ def score_histogram(attribution: Attribution, null: Null | None = None) -> go.Fi
         margin={"l": 8, "r": 8, "t": 8, "b": 8},
         bargap=0.05,
         xaxis_title="score",
-        yaxis={"title": "images (log)", "type": "log"},
+        yaxis={"title": "images (log)", "type": "log", "dtick": 1},
         legend={"orientation": "h", "y": -0.35},
     )
     return figure

@@ -13,6 +13,7 @@ from dtrak.compare import ranks
 from dtrak.data import Record, Table
 from dtrak.evidence import STABLE, Hubs, Stability
 from dtrak.ui.elements import data_url, describe
+from dtrak.words import percent
 
 Badge = tuple[str, str, str]  # text, kind ("", "up" or "down"), and what it means
 
@@ -94,11 +95,11 @@ def evidence_badges(
     counts = np.bincount(groups) if groups is not None else np.empty(0)
     for row, record in enumerate(table.records[: table.train_size]):
         if stability is not None and stability.share[row] > 0:
-            text = f"in the top in {stability.share[row]:.0%} of {stability.resamples} resamples"
+            text = f"in the top in {percent(stability.share[row])} of {stability.resamples} resamples"
             places = f"places {stability.low[row]:.0f} to {stability.high[row]:.0f}"
-            found[record.id].append((f"{stability.share[row]:.0%}", "", f"{text}; {places}"))
+            found[record.id].append((percent(stability.share[row]), "", f"{text}; {places}"))
         if hubs is not None and hubs.marked[row]:
-            found[record.id].append(("hub", "down", f"in the top of {hubs.share[row]:.0%} of unrelated lists"))
+            found[record.id].append(("hub", "down", f"in the top of {percent(hubs.share[row])} of unrelated lists"))
         if groups is not None and counts[groups[row]] > 1:
             found[record.id].append((f"×{counts[groups[row]]}", "", "this many training images look nearly the same"))
     return found
