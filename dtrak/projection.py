@@ -2,14 +2,13 @@
 
 ``SparseProjector`` (default) adds each coordinate, with a random sign, to one of k buckets: a
 count sketch (Charikar, Chen & Farach-Colton, 2002). Its hash works in blocks of k coordinates,
-each shifted round by a random amount, so that projecting is a few long additions and D signs
-are all that is stored. ``DenseProjector`` draws a full matrix (normal or Rademacher entries,
+each shifted round by a random amount, so that projecting reads a vector once, from end to end, and
+D signs are all that is stored. ``DenseProjector`` draws a full matrix (normal or Rademacher entries,
 scaled by 1/√k, as in TRAK); it is the slow reference that tests and benchmarks compare with.
 """
 
 import functools
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 from typing import Any, Literal, Protocol
 
@@ -22,9 +21,6 @@ from dtrak.config import ProjectionKind
 from dtrak.noise import keyed_generator
 
 PROJECTION_VERSION = 1  # part of every fingerprint: raise it whenever the matrices below change
-
-CHUNK = 2**16  # coordinates that are given their signs at a time; they stay in the cache
-
 
 Pieces = Tensor | Sequence[Tensor]
 
@@ -62,65 +58,85 @@ class SparseProjector:
         bits = np.frombuffer(keyed_generator("sign", seed, "").bytes(-(-input_dim // 8)), np.uint8)
         signs = np.unpackbits(bits, count=input_dim).astype(np.int8) * 2 - 1
         self._signs = torch.from_numpy(signs).to(device)
-        self._shifts: list[int] = keyed_generator("shift", seed, "").integers(0, output_dim, blocks).tolist()
-        self._moves: dict[tuple[int, int], list[_Move]] = {}
+        self._shifts = keyed_generator("shift", seed, "").integers(0, output_dim, blocks)
 
     def __call__(self, pieces: Pieces, starts: Sequence[int] | None = None) -> Float[Tensor, "n k"]:
         """See :class:`Projector`; float64 stays float64."""
-        pieces, k = _flat(pieces), self.output_dim
-        ring = pieces[0].new_zeros(len(pieces[0]), 2 * k)  # a shifted block wraps at most once
-        on_cpu = ring.device.type == "cpu"  # NumPy's calls cost a quarter of torch's, and there are many
-        signs: Any = self._signs.numpy() if on_cpu else self._signs
-        total: Any = _one_row(ring.numpy() if on_cpu else ring)
-        for piece, start in zip(pieces, _starts(pieces, starts, self.input_dim), strict=True):
-            values: Any = _one_row(piece.detach().numpy() if on_cpu else piece)
-            for move in self._plan(start, piece.shape[1]):
-                signed = values[..., move.source] * signs[move.signs]
-                for source, bucket in move.additions:
-                    total[..., bucket] += signed[..., source]
-        return ring[:, :k] + ring[:, k:]
-
-    def _plan(self, start: int, size: int) -> "list[_Move]":
-        """What to add where for a piece; kept, for a network's parameters are the same ones every time."""
-        if (start, size) not in self._moves:
-            self._moves[start, size] = [
-                self._move(start, first, min(first + CHUNK, start + size))
-                for first in range(start, start + size, CHUNK)
-            ]
-        return self._moves[start, size]
-
-    def _move(self, start: int, first: int, stop: int) -> "_Move":
-        k, additions = self.output_dim, []
-        for block in range(first // k, -(-stop // k)):
-            low, high = max(first, block * k), min(stop, (block + 1) * k)
-            bucket = self._shifts[block] + low - block * k
-            additions.append((slice(low - first, high - first), slice(bucket, bucket + high - low)))
-        return _Move(slice(first - start, stop - start), slice(first, stop), additions)
+        pieces = _listed(pieces)
+        starts = _starts(pieces, starts, self.input_dim)
+        ring = pieces[0].new_zeros(len(pieces[0]), 2 * self.output_dim)  # a shifted block wraps at most once
+        if ring.device.type == "cpu":
+            add, total, signs = _compiled_add(), ring.numpy(), self._signs.numpy()
+            for piece, start in zip(pieces, starts, strict=True):
+                add(total, _tiles(piece), signs, self._shifts, start)
+        else:
+            for piece, start in zip(pieces, starts, strict=True):
+                _add(ring, piece.flatten(1), self._signs, self._shifts.tolist(), start)
+        return ring[:, : self.output_dim] + ring[:, self.output_dim :]
 
 
-@dataclass(frozen=True)
-class _Move:
-    """A stretch of a piece: where it lies in the piece and among the signs, and what of it is added where."""
+def _add(ring: Tensor, values: Tensor, signs: Tensor, shifts: Sequence[int], start: int) -> None:
+    """Add coordinates, the first of which is number ``start``, to their buckets."""
+    k, stop = ring.shape[1] // 2, start + values.shape[1]
+    signed = values * signs[start:stop]
+    for block in range(start // k, -(-stop // k)):
+        low, high = max(start, block * k), min(stop, (block + 1) * k)
+        bucket = shifts[block] + low - block * k
+        ring[:, bucket : bucket + high - low] += signed[:, low - start : high - start]
 
-    source: slice
-    signs: slice
-    additions: list[tuple[slice, slice]]
+
+def _tiles(piece: Tensor) -> Float[np.ndarray, "n tiles height width"]:
+    """A piece as it lies in memory: its rows are the transposes of these tiles, one after the other.
+
+    The gradient of a convolution may be laid out channels last; all else is one tile of height 1.
+    """
+    if piece.ndim == 5 and not piece.is_contiguous():
+        rows, count, width, *_ = piece.shape
+        return np.ascontiguousarray(piece.numpy().transpose(0, 1, 3, 4, 2)).reshape(rows, count, -1, width)
+    return piece.numpy().reshape(len(piece), 1, 1, -1)
 
 
-def _flat(pieces: Pieces) -> list[Tensor]:
+def _add_tiles(ring: Any, tiles: Any, signs: Any, shifts: Any, start: int) -> None:
+    """:func:`_add` for a compiler: each value is read once, and nothing large but the ring is written."""
+    rows, count, height, width = tiles.shape
+    k, size = ring.shape[1] // 2, height * width
+    turned = np.empty(size if height > 1 else 0, tiles.dtype)
+    for row in range(rows):
+        for number in range(count):
+            value = tiles[row, number, 0]
+            if height > 1:
+                for i in range(height):
+                    line = tiles[row, number, i]
+                    for j in range(width):
+                        turned[j * height + i] = line[j]
+                value = turned
+            first = start + number * size
+            for block in range(first // k, -(-(first + size) // k)):
+                low, high = max(first, block * k), min(first + size, (block + 1) * k)
+                bucket = shifts[block] + low - block * k
+                total, sign = ring[row, bucket : bucket + high - low], signs[low:high]
+                added = value[low - first : high - first]
+                for i in range(high - low):
+                    total[i] += sign[i] * added[i]
+
+
+@functools.cache
+def _compiled_add() -> Callable[..., None]:
+    import numba  # here, for it takes a second
+
+    return numba.njit(_add_tiles, nogil=True, cache=True)
+
+
+def _listed(pieces: Pieces) -> list[Tensor]:
     pieces = [pieces] if isinstance(pieces, Tensor) else list(pieces)
-    dtype = functools.reduce(torch.promote_types, (piece.dtype for piece in pieces))
-    return [piece.flatten(1).to(dtype) for piece in pieces]
-
-
-def _one_row(array: Any) -> Any:
-    return array[0] if len(array) == 1 else array  # calls on one axis are quicker than on two
+    dtype = functools.reduce(torch.promote_types, {piece.dtype for piece in pieces}, torch.float32)  # numba has no half
+    return [piece if piece.dtype == dtype else piece.to(dtype) for piece in pieces]
 
 
 def _starts(pieces: list[Tensor], starts: Sequence[int] | None, input_dim: int) -> Sequence[int]:
     if starts is not None:
         return starts
-    *found, size = accumulate((piece.shape[1] for piece in pieces), initial=0)
+    *found, size = accumulate((piece[0].numel() for piece in pieces), initial=0)
     if size != input_dim:
         raise ValueError(f"vectors have {size} numbers, not {input_dim}")
     return found
@@ -156,7 +172,7 @@ class DenseProjector:
 
     def __call__(self, pieces: Pieces, starts: Sequence[int] | None = None) -> Float[Tensor, "n k"]:
         """See :class:`Projector`."""
-        pieces = _flat(pieces)
+        pieces = [piece.flatten(1) for piece in _listed(pieces)]
         vectors = pieces[0].new_zeros(len(pieces[0]), self.input_dim)
         for piece, start in zip(pieces, _starts(pieces, starts, self.input_dim), strict=True):
             vectors[:, start : start + piece.shape[1]] = piece

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 
-from dtrak.noise import feature_noise
+from dtrak.noise import feature_noise, keyed_generator
 
 
 def output_value(name, prediction, noise, elbo_weight=1.0):
@@ -46,14 +46,15 @@ def gradient(model, x, sample_id, condition, output, timesteps, draws=1, seed=0)
     return (total / (len(timesteps) * draws)).numpy()
 
 
-def sparse_matrix(projector):
-    """The projection as a dense matrix, by projecting unit vectors one at a time."""
-    rows = []
-    for i in range(projector.input_dim):
-        unit = torch.zeros(1, projector.input_dim, dtype=torch.float64)
-        unit[0, i] = 1
-        rows.append(projector(unit)[0].numpy())
-    return np.stack(rows, axis=1)
+def sparse_matrix(input_dim, output_dim, seed):
+    """The count sketch as a dense matrix, entry by entry from its definition."""
+    bits = np.frombuffer(keyed_generator("sign", seed, "").bytes(-(-input_dim // 8)), np.uint8)
+    shifts = keyed_generator("shift", seed, "").integers(0, output_dim, -(-input_dim // output_dim))
+    matrix = np.zeros((output_dim, input_dim))
+    for j in range(input_dim):
+        bit = bits[j // 8] >> (7 - j % 8) & 1
+        matrix[(j + shifts[j // output_dim]) % output_dim, j] = 1 if bit else -1
+    return matrix
 
 
 def method_scores(name, train, query, relative_damping, residuals=None):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from dtrak.projection import DenseProjector, SparseProjector, make_projector
+from dtrak.projection import DenseProjector, SparseProjector, _add, make_projector
 from tests import oracle
 
 D, K = 300, 32
@@ -29,21 +29,24 @@ def test_inner_products_are_unbiased_with_bounded_variance(pair, kind):
     assert 0.6 * bound <= np.var(found) <= 1.3 * bound
 
 
-def test_sparse_matrix_has_one_sign_per_column():
-    matrix = oracle.sparse_matrix(SparseProjector(D, K, 1))
-    assert (np.abs(matrix).sum(0) == 1).all()
-    assert set(np.unique(matrix)) == {-1.0, 0.0, 1.0}
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
+def test_sparse_equals_its_matrix(pair, dtype):
+    pair = pair.to(dtype)
+    found = SparseProjector(D, K, 1)(pair)
+    assert found.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    np.testing.assert_allclose(found, pair.double().numpy() @ oracle.sparse_matrix(D, K, 1).T, atol=1e-5)
 
 
-def test_sparse_equals_its_matrix(pair):
+def test_other_devices_add_to_the_same_bits(pair):
     projector = SparseProjector(D, K, 1)
-    matrix = oracle.sparse_matrix(projector)
-    np.testing.assert_allclose(projector(pair).numpy(), pair.numpy() @ matrix.T, atol=1e-12)
+    ring = torch.zeros(2, 2 * K, dtype=torch.float64)
+    for start, stop in ((0, 70), (70, 300)):
+        _add(ring, pair[:, start:stop], projector._signs, projector._shifts.tolist(), start)
+    assert (ring[:, :K] + ring[:, K:] == projector(pair)).all()
 
 
 @pytest.mark.parametrize("kind", ["sparse", "normal"])
-def test_pieces_are_the_whole(pair, kind, monkeypatch):
-    monkeypatch.setattr("dtrak.projection.CHUNK", 50)  # stretches end inside blocks and pieces
+def test_pieces_are_the_whole(pair, kind):
     project = make_projector(kind, D, K, 1)
     pieces = [pair[:, :7], pair[:, 7:207].reshape(2, 10, 20), pair[:, 207:]]
     torch.testing.assert_close(project(pieces), project(pair))
@@ -51,6 +54,17 @@ def test_pieces_are_the_whole(pair, kind, monkeypatch):
     torch.testing.assert_close(project([piece[:1] for piece in pieces]), project(pair)[:1])
     with pytest.raises(ValueError, match="293 numbers"):
         project(pieces[1:])
+
+
+@pytest.mark.parametrize("kind", ["sparse", "normal"])
+def test_a_piece_is_taken_by_its_indices_however_it_lies_in_memory(pair, kind):
+    project = make_projector(kind, D, K, 1)
+    kernel = pair[:, :270].reshape(2, 5, 6, 3, 3)
+    channels_last = kernel.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
+    elsewise = kernel.permute(4, 3, 2, 1, 0).contiguous().permute(4, 3, 2, 1, 0)
+    for piece in (channels_last, elsewise):
+        assert not piece.is_contiguous()
+        assert (project([piece, pair[:, 270:]]) == project([kernel, pair[:, 270:]])).all()
 
 
 def test_dense_block_size_is_part_of_the_matrix_only_through_its_rows(pair):
