@@ -5,7 +5,6 @@ over blocks of the network; so a score without a norm of the query splits exactl
 """
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
@@ -22,6 +21,9 @@ from dtrak.selection import Side
 from dtrak.settings import Setting
 
 RANDOM_DIRECTIONS = 200
+MOST_PRODUCTS, MOST_SCORES = 10**10, 2**27  # of either kind of unrelated query: multiplications, numbers in memory
+FEWEST_QUERIES = 20  # of either kind, whatever the size
+HUB_PLACES = 50
 RESAMPLES = 40
 CHANCE = 0.95  # the quantile of the null that a clear source must pass
 STABLE = 0.5  # in the top of fewer resamples than this is faded
@@ -50,31 +52,43 @@ class Split:
 class Null:
     """What unrelated queries score, each list brought to mean 0 and deviation 1.
 
+    The queries are held-out images, where the study has their features, and random directions.
+
     Attributes:
-        scores: one row an unrelated query: held-out images first, then random directions.
-        heldout: how many of them are held-out images.
+        threshold: what the top z-score of a random direction stays below in 95 % of cases. Held-out images are left
+            out of it: a real image may well have a strong source.
+        band: for each training image, what 95 % of the held-out images give it at most (of the random directions,
+            where there are none).
+        mean: for each training image, what these give it on average.
+        first: the first rows of each of their lists, the strongest first.
+        heldout: how many held-out images there are.
+        directions: how many random directions.
     """
 
-    scores: Float[np.ndarray, "q n"]
+    threshold: float
+    band: Float[np.ndarray, " n"]
+    mean: Float[np.ndarray, " n"]
+    first: Int[np.ndarray, "q places"]
     heldout: int
+    directions: int
 
-    @cached_property
-    def threshold(self) -> float:
-        """What the top z-score of a random direction stays below in 95 % of cases.
-
-        Held-out images are left out here: a real image may well have a strong source.
-        """
-        return float(np.quantile(self.scores[self.heldout :].max(1), CHANCE))
-
-    @cached_property
-    def band(self) -> Float[np.ndarray, " n"]:
-        """For each training image, what 95 % of the unrelated queries stay below; held-out ones if there are any."""
-        return np.quantile(self.unrelated, CHANCE, axis=0)
-
-    @property
-    def unrelated(self) -> Float[np.ndarray, "q n"]:
-        """The held-out images' lists, or the random directions' where there are none."""
-        return self.scores[: self.heldout] if self.heldout else self.scores
+    @classmethod
+    def of(cls, lists: Float[np.ndarray, "q n"], heldout: int) -> "Null":
+        """From the scores of all queries, the held-out images first."""
+        lists = standardise(lists)
+        unrelated = lists[:heldout] if heldout else lists
+        places = min(HUB_PLACES, lists.shape[1])
+        first = np.argpartition(-unrelated, places - 1, axis=1)[:, :places]
+        order = np.argsort(-np.take_along_axis(unrelated, first, 1), axis=1, kind="stable")
+        tops = lists[heldout:].max(1)
+        return cls(
+            float(np.quantile(tops, CHANCE)) if tops.size else 0.0,
+            np.quantile(unrelated, CHANCE, axis=0),
+            unrelated.mean(0),
+            np.take_along_axis(first, order, 1),
+            heldout,
+            len(tops),
+        )
 
 
 def standardise(scores: Float[np.ndarray, "*q n"]) -> Float[np.ndarray, "*q n"]:
@@ -136,7 +150,7 @@ def null_band(attributor: Attributor, setting: Setting) -> Null:
     """Scores of the training images for unrelated queries.
 
     Held-out images where their features are stored, and random directions; all lists are standardised,
-    so that directions of any norm count alike.
+    so that directions of any norm count alike. Large studies take fewer of either.
 
     Raises:
         DtrakError: the method has no features to draw directions in.
@@ -147,18 +161,23 @@ def null_band(attributor: Attributor, setting: Setting) -> Null:
     lists = []
     heldout = 0
     sides = attributor.sides(setting)
+    rows = attributor.table.train_size
+    most = max(FEWEST_QUERIES, min(MOST_PRODUCTS // (rows * sides[0].dim), MOST_SCORES // rows))
     try:
         others = [attributor.queries(side) for side in attributor.sides(setting, "heldout")]
-        heldout = min(len(rows) for rows in others)
+        chosen = slice(None, None, -(-min(len(queries) for queries in others) // most))
+        others = [queries[chosen] for queries in others]
+        heldout = min(len(queries) for queries in others)
     except DtrakError:
         others = []
     for number, side in enumerate(sides):
         readout = attributor.readout(side)
         damping = readout.damping(method.damping if setting.damping is None else setting.damping)
-        random = keyed_generator("null", 0, "", number).standard_normal((RANDOM_DIRECTIONS, side.dim))
+        size = min(RANDOM_DIRECTIONS, most), side.dim
+        random = keyed_generator("null", 0, "", number).standard_normal(size)
         queries = np.concatenate([others[number], random]) if others else random
         lists.append(readout.scores(queries, damping, setting.normaliser or method.normaliser, method.residual))
-    return Null(standardise(np.mean(lists, axis=0)), heldout)
+    return Null.of(np.mean(lists, axis=0), heldout)
 
 
 @dataclass(frozen=True)
@@ -230,15 +249,14 @@ class Hubs:
 
 
 def hubs(null: Null, top: int = 10) -> Hubs:
-    """Which training images are in the top of many unrelated lists."""
-    lists = null.unrelated
-    places = np.stack([ranks(row) for row in lists])
-    return Hubs((places < top).mean(0), min(1.0, top / null.scores.shape[1]))
+    """Which training images are in the top (of at most 50 places) of many unrelated lists."""
+    share = np.bincount(null.first[:, :top].ravel(), minlength=len(null.mean)) / len(null.first)
+    return Hubs(share, min(1.0, top / len(null.mean)))
 
 
 def damp_hubs(scores: Scores, null: Null) -> Scores:
     """z-scores less what each image gets from unrelated queries on average."""
-    return standardise(scores) - null.unrelated.mean(0)
+    return standardise(scores) - null.mean
 
 
 def near_duplicates(

@@ -116,6 +116,7 @@ class FeatureExtractor:
         sizes = [p.numel() for p in model.parameters().values()]
         self._starts = np.cumsum([0, *sizes]).tolist()
         self._blocks = list(network_blocks(list(model.parameters())).values()) if by_block else []
+        self._block_of = {number: block for block, numbers in enumerate(self._blocks) for number in numbers}
         projectors: dict[tuple[str, int, int], Projector] = {}
         self._projectors: list[Projector] = []
         self._groups: dict[tuple[NoiseSchedule, bool], list[int]] = {}
@@ -171,34 +172,39 @@ class FeatureExtractor:
         members: list[int],
         batch_size: int,
     ) -> dict[int, SampleFeature]:
-        outputs = list(dict.fromkeys(self.configs[i].output for i in members))
-        rows: dict[int, list[Tensor]] = {i: [] for i in members if self.configs[i].apart}
-        added = {self.configs[i].output for i in members if i not in rows or self._blocks}
-        totals: dict[str, list[Tensor]] = {}
+        by_output: dict[str, list[int]] = {}
+        for i in members:
+            by_output.setdefault(self.configs[i].output, []).append(i)
+        count, like = len(schedule.pairs), next(iter(self.model.parameters().values()))
+        parts = {i: self._projectors[i].begin(count if self.configs[i].apart else 1, like) for i in members}
+        blocks = {i: self._projectors[i].begin(len(self._blocks), like) for i in members if self._blocks}
         values = []
-        for chunk in gradient_chunks(self.model, x, sample_id, condition, schedule, outputs, batch_size, apart):
+        for chunk in gradient_chunks(self.model, x, sample_id, condition, schedule, list(by_output), batch_size, apart):
             values.append(chunk.values)
-            for output, gradients in zip(outputs, chunk.gradients, strict=True):
-                for i in rows:
-                    if self.configs[i].output == output:
-                        rows[i].append(self._projectors[i](gradients))
-                if output in added:
-                    sums = [g if len(g) == 1 else g.sum(0, keepdim=True) for g in gradients]
-                    before = totals.get(output)
-                    totals[output] = sums if before is None else [a + b for a, b in zip(before, sums, strict=True)]
-        count = len(schedule.pairs)
+            rows = slice(chunk.pairs.start, chunk.pairs.stop)
+            for number, gradients in enumerate(chunk.gradients):
+                for gradient, of_output in zip(gradients, by_output.values(), strict=True):
+                    start, mean_wanted = (
+                        self._starts[number],
+                        blocks or not all(self.configs[i].apart for i in of_output),
+                    )
+                    summed = gradient.sum(0, keepdim=True) if mean_wanted and len(gradient) > 1 else gradient
+                    for i in of_output:
+                        add = self._projectors[i].add
+                        if self.configs[i].apart:
+                            add(parts[i][rows], gradient, start)
+                        else:
+                            add(parts[i], summed, start)
+                        if blocks:
+                            block = self._block_of[number]
+                            add(blocks[i][block : block + 1], summed, start)
+        seen = torch.cat(values).cpu().numpy()
         result = {}
         for i in members:
-            output, project = self.configs[i].output, self._projectors[i]
-            parts = torch.cat(rows[i]) if i in rows else project(totals[output]) / count
-            blocks = (self._by_block(totals[output], project) / count).cpu().numpy() if self._blocks else None
-            result[i] = SampleFeature(parts.cpu().numpy(), torch.cat(values).cpu().numpy(), blocks)
+            found = self._projectors[i].result(parts[i])
+            mean = (self._projectors[i].result(blocks[i]) / count).cpu().numpy() if blocks else None
+            result[i] = SampleFeature((found if self.configs[i].apart else found / count).cpu().numpy(), seen, mean)
         return result
-
-    def _by_block(self, gradients: list[Tensor], project: Projector) -> Float[Tensor, "blocks k"]:
-        return torch.cat(
-            [project([gradients[i] for i in numbers], [self._starts[i] for i in numbers]) for numbers in self._blocks]
-        )
 
 
 def extract_rows(extractor: FeatureExtractor, table: Table, rows: Sequence[int]) -> list[SampleFeature]:

@@ -8,7 +8,7 @@ them up. Nothing in the network mixes the rows of a batch, hence the sum is exac
 others, ``vmap`` over the pairs of one vector–Jacobian product per output does, more slowly.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -54,12 +54,13 @@ class Chunk:
 
     Attributes:
         pairs: numbers of the pairs, consecutive.
-        gradients: for each output, those of each tuned parameter; a row a pair, or one row, their sum.
+        gradients: for each tuned parameter in the network's order, that of each output; a row a pair, or one row,
+            their sum. To be read once: they may be made as they are read.
         values: mean((ε_θ − ε)²) and mean(ε_θ²) of each pair, float64.
     """
 
     pairs: range
-    gradients: list[list[Float[Tensor, "rows *shape"]]]
+    gradients: Iterable[Sequence[Float[Tensor, "rows *shape"]]]
     values: Float[Tensor, "pairs 2"]
 
 
@@ -126,31 +127,28 @@ class _Batch:
         return _Batch(*(None if p is None else p[:1].expand(rows, *p.shape[1:]) for p in parts))  # type: ignore[arg-type]
 
 
-def _summed(model: DiffusionModel, batch: _Batch, outputs: Sequence[str]) -> tuple[list[list[Tensor]], Tensor]:
+Gradients = Iterable[Sequence[Tensor]]
+
+
+def _summed(model: DiffusionModel, batch: _Batch, outputs: Sequence[str]) -> tuple[Gradients, Tensor]:
     parameters = list(model.parameters().values())
     prediction = model.predict(batch.x_t, batch.timesteps, batch.condition)
     scale = underflow_scale(model, prediction[0].numel())
     found = []
-    for i, name in enumerate(outputs):
-        cotangent = _cotangent(name, batch, prediction) * scale
-        gradients = torch.autograd.grad(
-            prediction, parameters, cotangent, retain_graph=i + 1 < len(outputs), materialize_grads=True
-        )
-        found.append([_unscaled(gradient[None], scale) for gradient in gradients])
-    return found, prediction.detach()
+    for i, cotangent in enumerate(_cotangents(outputs, batch, prediction, scale)):
+        more = i + 1 < len(outputs)
+        gradients = torch.autograd.grad(prediction, parameters, cotangent, retain_graph=more, materialize_grads=True)
+        found.append([gradient[None] for gradient in gradients])
+    return _unscaled(zip(*found, strict=True), scale), prediction.detach()
 
 
-def _apart(model: DiffusionModel, batch: _Batch, outputs: Sequence[str]) -> tuple[list[list[Tensor]], Tensor]:
+def _apart(model: DiffusionModel, batch: _Batch, outputs: Sequence[str]) -> tuple[Gradients, Tensor]:
     if not _is_row_by_row(model, batch):
         return _apart_by_vmap(model, batch, outputs)
     recorder, prediction = _recorded(model, batch)
     scale = underflow_scale(model, prediction[0].numel())
-    found = []
-    for i, name in enumerate(outputs):
-        cotangent = _cotangent(name, batch, prediction) * scale
-        gradients = recorder.gradients(prediction, cotangent, retain_graph=i + 1 < len(outputs))
-        found.append([_unscaled(gradient, scale) for gradient in gradients])
-    return found, prediction.detach()
+    gradients = recorder.gradients(prediction, _cotangents(outputs, batch, prediction, scale))
+    return _unscaled(gradients, scale), prediction.detach()
 
 
 _row_by_row: WeakKeyDictionary[torch.nn.Module, bool] = WeakKeyDictionary()
@@ -176,8 +174,9 @@ def _recorded(model: DiffusionModel, batch: _Batch) -> tuple[Recorder, Tensor]:
         return recorder, model.predict(batch.x_t, batch.timesteps, batch.condition)
 
 
-def _apart_by_vmap(model: DiffusionModel, batch: _Batch, outputs: Sequence[str]) -> tuple[list[list[Tensor]], Tensor]:
+def _apart_by_vmap(model: DiffusionModel, batch: _Batch, outputs: Sequence[str]) -> tuple[Gradients, Tensor]:
     tuned = {name: p.detach() for name, p in model.parameters().items()}
+    scale = underflow_scale(model, batch.noise[0].numel())
 
     def one(x: Tensor, noise: Tensor, t: Tensor, told: Tensor | None, weight: Tensor) -> tuple[Any, ...]:
         def predict(parameters: dict[str, Tensor]) -> Tensor:
@@ -187,10 +186,9 @@ def _apart_by_vmap(model: DiffusionModel, batch: _Batch, outputs: Sequence[str])
 
         prediction, pull = vjp(predict, tuned)  # type: ignore[misc]
         found = []
-        scale = underflow_scale(model, prediction[0].numel())
         for name in outputs:
             (gradients,) = pull(OUTPUT_FUNCTIONS[name](prediction, noise[None], weight[None]) * scale)
-            found.append([_unscaled(gradient, scale) for gradient in gradients.values()])
+            found.append(list(gradients.values()))
         return (prediction[0], *found)
 
     places = (0, 0, 0, None if batch.condition is None else 0, 0)
@@ -198,12 +196,13 @@ def _apart_by_vmap(model: DiffusionModel, batch: _Batch, outputs: Sequence[str])
         prediction, *found = vmap(one, in_dims=places)(
             batch.x_t, batch.noise, batch.timesteps, batch.condition, batch.elbo_weights
         )
-    return list(found), prediction
+    return _unscaled(zip(*found, strict=True), scale), prediction
 
 
-def _cotangent(name: str, batch: _Batch, prediction: Tensor) -> Tensor:
-    return OUTPUT_FUNCTIONS[name](prediction.detach(), batch.noise, batch.elbo_weights)
+def _cotangents(outputs: Sequence[str], batch: _Batch, prediction: Tensor, scale: float) -> list[Tensor]:
+    prediction = prediction.detach()
+    return [OUTPUT_FUNCTIONS[name](prediction, batch.noise, batch.elbo_weights) * scale for name in outputs]
 
 
-def _unscaled(gradient: Tensor, scale: float) -> Tensor:
-    return gradient if scale == 1 else gradient / scale
+def _unscaled(gradients: Gradients, scale: float) -> Gradients:
+    return gradients if scale == 1 else ([gradient / scale for gradient in same] for same in gradients)

@@ -64,7 +64,7 @@ def count_passes(study: Study) -> Passes:
         DtrakError: neither the study nor a model on this machine says how the network is built.
     """
     with torch.device("meta"):
-        network, x, told = _network(study)
+        network, x, told = new_network(study)
         tuned = [p for p in network.parameters() if p.requires_grad]
         with FlopCounterMode(display=False) as forward:
             prediction = network(x, torch.zeros(1), **told).sample
@@ -78,7 +78,8 @@ def count_passes(study: Study) -> Passes:
     )
 
 
-def _network(study: Study) -> tuple[torch.nn.Module, torch.Tensor, dict[str, torch.Tensor]]:
+def new_network(study: Study) -> tuple[torch.nn.Module, torch.Tensor, dict[str, torch.Tensor]]:
+    """The study's network with new weights and its LoRA, one input of its size, and what it is told."""
     network: Any
     if study.model.kind == "text-to-image":
         from diffusers import UNet2DConditionModel

@@ -8,9 +8,9 @@ scaled by 1/√k, as in TRAK); it is the slow reference that tests and benchmark
 """
 
 import functools
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from itertools import accumulate
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,29 +22,45 @@ from dtrak.noise import keyed_generator
 
 PROJECTION_VERSION = 1  # part of every fingerprint: raise it whenever the matrices below change
 
-Pieces = Tensor | Sequence[Tensor]
 
-
-class Projector(Protocol):
-    """Maps vectors of ``input_dim`` numbers to ``output_dim`` numbers."""
+class Projector(ABC):
+    """Maps vectors of ``input_dim`` numbers to ``output_dim`` numbers, at once or as their pieces come."""
 
     input_dim: int
     output_dim: int
 
-    def __call__(self, pieces: Pieces, starts: Sequence[int] | None = None) -> Float[Tensor, "n k"]:
-        """Project n vectors, given whole or in pieces (the gradients of a network's parameters).
+    def __call__(self, vectors: Float[Tensor, "n d"]) -> Float[Tensor, "n k"]:
+        """Project n vectors; float64 stays float64, all else gives float32."""
+        total = self.begin(len(vectors), vectors)
+        self.add(total, vectors, 0)
+        return self.result(total)
+
+    @abstractmethod
+    def begin(self, rows: int, like: Tensor) -> Tensor:
+        """What pieces of so many vectors, of this kind and on this device, are added to."""
+
+    @abstractmethod
+    def add(self, total: Tensor, piece: Float[Tensor, "n *shape"], start: int) -> None:
+        """Add a piece of each vector (the gradient of one parameter, say), in any order and as often as wanted.
 
         Args:
-            pieces: each of shape (n, …), flattened in the order of its indices.
-            starts: the first coordinate of each piece; without it they follow one another. Other coordinates are 0.
+            piece: flattened in the order of its indices, however it lies in memory.
+            start: number of its first coordinate.
 
         Raises:
-            ValueError: pieces that follow one another are not ``input_dim`` numbers.
+            ValueError: it does not lie within ``input_dim`` numbers.
         """
-        ...
+
+    @abstractmethod
+    def result(self, total: Tensor) -> Float[Tensor, "n k"]:
+        """The projection of what was added up."""
+
+    def _check(self, piece: Tensor, start: int) -> None:
+        if not 0 <= start <= self.input_dim - piece[0].numel():
+            raise ValueError(f"numbers {start} to {start + piece[0].numel()} are not among {self.input_dim}")
 
 
-class SparseProjector:
+class SparseProjector(Projector):
     """Coordinate j goes, with sign s_j, to bucket ``(j + r_⌊j/k⌋) mod k``.
 
     Signs and shifts come from Philox streams keyed by the seed. Two coordinates of different
@@ -60,19 +76,22 @@ class SparseProjector:
         self._signs = torch.from_numpy(signs).to(device)
         self._shifts = keyed_generator("shift", seed, "").integers(0, output_dim, blocks)
 
-    def __call__(self, pieces: Pieces, starts: Sequence[int] | None = None) -> Float[Tensor, "n k"]:
-        """See :class:`Projector`; float64 stays float64."""
-        pieces = _listed(pieces)
-        starts = _starts(pieces, starts, self.input_dim)
-        ring = pieces[0].new_zeros(len(pieces[0]), 2 * self.output_dim)  # a shifted block wraps at most once
-        if ring.device.type == "cpu":
-            add, total, signs = _compiled_add(), ring.numpy(), self._signs.numpy()
-            for piece, start in zip(pieces, starts, strict=True):
-                add(total, _tiles(piece), signs, self._shifts, start)
+    def begin(self, rows: int, like: Tensor) -> Tensor:
+        """See :class:`Projector`: rings of 2k numbers, for a shifted block wraps at most once."""
+        return like.new_zeros(rows, 2 * self.output_dim, dtype=_wide(like))
+
+    def add(self, total: Tensor, piece: Float[Tensor, "n *shape"], start: int) -> None:
+        """See :class:`Projector`."""
+        self._check(piece, start)
+        piece = piece.to(total.dtype)
+        if total.device.type == "cpu":
+            _compiled_add()(total.numpy(), *_lines(piece), self._signs.numpy(), self._shifts, start)
         else:
-            for piece, start in zip(pieces, starts, strict=True):
-                _add(ring, piece.flatten(1), self._signs, self._shifts.tolist(), start)
-        return ring[:, : self.output_dim] + ring[:, self.output_dim :]
+            _add(total, piece.flatten(1), self._signs, self._shifts.tolist(), start)
+
+    def result(self, total: Tensor) -> Float[Tensor, "n k"]:
+        """See :class:`Projector`."""
+        return total[:, : self.output_dim] + total[:, self.output_dim :]
 
 
 def _add(ring: Tensor, values: Tensor, signs: Tensor, shifts: Sequence[int], start: int) -> None:
@@ -85,32 +104,42 @@ def _add(ring: Tensor, values: Tensor, signs: Tensor, shifts: Sequence[int], sta
         ring[:, bucket : bucket + high - low] += signed[:, low - start : high - start]
 
 
-def _tiles(piece: Tensor) -> Float[np.ndarray, "n tiles height width"]:
-    """A piece as it lies in memory: its rows are the transposes of these tiles, one after the other.
+Lines = tuple[Float[np.ndarray, " numbers"], tuple[int, ...], tuple[int, ...]]
 
-    The gradient of a convolution may be laid out channels last; all else is one tile of height 1.
+
+def _lines(piece: Tensor) -> Lines:
+    """A piece as it lies in memory: all of it, its shape (rows, tiles, height, width), the steps of the first three.
+
+    A row is the transposes of its tiles, one after the other. The gradient of a convolution may be laid out channels
+    last, and then has a tile for each channel that comes out; all else is one tile of height 1.
     """
-    if piece.ndim == 5 and not piece.is_contiguous():
-        rows, count, width, *_ = piece.shape
-        return np.ascontiguousarray(piece.numpy().transpose(0, 1, 3, 4, 2)).reshape(rows, count, -1, width)
-    return piece.numpy().reshape(len(piece), 1, 1, -1)
+    if piece.ndim == 5 and piece.stride(2) == 1 and piece.stride(3) == piece.shape[4] * piece.stride(4):
+        shape: tuple[int, ...] = (*piece.shape[:2], piece.shape[3] * piece.shape[4], piece.shape[2])
+        steps: tuple[int, ...] = (piece.stride(0), piece.stride(1), piece.stride(4))
+    else:
+        if not piece[0].is_contiguous():
+            piece = piece.contiguous()
+        shape, steps = (len(piece), 1, 1, piece[0].numel()), (piece.stride(0), 0, 0)
+    length = sum((size - 1) * step for size, step in zip(shape, (*steps, 1), strict=True)) + 1
+    return piece.as_strided((length,), (1,)).numpy(), shape, steps
 
 
-def _add_tiles(ring: Any, tiles: Any, signs: Any, shifts: Any, start: int) -> None:
-    """:func:`_add` for a compiler: each value is read once, and nothing large but the ring is written."""
-    rows, count, height, width = tiles.shape
+def _add_lines(ring: Any, numbers: Any, shape: Any, steps: Any, signs: Any, shifts: Any, start: int) -> None:
+    """:func:`_add` for a compiler: each number is read once, and nothing large but the ring is written."""
+    rows, tiles, height, width = shape
     k, size = ring.shape[1] // 2, height * width
-    turned = np.empty(size if height > 1 else 0, tiles.dtype)
+    turned = np.empty(size if height > 1 else 0, numbers.dtype)
     for row in range(rows):
-        for number in range(count):
-            value = tiles[row, number, 0]
+        for tile in range(tiles):
+            corner = row * steps[0] + tile * steps[1]
+            value = numbers[corner : corner + width]
             if height > 1:
                 for i in range(height):
-                    line = tiles[row, number, i]
+                    line = numbers[corner + i * steps[2] : corner + i * steps[2] + width]
                     for j in range(width):
                         turned[j * height + i] = line[j]
                 value = turned
-            first = start + number * size
+            first = start + tile * size
             for block in range(first // k, -(-(first + size) // k)):
                 low, high = max(first, block * k), min(first + size, (block + 1) * k)
                 bucket = shifts[block] + low - block * k
@@ -124,25 +153,14 @@ def _add_tiles(ring: Any, tiles: Any, signs: Any, shifts: Any, start: int) -> No
 def _compiled_add() -> Callable[..., None]:
     import numba  # here, for it takes a second
 
-    return numba.njit(_add_tiles, nogil=True, cache=True)
+    return numba.njit(_add_lines, nogil=True, cache=True)
 
 
-def _listed(pieces: Pieces) -> list[Tensor]:
-    pieces = [pieces] if isinstance(pieces, Tensor) else list(pieces)
-    dtype = functools.reduce(torch.promote_types, {piece.dtype for piece in pieces}, torch.float32)  # numba has no half
-    return [piece if piece.dtype == dtype else piece.to(dtype) for piece in pieces]
+def _wide(like: Tensor) -> torch.dtype:
+    return torch.promote_types(like.dtype, torch.float32)
 
 
-def _starts(pieces: list[Tensor], starts: Sequence[int] | None, input_dim: int) -> Sequence[int]:
-    if starts is not None:
-        return starts
-    *found, size = accumulate((piece[0].numel() for piece in pieces), initial=0)
-    if size != input_dim:
-        raise ValueError(f"vectors have {size} numbers, not {input_dim}")
-    return found
-
-
-class DenseProjector:
+class DenseProjector(Projector):
     """``P = R/√k`` with independent entries of mean 0 and variance 1, drawn column by column.
 
     Rows of ``R`` are never held at once: blocks of input coordinates are drawn when needed, so
@@ -170,18 +188,22 @@ class DenseProjector:
             else:
                 yield (generator.integers(0, 2, shape, np.int8) * 2 - 1).astype(np.float32)
 
-    def __call__(self, pieces: Pieces, starts: Sequence[int] | None = None) -> Float[Tensor, "n k"]:
+    def begin(self, rows: int, like: Tensor) -> Tensor:
+        """See :class:`Projector`: the vectors themselves."""
+        return like.new_zeros(rows, self.input_dim, dtype=_wide(like))
+
+    def add(self, total: Tensor, piece: Float[Tensor, "n *shape"], start: int) -> None:
         """See :class:`Projector`."""
-        pieces = [piece.flatten(1) for piece in _listed(pieces)]
-        vectors = pieces[0].new_zeros(len(pieces[0]), self.input_dim)
-        for piece, start in zip(pieces, _starts(pieces, starts, self.input_dim), strict=True):
-            vectors[:, start : start + piece.shape[1]] = piece
-        result = vectors.new_zeros(len(vectors), self.output_dim)
+        self._check(piece, start)
+        total[:, start : start + piece[0].numel()] += piece.flatten(1)
+
+    def result(self, total: Tensor) -> Float[Tensor, "n k"]:
+        """See :class:`Projector`."""
+        found = total.new_zeros(len(total), self.output_dim)
         for index, block in enumerate(self.matrix_blocks()):
             start = index * self._block
-            matrix = torch.from_numpy(block).to(vectors)
-            result += vectors[:, start : start + len(block)] @ matrix
-        return result / self.output_dim**0.5
+            found += total[:, start : start + len(block)] @ torch.from_numpy(block).to(total)
+        return found / self.output_dim**0.5
 
 
 def make_projector(

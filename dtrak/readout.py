@@ -154,10 +154,12 @@ class Readout:
         """Φ φ; those of the latest batch are kept, for they serve every λ."""
         if queries.ndim == 1:
             return multiply(self.features, queries)
-        if self._latest is None or self._latest[0] is not queries:
+        latest = self._latest
+        if latest is None or latest[0] is not queries:
             wide = queries.astype(np.float64)
-            self._latest = queries, np.concatenate([wide @ block.T for block in blocks(self.features, LARGE)], axis=1)
-        return self._latest[1]
+            latest = queries, np.concatenate([wide @ block.T for block in blocks(self.features, LARGE)], axis=1)
+            self._latest = latest
+        return latest[1]
 
     def sweep(
         self,

@@ -3,13 +3,14 @@
 A layer's gradient is a product of what went into it and of the gradient that came out of it (Goodfellow, 2015,
 "Efficient Per-Example Gradient Computations"). So it is enough to record the inputs of the tuned layers and to ask
 autograd for the gradients of their outputs: the network runs as it is, with fused attention, and no gradient of a
-whole batch is formed.
+whole batch is formed. Layer by layer, one product serves all output functions, whose gradients stand side by side as
+the layer's channels; the gradients of all rows are never there for more than one parameter at a time.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -75,31 +76,40 @@ class Recorder:
             len(call.input) == rows and call.input._version == call.version for call in self._calls
         )
 
-    def gradients(self, prediction: Rows, cotangent: Rows, retain_graph: bool) -> list[Rows]:
-        """``cotangent[i]ᵀ ∂prediction[i]/∂θ`` of each row i, for each tuned parameter θ in the network's order.
+    def gradients(self, prediction: Rows, cotangents: Sequence[Rows]) -> Iterator[list[Rows]]:
+        """``vᵀ ∂prediction[i]/∂θ`` of each row i, with v that row of each cotangent.
 
-        Args:
-            retain_graph: another cotangent follows.
+        Yields:
+            for each tuned parameter θ, in the network's order, one of shape (rows, *θ.shape) a cotangent.
         """
         edges = [call.output for call in self._calls]
-        pulled = torch.autograd.grad(prediction, edges, cotangent, retain_graph=retain_graph, allow_unused=True)
-        found: dict[tuple[nn.Module, str], Tensor] = {}
-        with torch.no_grad():
-            for call, gradient in zip(self._calls, pulled, strict=True):
-                formula = _formula(call.layer)
-                assert formula is not None
-                for name in self._tuned[call.layer] if gradient is not None else ():
-                    rows, key = formula(call.layer, name, call.input, gradient), (call.layer, name)
-                    found[key] = found[key] + rows if key in found else rows
-        wanted = [(layer, name) for layer, names in self._tuned.items() for name in names]
-        for layer, name in wanted:
-            if (layer, name) not in found:  # the prediction does not depend on it
-                parameter = layer.get_parameter(name)
-                found[layer, name] = parameter.new_zeros(len(prediction), *parameter.shape)
-        return [found[key] for key in wanted]
+        last = len(cotangents) - 1
+        pulled = [
+            torch.autograd.grad(prediction, edges, cotangent, retain_graph=i < last, allow_unused=True)
+            for i, cotangent in enumerate(cotangents)
+        ]
+        uses: dict[nn.Module, list[tuple[Tensor, list[Tensor]]]] = {layer: [] for layer in self._tuned}
+        for call, gradients in zip(self._calls, zip(*pulled, strict=True), strict=True):
+            if gradients[0] is not None:  # else the prediction does not depend on it
+                uses[call.layer].append((call.input, list(gradients)))
+        for layer, names in self._tuned.items():
+            for name in names:
+                with torch.no_grad():
+                    yield self._added_up(layer, name, uses[layer], len(prediction), len(cotangents))
+
+    @staticmethod
+    def _added_up(
+        layer: nn.Module, name: str, uses: list[tuple[Tensor, list[Tensor]]], rows: int, cotangents: int
+    ) -> list[Rows]:
+        parameter, formula = layer.get_parameter(name), _formula(layer)
+        assert formula is not None
+        if not uses:
+            return [parameter.new_zeros(rows, *parameter.shape)] * cotangents
+        found = [formula(layer, name, given, gradients) for given, gradients in uses]
+        return found[0] if len(found) == 1 else [torch.stack(same).sum(0) for same in zip(*found, strict=True)]
 
 
-Formula = Callable[[Any, str, Tensor, Tensor], Rows]
+Formula = Callable[[Any, str, Tensor, list[Tensor]], list[Rows]]
 
 
 def _formula(layer: nn.Module) -> Formula | None:
@@ -113,41 +123,71 @@ def _formula(layer: nn.Module) -> Formula | None:
     return _FORMULAS.get(type(layer))
 
 
-def _linear(layer: nn.Linear, name: str, given: Tensor, gradient: Tensor) -> Rows:
-    gradient = gradient.reshape(len(given), -1, layer.out_features)
+def _linear(layer: nn.Linear, name: str, given: Tensor, gradients: list[Tensor]) -> list[Rows]:
+    gradients = [gradient.reshape(len(given), -1, layer.out_features) for gradient in gradients]
     if name == "bias":
-        return gradient.sum(1)
-    return gradient.transpose(1, 2) @ given.reshape(len(given), -1, layer.in_features)
+        return [gradient.sum(1) for gradient in gradients]
+    together = torch.cat(gradients, 2).transpose(1, 2)
+    return list((together @ given.reshape(len(given), -1, layer.in_features)).split(layer.out_features, 1))
 
 
-def _convolution(layer: nn.Conv2d, name: str, given: Tensor, gradient: Tensor) -> Rows:
+def _convolution(layer: nn.Conv2d, name: str, given: Tensor, gradients: list[Tensor]) -> list[Rows]:
     if name == "bias":
-        return gradient.flatten(2).sum(2)
-    if layer.kernel_size == layer.stride == (1, 1) and layer.padding == (0, 0) and layer.groups == 1:
-        found = gradient.flatten(2) @ given.flatten(2).transpose(1, 2)
-    else:  # one convolution, of which each row is a group
+        return [gradient.flatten(2).sum(2) for gradient in gradients]
+    if layer.groups == 1 and layer.stride == (1, 1):
+        return list(_shifted_products(layer, given, gradients).split(layer.out_channels, 1))
+    found = []
+    for gradient in gradients:  # one convolution, of which each row is a group
         size = (len(given) * layer.out_channels, *layer.weight.shape[1:])
         together, groups = (given.flatten(0, 1)[None], size, gradient.flatten(0, 1)[None]), len(given) * layer.groups
-        found = conv2d_weight(*together, layer.stride, layer.padding, layer.dilation, groups)  # type: ignore[arg-type]
-    return found.reshape(len(given), *layer.weight.shape)
+        rows = conv2d_weight(*together, layer.stride, layer.padding, layer.dilation, groups)  # type: ignore[arg-type]
+        found.append(rows.reshape(len(given), *layer.weight.shape))
+    return found
 
 
-def _group_norm(layer: nn.GroupNorm, name: str, given: Tensor, gradient: Tensor) -> Rows:
+def _shifted_products(layer: nn.Conv2d, given: Tensor, gradients: list[Tensor]) -> Float[Tensor, "rows out in h w"]:
+    """A product of matrices for each place of the kernel.
+
+    With both pictures as lines of pixels, as long as the padded input's, the kernel's step by (y, x) is a step of
+    ``y · width + x`` pixels. The gradient's lines end in zeros.
+    """
+    (pad_y, pad_x), (step_y, step_x) = cast(tuple[int, int], layer.padding), layer.dilation
+    size = layer.out_channels
+    rows, channels, height, width = len(given), *layer.weight.shape[1:]
+    pixels = F.pad(given.permute(0, 2, 3, 1), (0, 0, pad_x, pad_x, pad_y, pad_y))
+    *_, high, wide = gradients[0].shape
+    line = pixels.shape[2]
+    of_outputs = given.new_zeros(rows, high, line, size * len(gradients))
+    for i, gradient in enumerate(gradients):
+        of_outputs[:, :, :wide, i * size : (i + 1) * size] = gradient.permute(0, 2, 3, 1)
+    length = (high - 1) * line + wide
+    pixels, of_outputs = pixels.flatten(1, 2), of_outputs.flatten(1, 2)[:, :length].transpose(1, 2)
+    found = given.new_empty(rows, size * len(gradients), height, width, channels)
+    for y in range(height):
+        for x in range(width):
+            first = y * step_y * line + x * step_x
+            torch.bmm(of_outputs, pixels[:, first : first + length], out=found[:, :, y, x])
+    return found.permute(0, 1, 4, 2, 3)
+
+
+def _group_norm(layer: nn.GroupNorm, name: str, given: Tensor, gradients: list[Tensor]) -> list[Rows]:
     if name == "weight":
-        gradient = gradient * F.group_norm(given, layer.num_groups, eps=layer.eps)
-    return gradient.flatten(2).sum(2)
+        normal = F.group_norm(given, layer.num_groups, eps=layer.eps)
+        gradients = [gradient * normal for gradient in gradients]
+    return [gradient.flatten(2).sum(2) for gradient in gradients]
 
 
-def _layer_norm(layer: nn.LayerNorm, name: str, given: Tensor, gradient: Tensor) -> Rows:
+def _layer_norm(layer: nn.LayerNorm, name: str, given: Tensor, gradients: list[Tensor]) -> list[Rows]:
     if name == "weight":
-        gradient = gradient * F.layer_norm(given, layer.normalized_shape, eps=layer.eps)
-    return gradient.reshape(len(given), -1, *layer.normalized_shape).sum(1)
+        normal = F.layer_norm(given, layer.normalized_shape, eps=layer.eps)
+        gradients = [gradient * normal for gradient in gradients]
+    return [gradient.reshape(len(given), -1, *layer.normalized_shape).sum(1) for gradient in gradients]
 
 
-def _embedding(layer: nn.Embedding, name: str, given: Tensor, gradient: Tensor) -> Rows:
-    found = gradient.new_zeros(len(given), *layer.weight.shape)
+def _embedding(layer: nn.Embedding, name: str, given: Tensor, gradients: list[Tensor]) -> list[Rows]:
     numbers = given.reshape(len(given), -1, 1).expand(-1, -1, layer.embedding_dim)
-    return found.scatter_add_(1, numbers, gradient.reshape(numbers.shape))
+    zeros = [gradient.new_zeros(len(given), *layer.weight.shape) for gradient in gradients]
+    return [z.scatter_add_(1, numbers, g.reshape(numbers.shape)) for z, g in zip(zeros, gradients, strict=True)]
 
 
 _FORMULAS: dict[type[nn.Module], Formula] = {

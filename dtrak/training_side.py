@@ -273,9 +273,8 @@ class TrainingSide:
 
 
 def _latest(kept: OrderedDict[str, T], key: str, make: Callable[[], T]) -> T:
-    if key not in kept:
-        kept[key] = make()
-        while len(kept) > KEPT:
-            kept.popitem(last=False)
-    kept.move_to_end(key)
-    return kept[key]
+    found = kept.pop(key) if key in kept else make()
+    kept[key] = found
+    while len(kept) > KEPT:
+        kept.popitem(last=False)
+    return found

@@ -1,5 +1,7 @@
 """Which training images a picture leans on: proponents, opponents, all scores, and who made them."""
 
+from functools import partial
+
 import streamlit as st
 
 from dtrak.attribution import Attribution
@@ -15,14 +17,15 @@ from dtrak.evidence import (
     hubs,
     split_by_block,
     split_by_timestep,
-    stability,
 )
 from dtrak.methods import METHODS
 from dtrak.queries import query_from_bytes
 from dtrak.settings import Setting
 from dtrak.ui.elements import enlarged_png, plain
 from dtrak.ui.figures import score_histogram, share_bars, split_bars
+from dtrak.ui.jobs import Job
 from dtrak.ui.report import to_csv, to_html, to_json
+from dtrak.ui.services import Evidence
 from dtrak.ui.views import (
     default_power,
     effective_number,
@@ -34,7 +37,7 @@ from dtrak.ui.views import (
     z_score,
 )
 from dtrak.words import percent
-from pages_ui import choose_run, current_service, features_or_wait, gallery, hand_over_to_app, show_error
+from pages_ui import choose_run, current_service, features_or_wait, gallery, hand_over_to_app, show_error, wait_for
 from pages_ui.trust import reliability_card
 from pages_ui.what_if import what_if
 
@@ -215,20 +218,20 @@ def evidence() -> None:
 
 
 def exports() -> None:
-    """CSV, JSON and a page that stands alone."""
+    """CSV, JSON and a page that stands alone, each written when it is asked for."""
     described = run.settings.as_dict() if run.settings else {"image": "uploaded", "label": run.label}
     name, study = f"{run.id}-{setting.text}", service.folder.study
     credit, measured = study.data.credit or "", service.reliability(setting, run).text
     columns = st.columns(3)
-    columns[0].download_button("CSV", to_csv(answer, table, stable), f"{name}.csv", "text/csv", on_click="ignore",
-                               key="export-csv", width="stretch")  # fmt: skip
+    columns[0].download_button("CSV", partial(to_csv, answer, table, stable), f"{name}.csv", "text/csv",
+                               on_click="ignore", key="export-csv", width="stretch")  # fmt: skip
     columns[1].download_button(
-        "JSON", to_json(study.name, described, answer, table, null, stable, measured), f"{name}.json",
+        "JSON", partial(to_json, study.name, described, answer, table, null, stable, measured), f"{name}.json",
         "application/json", on_click="ignore", key="export-json", width="stretch",
     )  # fmt: skip
     columns[2].download_button(
         "Report (HTML)",
-        to_html(study.title or study.name, described, run.pixels, [answer], table, null, stable, credit,
+        partial(to_html, study.title or study.name, described, run.pixels, [answer], table, null, stable, credit,
                 measured),
         f"{name}.html", "text/html", on_click="ignore", key="export-html", width="stretch",
     )  # fmt: skip
@@ -239,11 +242,7 @@ with right:
         if not features_or_wait(service, run, [setting], "attribution"):
             st.stop()
         answer = service.attribute(run, setting, top)
-        null = service.null(setting)
-        try:
-            stable = service.ask(run, setting, stability, top)
-        except DtrakError:
-            stable = None
+        behind = service.evidence(run, setting, top)
     except DtrakError as error:
         show_error(error)
         st.stop()
@@ -252,7 +251,12 @@ with right:
         f"Removing the **proponents** should change this image most, according to {method.title}; "
         "**opponents** pull the other way."
     )
-    verdict(answer, null)
+    if isinstance(behind, Job):
+        wait_for(behind, "What chance gives, and how stable this ranking is:", "evidence-cancel")
+        behind = Evidence(None, None)
+    else:
+        verdict(answer, behind.null)
+    null, stable = behind.null, behind.stable
     reliability_card(service, setting, run)
     hub = None if null is None else hubs(null, top)
     groups = service.duplicates if collapse else None

@@ -107,6 +107,7 @@ def bootstrapped_lds(scores, masks, losses, draws):
     return np.array(means)
 
 
-def flat(gradients):
-    """The gradients of a network's parameters as one vector a row."""
-    return torch.cat([gradient.flatten(1) for gradient in gradients], dim=1)
+def flat(chunk):
+    """The gradients of a chunk, for each output as one vector a row."""
+    of_outputs = zip(*chunk.gradients, strict=True)
+    return [torch.cat([gradient.flatten(1) for gradient in gradients], dim=1) for gradients in of_outputs]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from dtrak.choices import changed, offer, stored
+from dtrak.compare import ranking
 from dtrak.errors import DtrakError
 from dtrak.evidence import (
     Null,
@@ -22,8 +23,8 @@ from dtrak.evidence import (
     stability,
     standardise,
 )
+from dtrak.methods import METHODS
 from dtrak.outputs import OUTPUT_FUNCTIONS
-from dtrak.query import Query
 from dtrak.settings import Setting
 from dtrak.ui.ablate import POWERS, damping_curve, lane_agreements, setting_cost
 from dtrak.ui.report import to_csv, to_html, to_json
@@ -70,27 +71,30 @@ def test_what_is_no_sum_says_so(attributor, query):
         split_by_block(attributor, setting, query, ask(attributor, query, setting)[0])
 
 
-def test_the_null_is_of_unrelated_queries(attributor, tiny):
+def test_the_null_is_of_unrelated_queries(attributor, monkeypatch):
     setting = Setting("dtrak")
     null = null_band(attributor, setting)
-    assert null.heldout == 2
-    assert null.scores.shape == (2 + 200, 14)
-    np.testing.assert_allclose(null.scores.mean(1), 0, atol=1e-9)
-    np.testing.assert_allclose(null.scores.std(1), 1)
-    record = tiny.table.records[14]
-    features = attributor.features(Query(np.asarray(tiny.table.pixels[14]), record.label), [setting])
-    assert len(features) == 1
-    assert null.band.shape == (14,)
+    assert (null.heldout, null.directions) == (2, 200)
+    (side,), (others,) = attributor.sides(setting), attributor.sides(setting, "heldout")
+    lists = standardise(attributor.readout(side).scores(attributor.queries(others), METHODS["dtrak"].damping))
+    np.testing.assert_allclose(null.mean, lists.mean(0))
+    np.testing.assert_allclose(null.band, np.quantile(lists, 0.95, axis=0))
+    assert (null.first == [ranking(row) for row in lists]).all()
     ensemble = null_band(attributor, Setting("dtrak-ensemble"))
     assert ensemble.heldout == 0
     with pytest.raises(DtrakError, match="gradient"):
         null_band(attributor, Setting("random"))
+    monkeypatch.setattr("dtrak.evidence.MOST_PRODUCTS", 0)  # as in a large study
+    monkeypatch.setattr("dtrak.evidence.FEWEST_QUERIES", 1)
+    few = null_band(attributor, setting)
+    assert (few.heldout, few.directions) == (1, 1)
+    assert (few.first == null.first[:1]).all()
 
 
 def test_a_planted_source_stands_above_chance_and_noise_does_not():
     random = np.random.default_rng(0)
     lists = standardise(random.standard_normal((4000, 100)))
-    null = Null(lists, 0)
+    null = Null.of(lists, 0)
     noise = standardise(random.standard_normal((2000, 100)))
     share = np.mean([clear_source(row, null) for row in noise])
     assert 0.03 < share < 0.07  # 5 % by its own definition
@@ -102,7 +106,7 @@ def test_a_planted_source_stands_above_chance_and_noise_does_not():
 def test_a_hub_is_marked_and_damped():
     lists = standardise(np.random.default_rng(0).standard_normal((200, 100)))
     lists[:, 3] += 5
-    null = Null(lists, 200)
+    null = Null.of(lists, 200)
     assert hubs(null, 5).marked.nonzero()[0].tolist() == [3]
     scores = lists[0]
     assert scores.argmax() == 3

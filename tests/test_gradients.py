@@ -20,9 +20,8 @@ SCHEDULE = NoiseSchedule((0, 100, 500, 900), draws=2, seed=3)
 
 def sample_gradients(*arguments, apart=False):
     """The mean gradient of each output, from chunks."""
-    chunks = list(gradient_chunks(*arguments, apart=apart))
-    rows = [torch.cat([oracle.flat(chunk.gradients[i]) for chunk in chunks]) for i in range(len(chunks[0].gradients))]
-    return [row.sum(0) / len(SCHEDULE.pairs) for row in rows]
+    chunks = [oracle.flat(chunk) for chunk in gradient_chunks(*arguments, apart=apart)]
+    return [torch.cat(rows).sum(0) / len(SCHEDULE.pairs) for rows in zip(*chunks, strict=True)]
 
 
 @pytest.fixture

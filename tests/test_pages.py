@@ -9,8 +9,10 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from dtrak.config import ROOT
+from dtrak.evidence import null_band
 from dtrak.sampling import GenerationSettings
 from dtrak.settings import Setting
+from dtrak.ui.jobs import queue
 from dtrak.ui.runs import read_settings
 from dtrak.ui.services import study_service
 from tests.test_jobs_runs import wait_until
@@ -53,7 +55,7 @@ pages_ui.load = lambda: None
 app = AppTest.from_file("app.py", default_timeout=60).run()
 titles = [app.title[0].value, app.switch_page("pages/about.py").run().title[0].value]
 assert not app.exception
-slow = {"torch", "diffusers", "peft", "transformers", "faiss", "scipy"}
+slow = {"torch", "diffusers", "peft", "transformers", "faiss", "scipy", "numba"}
 print(*titles, *slow & sys.modules.keys(), sep=";")
 """
     found = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -164,6 +166,23 @@ def test_attribution(app, run):
     assert not app.exception
     assert {"Proponents", "Opponents", "By creator", "By class"} <= {s.value for s in app.subheader}
     assert "standard deviations" in text(app)
+
+
+def test_attribution_in_a_large_study_ranks_before_it_knows_what_chance_gives(app, run, monkeypatch):
+    monkeypatch.setattr("dtrak.ui.services.LARGE", 0)
+    held = threading.Event()
+    monkeypatch.setattr("dtrak.ui.services.null_band", lambda *a: held.wait(30) and null_band(*a))
+    app.run()
+    app.query_params.update({"run": run.id, "damping_dtrak": "-0.25"})  # a setting that nobody asked about before
+    app.switch_page("pages/attribution.py").run()
+    assert not app.exception
+    assert "Proponents" in {s.value for s in app.subheader}
+    assert "standard deviations" not in text(app)
+    held.set()
+    wait_until(lambda: not queue().active(), 30)
+    app.run()
+    assert "standard deviations" in text(app)
+    assert "resamples" in text(app)
 
 
 def test_ablate(app, run):

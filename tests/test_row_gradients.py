@@ -11,13 +11,17 @@ ROWS = 3
 
 
 class Network(nn.Module):
-    """Layers of every known kind, one of them used twice, one never, some with frozen weights."""
+    """Layers of every known kind, one of them used twice, one never, some with frozen weights.
+
+    Convolutions: a stride, groups, and (as products of shifted pictures) a kernel of unequal sides, dilated and padded.
+    """
 
     def __init__(self):
         super().__init__()
         self.narrow = nn.Conv2d(4, 6, 3, stride=2, padding=1)
         self.grouped = nn.Conv2d(6, 6, 3, padding=2, dilation=2, groups=2, bias=False)
         self.point = nn.Conv2d(6, 6, 1)
+        self.uneven = nn.Conv2d(6, 6, (3, 2), padding=(3, 1), dilation=(2, 3))
         self.norm = nn.GroupNorm(3, 6)
         self.names = nn.Embedding(5, 6)
         self.linear = nn.Linear(6, 6)
@@ -26,7 +30,7 @@ class Network(nn.Module):
         self.point.bias.requires_grad_(False)
 
     def forward(self, x, name):
-        x = self.point(self.grouped(self.narrow(x)))
+        x = self.uneven(self.point(self.grouped(self.narrow(x))))
         x = self.norm(x) + self.linear(self.names(name))[:, :, None, None]
         tokens = self.tokens(x.flatten(2).transpose(1, 2))
         return torch.tanh(self.linear(tokens))
@@ -50,12 +54,13 @@ def compare(network, x, name):
     assert recorder.knows_layers
     assert recorder.keeps_apart(ROWS)
     parameters = [p for p in network.parameters() if p.requires_grad]
-    for i, cotangent in enumerate(torch.randn(2, *prediction.shape, dtype=torch.float64)):
-        found = recorder.gradients(prediction, cotangent, retain_graph=i == 0)
-        for row in range(ROWS):
+    cotangents = torch.randn(2, *prediction.shape, dtype=torch.float64)
+    found = list(recorder.gradients(prediction, list(cotangents)))
+    for row in range(ROWS):
+        for i, cotangent in enumerate(cotangents[:, row : row + 1]):
             alone = network(x[row : row + 1], name[row : row + 1])
-            expected = torch.autograd.grad(alone, parameters, cotangent[row : row + 1], materialize_grads=True)
-            torch.testing.assert_close([gradient[row] for gradient in found], list(expected))
+            expected = torch.autograd.grad(alone, parameters, cotangent, materialize_grads=True)
+            torch.testing.assert_close([gradients[i][row] for gradients in found], list(expected))
 
 
 def lengthened(network):

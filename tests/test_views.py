@@ -42,7 +42,10 @@ def test_scores_are_signed():
 
 def test_histogram_marks_what_is_shown_and_counts_everyone():
     figure = score_histogram(attribution())
-    assert len(figure.data[0].x) == 4
+    bars = figure.data[0]
+    assert abs(bars.x[-2] - 3) <= bars.width / 2
+    assert bars.y[-2] == 1
+    assert sum(bars.y) == 4
     assert list(figure.data[1].x) == [3.0, 1.0]
     assert list(figure.data[2].x) == [-2.0]
     assert list(share_bars(shares(RECORDS, SCORES, "label")).data[0].x) == [0.25, 0.75]

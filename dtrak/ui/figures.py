@@ -17,6 +17,7 @@ from dtrak.ui.views import Share, format_score
 Scores = Float[np.ndarray, " n"]
 WHISKER = {"thickness": 1.5, "width": 4, "color": "#e0a43a"}
 LOG_TICKS = {"exponentformat": "power", "dtick": 1}
+HISTOGRAM_BINS = 61  # odd: one of them is around zero
 POSITIVE, NEGATIVE, NEUTRAL = "#2f6fdb", "#c4532d", "#8a93a3"
 
 
@@ -27,11 +28,13 @@ def score_histogram(attribution: Attribution, null: Null | None = None) -> go.Fi
         null: shades what the top score of an unrelated query stays below.
     """
     scores: Float[np.ndarray, " n"] = attribution.scores
-    limit = float(np.abs(scores).max()) or 1.0
+    limit = 1.05 * (float(np.abs(scores).max()) or 1.0)
+    counts, edges = np.histogram(scores, HISTOGRAM_BINS, (-limit, limit))  # here: the browser gets the counts alone
     figure = go.Figure()
-    figure.add_histogram(
-        x=scores,
-        xbins={"start": -limit * 1.05, "end": limit * 1.05, "size": limit * 2.1 / 61},
+    figure.add_bar(
+        x=(edges[1:] + edges[:-1]) / 2,
+        y=counts,
+        width=2 * limit / HISTOGRAM_BINS,
         marker_color=NEUTRAL,
         name="all training images",
         hovertemplate="%{y} images<br>score %{x}<extra></extra>",

@@ -49,7 +49,7 @@ def to_json(
             "clear_source": clear_source(answer.scores, null),
             "top_z": round(float(standardise(answer.scores).max()), 3),
             "threshold_z": round(null.threshold, 3),
-            "unrelated_queries": len(null.scores),
+            "unrelated_queries": null.heldout + null.directions,
             "of_them_held_out_images": null.heldout,
         }
     if stability is not None:
@@ -99,7 +99,7 @@ def to_html(
         z = float(standardise(answers[0].scores).max())
         verdict = "stands above chance" if clear_source(answers[0].scores, null) else "no clear source"
         chance = f"random directions of equal norm stay below {null.threshold:.1f} in 95 % of cases"
-        behind = f"{len(null.scores) - null.heldout} directions, {null.heldout} held-out images"
+        behind = f"{null.directions} directions, {null.heldout} held-out images"
         out.append(f"<p><b>{verdict}</b>: the top z-score is {z:.1f}; {chance} ({behind}).</p>")
     if measured:
         out.append(

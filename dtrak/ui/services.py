@@ -20,8 +20,9 @@ from dtrak.evaluation.lds import Score
 from dtrak.evaluation.measure import judges, score_now
 from dtrak.evaluation.removal import Removal, Task, draw_all, drawn, is_drawn
 from dtrak.evaluation.results import Evaluation, load_evaluation
-from dtrak.evidence import Null, near_duplicates, null_band, standardise
+from dtrak.evidence import Null, Stability, near_duplicates, null_band, stability, standardise
 from dtrak.files import digest, exclusive
+from dtrak.methods import METHODS
 from dtrak.query import Query, QuerySet
 from dtrak.sampling import GenerationSettings, sample
 from dtrak.settings import Setting
@@ -35,6 +36,7 @@ from dtrak.whatif import random_rows
 ANSWERS_KEPT = 64
 DUPLICATES_LIMIT = 5_000
 REVERSE_RUNS = 50
+LARGE = 2**26  # numbers in Φ, beyond which a page does not wait for what stands behind an answer
 TRUTH_PARTS = ("evaluation.json", "counterfactual.json")
 WHAT_IF_SHARE = 2  # of the recipe's steps, a what-if takes one part in so many
 T = TypeVar("T")
@@ -47,6 +49,14 @@ class Lane:
     title: str
     scores: np.ndarray
     measured: str = ""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What stands behind an answer, as far as its method has it."""
+
+    null: Null | None
+    stable: Stability | None
 
 
 class StudyService:
@@ -173,19 +183,46 @@ class StudyService:
         assert answer is not None
         return Lane(title, answer[0], measured)
 
-    def null(self, setting: Setting) -> Null | None:
-        """The null band of a setting, or None for methods that have none."""
-        key = ("", setting.text, null_band)
-        with self.lock:
-            if key not in self._answers:
-                try:
-                    found = null_band(self.attributor, setting)
-                except DtrakError:
-                    return None
-                if not found.heldout and any(c.split == "heldout" for c in self.folder.study.feature_sets):
-                    return found  # the held-out images may still be at work
-                self._remember(key, found)
-            return self._answers[key]
+    def evidence(self, run: Run, setting: Setting, top: int) -> "Evidence | Job":
+        """What chance gives and how stable an answer is; of a large study at first the job that works them out.
+
+        Args:
+            run: one whose features are computed.
+        """
+        features = self.features(run, [setting])
+        assert features is not None
+        query = self.query(run)
+        steps: dict[tuple[Any, ...], Callable[[], Any]] = {
+            ("", setting.text, null_band): lambda: null_band(self.attributor, setting),
+            (run.id, setting.text, stability, top): lambda: stability(self.attributor, setting, query, features, top),
+        }
+        key = f"evidence:{self.folder.study.name}:{digest([list(map(str, name)) for name in steps])}"
+
+        def work(job: Job) -> None:
+            for done, (name, step) in enumerate(steps.items()):
+                job.progress(done, len(steps))
+                if name not in self._answers:
+                    try:
+                        answer = step()
+                    except DtrakError:  # there is no such thing for this method
+                        answer = None
+                    with self.lock:
+                        self._remember(name, answer)
+
+        job = queue().get(key)
+        if job and job.active:
+            return job
+        if not (job and job.state in ("failed", "cancelled")) and any(name not in self._answers for name in steps):
+            if self._is_large(setting):
+                return queue().submit(key, work)
+            with self.lock:
+                work(Job(key))
+        return Evidence(*(self._answers.get(name) for name in steps))
+
+    def _is_large(self, setting: Setting) -> bool:
+        if METHODS[setting.method].family != "gradient":
+            return False
+        return self.attributor.table.train_size * self.attributor.sides(setting)[0].dim > LARGE
 
     @functools.cached_property
     def duplicates(self) -> np.ndarray | None:
