@@ -217,17 +217,23 @@ class Attributor(TrainingSide):
         """
         setting = Setting(setting) if isinstance(setting, str) else setting
         scores, damping = self.scores(setting, query, features)
-        search = self._searcher(setting, query, features, damping)
+        found = self._searched(setting, query, features, damping, top)
+        if found is None:
+            order = np.argsort(-scores, kind="stable")
+            found = order[:top], order[::-1][:top]
 
-        def found(sign: int) -> list[Scored]:
-            rows = search(sign, top) if search else np.argsort(-sign * scores, kind="stable")[:top]
+        def listed(sign: int, rows: np.ndarray) -> list[Scored]:
             ordered = sorted(rows.tolist(), key=lambda row: (-sign * scores[row], row))
             return [Scored(self.table.records[row], float(scores[row])) for row in ordered if sign * scores[row] > 0]
 
-        return Attribution(setting, damping, self.fingerprint(setting), found(1), found(-1), scores)
+        return Attribution(
+            setting, damping, self.fingerprint(setting), listed(1, found[0]), listed(-1, found[1]), scores
+        )
 
-    def _searcher(self, setting: Setting, query: Query, features: Features, damping: float | None) -> Any:
-        """A search of the FAISS index where the setting is what it was built for, else None: rank all rows."""
+    def _searched(
+        self, setting: Setting, query: Query, features: Features, damping: float | None, top: int
+    ) -> tuple[np.ndarray, np.ndarray] | None:
+        """Both ends of the FAISS index where the setting is what it was built for, else None: rank all rows."""
         method = METHODS[setting.method]
         if method.family != "gradient" or method.models != "one" or method.trajectory or method.residual:
             return None
@@ -238,8 +244,7 @@ class Attributor(TrainingSide):
         if not indexed or side.dim != source.config.projection_dim or normaliser != "none":
             return None  # a row normaliser changes the order, which an index of raw rows cannot know
         index = self._index(source.config)
-        q = index.searchable(self._of_query(source, features), damping)
-        return lambda sign, top: index.search(sign * q, top)[0]
+        return index.both_ends(index.searchable(self._of_query(source, features), damping), top)
 
     def _of_query(self, source: Source, features: Features) -> QueryFeature:
         return _present(features, self.fingerprint_of(source.config.model_copy(update={"split": "train"})))

@@ -4,6 +4,7 @@ Scores are linear in the query's feature, and the feature is a sum over (timeste
 over blocks of the network; so a score without a norm of the query splits exactly into parts.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,7 +40,7 @@ class Split:
 
     Attributes:
         names: of the parts, as people read them.
-        scores: one row a part; the rows sum to the scores.
+        scores: one row a part; the rows sum to the scores, of all training images or of those asked about.
         timesteps: of each part, for a split by timestep; empty otherwise.
     """
 
@@ -125,8 +126,10 @@ def split_by_timestep(attributor: Attributor, setting: Setting, query: Query, fe
     return Split([names[i] for i in order], scores[order], [used[i][0] for i in order])
 
 
-def split_by_block(attributor: Attributor, setting: Setting, query: Query, features: Features) -> Split:
-    """The exact parts of the scores by block of the network.
+def split_by_block(
+    attributor: Attributor, setting: Setting, query: Query, features: Features, rows: Sequence[int]
+) -> Split:
+    """The exact parts of some training images' scores by block of the network.
 
     Raises:
         DtrakError: the blocks were not computed for this setting, or its score is not a sum of parts.
@@ -143,7 +146,7 @@ def split_by_block(attributor: Attributor, setting: Setting, query: Query, featu
     rescale = np.sqrt(source.config.projection_dim / side.dim)
     blocks = feature.blocks[:, : side.dim].astype(np.float64) * rescale
     names = list(network_blocks(list(attributor.variant(setting.checkpoint).parameters())))
-    return Split(names, _part_scores(setting, readout, damping, blocks), [])
+    return Split(names, _part_scores(setting, readout, damping, blocks, rows), [])
 
 
 def null_band(attributor: Attributor, setting: Setting) -> Null:
@@ -298,9 +301,12 @@ def _part_scores(
     readout: Readout,
     damping: float | None,
     parts: Float[np.ndarray, "parts k"],
+    rows: Sequence[int] | None = None,
 ) -> Float[np.ndarray, "parts n"]:
     normaliser = setting.normaliser or METHODS[setting.method].normaliser
     norms = readout.row_norms(damping, normaliser)
     if normaliser == "cosine":
         norms = norms * (np.linalg.norm(parts.sum(0)) or 1.0)
-    return readout.inner(parts, damping) / norms
+    if rows is None:
+        return readout.inner(parts, damping) / norms
+    return readout.inner_of(rows, parts, damping) / norms[list(rows)]

@@ -148,21 +148,25 @@ class IndexedRows:
         return cls(index, features, white, factory)
 
     def search(
-        self, q: Float[np.ndarray, " k"], top: int, candidates: int | None = None
-    ) -> tuple[Int[np.ndarray, " t"], Float[np.ndarray, " t"]]:
-        """See :meth:`AttributionIndex.search`.
+        self, queries: Float[np.ndarray, "q k"], top: int, candidates: int | None = None
+    ) -> list[tuple[Int[np.ndarray, " t"], Float[np.ndarray, " t"]]]:
+        """See :meth:`AttributionIndex.search`, here for several queries at once.
 
         Args:
             candidates: that are ranked again, but twice ``top`` at least; default :attr:`candidates`.
         """
         wanted = min(top if self.exact else max(candidates or self.candidates, 2 * top), self.index.ntotal)
-        seen = q if self.white is None else self.white.of_query(q)
-        products, rows = self.index.search(np.ascontiguousarray(seen, dtype=np.float32)[None], wanted)
-        found = rows[0] >= 0  # approximate indexes may return fewer
-        rows, products = rows[0][found], products[0][found]
+        seen = queries if self.white is None else np.stack([self.white.of_query(q) for q in queries])
+        found = zip(*self.index.search(np.ascontiguousarray(seen, dtype=np.float32), wanted), strict=True)
+        return [self._ranked(q, rows, products, top) for q, (products, rows) in zip(queries, found, strict=True)]
+
+    def _ranked(
+        self, q: Float[np.ndarray, " k"], rows: np.ndarray, products: np.ndarray, top: int
+    ) -> tuple[Int[np.ndarray, " t"], Float[np.ndarray, " t"]]:
+        found = rows >= 0  # approximate indexes may return fewer
         if self.exact:
-            return rows, products
-        rows = np.sort(rows)  # as they lie in the file
+            return rows[found], products[found]
+        rows = np.sort(rows[found])  # as they lie in the file
         products = multiply(self.features[rows], q)
         best = np.argsort(-products, kind="stable")[:top]
         return rows[best], products[best]
@@ -253,7 +257,15 @@ class AttributionIndex:
 
         An index that is not exact names candidates, which are ranked again by their exact products.
         """
-        return self._indexed.search(q, top)
+        return self._indexed.search(q[None], top)[0]
+
+    def both_ends(self, q: Float[np.ndarray, " k"], top: int) -> tuple[Int[np.ndarray, " t"], Int[np.ndarray, " t"]]:
+        """Rows of the ``top`` largest and of the ``top`` smallest inner products with ``q``.
+
+        They are :meth:`search` for q and for −q, asked at once.
+        """
+        (largest, _), (smallest, _) = self._indexed.search(np.stack([q, -q]), top)
+        return largest, smallest
 
     def scores(self, query: QueryFeature, damping: float | None) -> Float64[np.ndarray, " n"]:
         """Exact scores of all training rows; without damping, plain inner products."""

@@ -258,7 +258,7 @@ def recall_of(
     for query in queries:
         q = kernel.precondition(rows, query, damping)
         best = np.argsort(-(rows @ q.astype(np.float32)), kind="stable")[:top]
-        named = index.search(q, top, candidates)[0]
+        named = index.search(q[None], top, candidates)[0][0]
         found.append(len({*best.tolist()} & {*named.tolist()}) / top)
     return float(np.mean(found))
 

@@ -8,8 +8,10 @@ The smaller of ΦᵀΦ (k×k) and ΦΦᵀ (N×N) is decomposed once. For k > N, 
 carries from data set to data set.
 """
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Float64
@@ -131,9 +133,28 @@ def gram(features: Float[np.ndarray, "n k"]) -> Float64[np.ndarray, "m m"]:
 
 
 def multiply(matrix: Float[np.ndarray, "n k"], vector: Float[np.ndarray, " k"]) -> Float64[np.ndarray, " n"]:
-    """``matrix @ vector`` in float64, row block by row block."""
-    vector = vector.astype(np.float64)
+    """``matrix @ vector`` in float64, row block by row block; float32 is widened as it is read."""
+    vector = np.ascontiguousarray(vector, dtype=np.float64)
+    if matrix.dtype == np.float32 and matrix.flags.c_contiguous:
+        result = np.empty(len(matrix))
+        _compiled_products()(matrix, vector, result)
+        return result
     return np.concatenate([block @ vector for block in blocks(matrix)])
+
+
+def _products(matrix: Any, vector: Any, result: Any) -> None:
+    for row in range(len(matrix)):
+        numbers, total = matrix[row], 0.0
+        for i in range(len(vector)):
+            total += numbers[i] * vector[i]
+        result[row] = total
+
+
+@functools.cache
+def _compiled_products() -> Callable[..., None]:
+    import numba  # here, for it takes a second
+
+    return numba.njit(_products, nogil=True, cache=True, fastmath={"reassoc", "contract"})  # as BLAS may
 
 
 def transposed_products(

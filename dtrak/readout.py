@@ -75,15 +75,34 @@ class Readout:
         """
         if damping is None:
             return self._products(queries)
-        known = self.kernel if not fits(*self.features.shape) else self._kernel
-        if queries.ndim == 1 and known is not None:
-            return known.scores(self.features, queries, damping)
-        if known is not None:
-            return self._solve(queries, np.array([damping]))[0]
-        factor = self._factor(damping)
-        if self._dual:  # Φ (ΦᵀΦ + λ)⁻¹ φ = (ΦΦᵀ + λ)⁻¹ Φ φ
-            return cho_solve(factor, self._products(queries).T, check_finite=False).T
-        return self._products(cho_solve(factor, queries.astype(np.float64).T, check_finite=False).T)
+        if not self._dual or not fits(*self.features.shape):
+            return self._products(self._preconditioned(queries, damping))
+        if self._kernel is None:  # Φ (ΦᵀΦ + λ)⁻¹ φ = (ΦΦᵀ + λ)⁻¹ Φ φ
+            return cho_solve(self._factor(damping), self._products(queries).T, check_finite=False).T
+        return self._solve(np.atleast_2d(queries), np.array([damping]))[0].reshape(*queries.shape[:-1], -1)
+
+    def inner_of(
+        self, rows: Sequence[int], queries: Float[np.ndarray, "q k"], damping: float | None
+    ) -> Float64[np.ndarray, "q rows"]:
+        """:meth:`inner` for some rows. Where Φ has more rows than columns, the others are not read."""
+        chosen = np.array(rows, dtype=int)
+        if self._dual:
+            return self.inner(queries, damping)[:, chosen]
+        seen = queries if damping is None else self._preconditioned(queries, damping)
+        return seen @ self.features[chosen].astype(np.float64).T
+
+    def _preconditioned(self, queries: Float[np.ndarray, "*q k"], damping: float) -> Float64[np.ndarray, "*q k"]:
+        """``(ΦᵀΦ + λI)⁻¹ φ``, whose products with rows of Φ are the scores."""
+        wide = np.atleast_2d(queries).astype(np.float64)
+        known = self._kernel if fits(*self.features.shape) else self.kernel
+        if isinstance(known, KrylovKernel):
+            found = known.solve(wide, [damping])[0]
+        elif known is not None:
+            inverse = 1 / (known.eigenvalues + known.absolute(damping))
+            found = (wide @ known.eigenvectors * inverse) @ known.eigenvectors.T
+        else:
+            found = cho_solve(self._factor(damping), wide.T, check_finite=False).T
+        return found.reshape(queries.shape)
 
     def scores(
         self,

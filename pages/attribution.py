@@ -23,9 +23,8 @@ from dtrak.queries import query_from_bytes
 from dtrak.settings import Setting
 from dtrak.ui.elements import enlarged_png, plain
 from dtrak.ui.figures import score_histogram, share_bars, split_bars
-from dtrak.ui.jobs import Job
+from dtrak.ui.jobs import queue_beside
 from dtrak.ui.report import to_csv, to_html, to_json
-from dtrak.ui.services import Evidence
 from dtrak.ui.views import (
     default_power,
     effective_number,
@@ -191,10 +190,10 @@ def evidence() -> None:
             st.info(f"{reason.message} {reason.hint or ''}")
     with by_block:
         try:
-            split = service.ask(run, setting, split_by_block)
-            rows = [table.rows[s.record.id] for s in proponents[:6]]
+            rows = tuple(table.rows[s.record.id] for s in proponents[:6])
+            split = service.ask(run, setting, split_by_block, rows)
             names = [s.record.caption or s.record.id for s in proponents[:6]]
-            st.plotly_chart(split_bars(split, rows, names), key="block_bars",
+            st.plotly_chart(split_bars(split, range(len(rows)), names), key="block_bars",
                             alt="The scores of the proponents, split by block of the network")  # fmt: skip
             st.caption("The parts of a bar sum to the score of that image, exactly.")
         except DtrakError as reason:
@@ -251,12 +250,11 @@ with right:
         f"Removing the **proponents** should change this image most, according to {method.title}; "
         "**opponents** pull the other way."
     )
-    if isinstance(behind, Job):
-        wait_for(behind, "What chance gives, and how stable this ranking is:", "evidence-cancel")
-        behind = Evidence(None, None)
-    else:
-        verdict(answer, behind.null)
-    null, stable = behind.null, behind.stable
+    place = st.container()
+    null, stable = (behind.null, behind.stable) if behind else (None, None)
+    if behind:
+        with place:
+            verdict(answer, null)
     reliability_card(service, setting, run)
     hub = None if null is None else hubs(null, top)
     groups = service.duplicates if collapse else None
@@ -299,3 +297,7 @@ with right:
         f"Shares are of the positive mass only, never of the image. Fingerprint {answer.fingerprint}. "
         f"{service.folder.study.data.credit or ''}"
     )
+    if behind is None:  # last, so that it takes no time from the page
+        with place:
+            wait_for(service.find_evidence(run, setting, top), "What chance gives, and how stable this ranking is:",
+                     "evidence-cancel", jobs=queue_beside())  # fmt: skip

@@ -61,6 +61,8 @@ def test_search_finds_proponents_and_opponents(store, tmp_path, damping):
     q = index.kernel.precondition(index.features, query.vector, damping)
     assert index.search(q, 7)[0].tolist() == np.argsort(-expected)[:7].tolist()
     assert index.search(-q, 7)[0].tolist() == np.argsort(expected)[:7].tolist()
+    for end, sign in zip(index.both_ends(q, 7), (1, -1), strict=True):
+        assert end.tolist() == index.search(sign * q, 7)[0].tolist()
 
 
 def test_another_fingerprint_is_refused_by_field(store, tmp_path):

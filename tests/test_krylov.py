@@ -90,6 +90,7 @@ def test_readouts_agree_by_either_road(monkeypatch):
     krylov = Readout(phi)
     assert isinstance(krylov.kernel, KrylovKernel)
     found = krylov.scores(queries, 0.1), krylov.each(queries, [0.01, 1.0]), krylov.scores(queries[0], 0.1)
+    np.testing.assert_allclose(krylov.inner_of([3, 1], queries, 0.1), expected[0][:, [3, 1]], atol=1e-6)
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
 

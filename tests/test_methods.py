@@ -245,8 +245,13 @@ def test_readouts_equal_the_solve(shape):
     leverages = [row @ s for row, s in zip(train, solved, strict=True)]
     np.testing.assert_allclose(kernel.leverages(train, 0.1), leverages, rtol=1e-5)
     expected = oracle.scores(train, query, 0.1)
-    np.testing.assert_allclose(Readout(train).scores(query, 0.1), expected, rtol=1e-6, atol=1e-9)
-    np.testing.assert_allclose(Readout(train, kernel=kernel).scores(query, 0.1), expected, rtol=1e-6, atol=1e-9)
+    for readout in (Readout(train), Readout(train, kernel=kernel)):
+        np.testing.assert_allclose(readout.scores(query, 0.1), expected, rtol=1e-6, atol=1e-9)
+        two = np.stack([query, -query])
+        np.testing.assert_allclose(readout.inner(two, 0.1), [expected, -expected], rtol=1e-6, atol=1e-9)
+        some = readout.inner_of([5, 0], two, 0.1)
+        np.testing.assert_allclose(some, [expected[[5, 0]], -expected[[5, 0]]], rtol=1e-6, atol=1e-9)
+        np.testing.assert_allclose(readout.inner_of([5, 0], two, None)[0], train[[5, 0]] @ query, rtol=1e-5)
 
 
 def test_blocks_and_timesteps_sum_to_the_whole(attributor, query):

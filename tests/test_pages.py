@@ -12,7 +12,7 @@ from dtrak.config import ROOT
 from dtrak.evidence import null_band
 from dtrak.sampling import GenerationSettings
 from dtrak.settings import Setting
-from dtrak.ui.jobs import queue
+from dtrak.ui.jobs import queue_beside
 from dtrak.ui.runs import read_settings
 from dtrak.ui.services import study_service
 from tests.test_jobs_runs import wait_until
@@ -179,7 +179,7 @@ def test_attribution_in_a_large_study_ranks_before_it_knows_what_chance_gives(ap
     assert "Proponents" in {s.value for s in app.subheader}
     assert "standard deviations" not in text(app)
     held.set()
-    wait_until(lambda: not queue().active(), 30)
+    wait_until(lambda: not queue_beside().active(), 30)
     app.run()
     assert "standard deviations" in text(app)
     assert "resamples" in text(app)

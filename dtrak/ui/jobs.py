@@ -134,6 +134,12 @@ def queue() -> JobQueue:
 
 
 @functools.cache
+def queue_beside() -> JobQueue:
+    """What a page shows without waiting for it; it touches features, and no model."""
+    return JobQueue()
+
+
+@functools.cache
 def retraining_queue() -> JobQueue:
     """Trainings, which take minutes and touch none of this process's models."""
     return JobQueue()

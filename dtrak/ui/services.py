@@ -4,6 +4,7 @@ import functools
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,7 +30,7 @@ from dtrak.settings import Setting
 from dtrak.studies import StudyFolder, trained_model_config, truth_folders
 from dtrak.truth import SubsetTruth
 from dtrak.ui.evaluate import Reliability, reliability
-from dtrak.ui.jobs import Job, queue, retraining_queue
+from dtrak.ui.jobs import Job, queue, queue_beside, retraining_queue
 from dtrak.ui.runs import Run, RunStore
 from dtrak.whatif import random_rows
 
@@ -40,6 +41,7 @@ LARGE = 2**26  # numbers in Φ, beyond which a page does not wait for what stand
 TRUTH_PARTS = ("evaluation.json", "counterfactual.json")
 WHAT_IF_SHARE = 2  # of the recipe's steps, a what-if takes one part in so many
 T = TypeVar("T")
+Steps = dict[tuple[Any, ...], Callable[[], Any]]
 
 
 @dataclass(frozen=True)
@@ -154,12 +156,8 @@ class StudyService:
         return Query(run.pixels, run.label, settings)
 
     def attribute(self, run: Run, setting: Setting, top: int) -> Attribution | None:
-        """The answer, or None while the run's features are not computed."""
-        with self.lock:
-            features = self.features(run, [setting])
-            if features is None:
-                return None
-            return self.attributor.attribute(self.query(run), features, setting, top)
+        """The answer, or None while the run's features are not computed; the latest are kept."""
+        return self.ask(run, setting, _attribute, top)
 
     def ask(self, run: Run, setting: Setting, question: Callable[..., T], *more: Any) -> T | None:
         """``question(attributor, setting, query, features, *more)``, or None while the run's features are not computed.
@@ -183,41 +181,49 @@ class StudyService:
         assert answer is not None
         return Lane(title, answer[0], measured)
 
-    def evidence(self, run: Run, setting: Setting, top: int) -> "Evidence | Job":
-        """What chance gives and how stable an answer is; of a large study at first the job that works them out.
+    def evidence(self, run: Run, setting: Setting, top: int) -> Evidence | None:
+        """What chance gives and how stable an answer is; None where that is still to be worked out beside the page.
 
         Args:
             run: one whose features are computed.
         """
+        steps = self._evidence_steps(run, setting, top)
+        if any(name not in self._answers for name in steps):
+            job = queue_beside().get(self._evidence_key(run, setting, top))
+            given_up = job is not None and job.state in ("failed", "cancelled")
+            if self._is_large(setting) and not given_up:
+                return None
+            if not given_up:
+                self._work_out(steps, Job(""))
+        return Evidence(*(self._answers.get(name) for name in steps))
+
+    def find_evidence(self, run: Run, setting: Setting, top: int) -> Job:
+        """Queue what :meth:`evidence` lacks."""
+        steps = self._evidence_steps(run, setting, top)
+        return queue_beside().submit(self._evidence_key(run, setting, top), partial(self._work_out, steps))
+
+    def _evidence_key(self, run: Run, setting: Setting, top: int) -> str:
+        return f"evidence:{self.folder.study.name}:{run.id}:{setting.text}:{top}"
+
+    def _evidence_steps(self, run: Run, setting: Setting, top: int) -> Steps:
         features = self.features(run, [setting])
         assert features is not None
         query = self.query(run)
-        steps: dict[tuple[Any, ...], Callable[[], Any]] = {
+        return {
             ("", setting.text, null_band): lambda: null_band(self.attributor, setting),
             (run.id, setting.text, stability, top): lambda: stability(self.attributor, setting, query, features, top),
         }
-        key = f"evidence:{self.folder.study.name}:{digest([list(map(str, name)) for name in steps])}"
 
-        def work(job: Job) -> None:
-            for done, (name, step) in enumerate(steps.items()):
-                job.progress(done, len(steps))
-                if name not in self._answers:
-                    try:
-                        answer = step()
-                    except DtrakError:  # there is no such thing for this method
-                        answer = None
-                    with self.lock:
-                        self._remember(name, answer)
-
-        job = queue().get(key)
-        if job and job.active:
-            return job
-        if not (job and job.state in ("failed", "cancelled")) and any(name not in self._answers for name in steps):
-            if self._is_large(setting):
-                return queue().submit(key, work)
-            with self.lock:
-                work(Job(key))
-        return Evidence(*(self._answers.get(name) for name in steps))
+    def _work_out(self, steps: Steps, job: Job) -> None:
+        for done, (name, step) in enumerate(steps.items()):
+            job.progress(done, len(steps))
+            if name not in self._answers:
+                try:
+                    answer = step()
+                except DtrakError:  # there is no such thing for this method
+                    answer = None
+                with self.lock:
+                    self._remember(name, answer)
 
     def _is_large(self, setting: Setting) -> bool:
         if METHODS[setting.method].family != "gradient":
@@ -332,6 +338,10 @@ def all_scores(
 ) -> tuple[np.ndarray, float | None]:
     """The scores of all training images and the λ behind them, to :meth:`StudyService.ask` for."""
     return attributor.scores(setting, query, features)
+
+
+def _attribute(attributor: Attributor, setting: Setting, query: Query, features: Features, top: int) -> Attribution:
+    return attributor.attribute(query, features, setting, top)
 
 
 @functools.lru_cache(maxsize=2)

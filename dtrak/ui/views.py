@@ -1,12 +1,12 @@
 """View models: what a page shows, worked out without the page."""
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from dtrak.attribution import Attribution, Scored
 from dtrak.compare import ranks
@@ -92,16 +92,26 @@ def evidence_badges(
 ) -> dict[str, list[Badge]]:
     """What is known of each training image's place: stability, hubness, how many near-duplicates it stands for."""
     found: dict[str, list[Badge]] = defaultdict(list)
-    counts = np.bincount(groups) if groups is not None else np.empty(0)
-    for row, record in enumerate(table.records[: table.train_size]):
-        if stability is not None and stability.share[row] > 0:
-            text = f"in the top in {percent(stability.share[row])} of {stability.resamples} resamples"
-            places = f"places {stability.low[row]:.0f} to {stability.high[row]:.0f}"
-            found[record.id].append((percent(stability.share[row]), "", f"{text}; {places}"))
-        if hubs is not None and hubs.marked[row]:
-            found[record.id].append(("hub", "down", f"in the top of {percent(hubs.share[row])} of unrelated lists"))
-        if groups is not None and counts[groups[row]] > 1:
-            found[record.id].append((f"×{counts[groups[row]]}", "", "this many training images look nearly the same"))
+
+    def add(rows: Bool[np.ndarray, " n"], badge: Callable[[int], Badge]) -> None:
+        for row in np.flatnonzero(rows).tolist():
+            found[table.records[row].id].append(badge(row))
+
+    if stability is not None:
+        add(
+            stability.share > 0,
+            lambda row: (
+                percent(stability.share[row]),
+                "",
+                f"in the top in {percent(stability.share[row])} of {stability.resamples} resamples; places "
+                f"{stability.low[row]:.0f} to {stability.high[row]:.0f}",
+            ),
+        )
+    if hubs is not None:
+        add(hubs.marked, lambda row: ("hub", "down", f"in the top of {percent(hubs.share[row])} of unrelated lists"))
+    if groups is not None:
+        counts = np.bincount(groups)[groups]
+        add(counts > 1, lambda row: (f"×{counts[row]}", "", "this many training images look nearly the same"))
     return found
 
 
