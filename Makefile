@@ -43,10 +43,10 @@ format: $(VENV)/.installed-dev ## format and fix
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/.installed-dev ## measure everything, for about half an hour; writes docs/benchmarks.md
+bench: $(VENV)/.installed-dev ## measure everything, for about an hour; writes docs/benchmarks.md
 	$(BIN)/pip install -q traker==0.3.2 dattri==0.3.0
-	for part in benchmarks.features benchmarks benchmarks.app benchmarks.engines benchmarks.size; do \
-		$(BIN)/python -m $$part || exit 1; \
+	for part in features projections __main__ app pages engines size; do \
+		$(BIN)/python -m benchmarks.$$part || exit 1; \
 	done
 
 clean: ## remove the virtual environment (the workspace stays)

@@ -1,7 +1,8 @@
 """``python -m benchmarks``: the demo's index, a query and a toggle; tables go to ``docs/benchmarks.md``.
 
-:mod:`benchmarks.features` measures gradients and projections (``make bench`` installs what they are compared with),
-:mod:`benchmarks.size` the index as it grows, :mod:`benchmarks.engines` Ray, :mod:`benchmarks.app` the app's start.
+:mod:`benchmarks.features` and :mod:`benchmarks.projections` measure gradients and projections (``make bench`` installs
+what they are compared with), :mod:`benchmarks.size` the index as it grows, :mod:`benchmarks.engines` Ray,
+:mod:`benchmarks.app` the app's start, :mod:`benchmarks.pages` its pages in a large study.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.features``: features against a plain forward and backward, projections against others'."""
+"""``python -m benchmarks.features``: features against a plain forward and backward, and the reference recipe."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -7,12 +7,11 @@ from dataclasses import dataclass
 import torch
 
 from benchmarks.reference import reference_seconds_per_sample
-from benchmarks.report import Row, median_seconds, medians, publish
+from benchmarks.report import Row, medians, publish
 from dtrak.config import FeatureConfig, load_study
 from dtrak.features import FeatureExtractor
 from dtrak.models import DiffusionModel, new_scheduler
 from dtrak.plan import new_network
-from dtrak.projection import SparseProjector
 from dtrak.studies import StudyFolder, trained_model_config
 from dtrak.study_models import load_any, load_study_model
 from dtrak.threads import task_threads
@@ -122,70 +121,6 @@ def feature_rows(subject: Subject) -> tuple[list[Row], float]:
     return rows, one
 
 
-def projection_rows(tuned: int, dim: int) -> list[Row]:
-    """The sparse projection of one gradient against a bare pass over it, and against the same sums by torch."""
-    sparse, gradient = SparseProjector(tuned, dim, 0), torch.randn(1, tuned)
-    buckets, signs = torch.randint(dim, (tuned,)), torch.randn(tuned).sign()
-    scattered = lambda: torch.zeros(dim).index_add_(0, buckets, gradient[0] * signs)  # noqa: E731
-    ours, read, theirs = medians([lambda: sparse(gradient), lambda: gradient.sum(), scattered], 49)
-    return [
-        (
-            f"sparse projection, {tuned:,} to {dim:,}",
-            f"{ours * 1e3:.2f} ms",
-            f"{ours / read:.1f} × one read of the gradient (goal 4); torch's index_add_ takes {theirs / ours:.0f} × as "
-            "long",
-        )
-    ]
-
-
-def dattri_rows(tuned: int, dim: int) -> list[Row]:
-    """dattri's dense projection of the same gradient; its SJLT runs on CUDA alone."""
-    from dattri.func.projection import random_project
-
-    gradient = torch.randn(1, tuned)
-    sparse = SparseProjector(tuned, dim, 0)
-    ours = median_seconds(lambda: sparse(gradient))
-    theirs = random_project(gradient, 1, dim, 32, proj_type="rademacher", device="cpu")
-    seconds = median_seconds(lambda: theirs(gradient), 3)
-    spread = [_spread(project, dim) for project in (_ours(dim), _dattri(dim))]
-    return [
-        (
-            f"dattri 0.3.0, rademacher, {tuned:,} to {dim:,}",
-            f"{seconds * 1e3:.0f} ms",
-            f"{seconds / ours:.0f} × ours; variance of inner products {spread[1]:.2f} there, {spread[0]:.2f} here, of "
-            "(‖x‖²‖y‖² + ⟨x,y⟩²)/k",
-        )
-    ]
-
-
-def _ours(dim: int) -> Callable[[torch.Tensor, int], torch.Tensor]:
-    return lambda pair, seed: SparseProjector(pair.shape[1], dim, seed)(pair)
-
-
-def _dattri(dim: int) -> Callable[[torch.Tensor, int], torch.Tensor]:
-    from dattri.func.projection import random_project
-
-    return lambda pair, seed: random_project(pair, 2, dim, 32, proj_seed=seed, proj_type="rademacher", device="cpu")(
-        pair
-    )
-
-
-def _spread(
-    project: Callable[[torch.Tensor, int], torch.Tensor], dim: int, size: int = 3000, draws: int = 200
-) -> float:
-    """The variance of projected inner products over seeds, as a share of its bound."""
-    generator = torch.Generator().manual_seed(0)
-    x, noise = torch.randn(2, size, generator=generator)
-    pair = torch.stack([x, 0.5 * x + noise])
-    found = []
-    for seed in range(draws):
-        a, b = project(pair, seed)
-        found.append(float(a @ b))
-    exact = float(pair[0] @ pair[1])
-    bound = float((pair[0] @ pair[0]) * (pair[1] @ pair[1]) + exact**2) / dim
-    return float(torch.tensor(found, dtype=torch.float64).var()) / bound
-
-
 def reference_rows(subject: Subject, one: float) -> list[Row]:
     """The reference recipe on the same model and k; it changes the model, so it comes last."""
     rows = []
@@ -221,9 +156,6 @@ def main() -> None:
             rows += found
             ones.append(one)
         rows += feature_rows(Subject.lora_study())[0]
-        for size, dim in ((demo.tuned, DIM), (base.tuned, DIM), (38_307_203, 32_768)):
-            rows += projection_rows(size, dim)
-        rows += dattri_rows(demo.tuned, 512)
         for subject, one in zip((demo, base), ones, strict=True):
             rows += reference_rows(subject, one)
     publish("python -m benchmarks.features", rows)

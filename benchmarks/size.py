@@ -194,6 +194,11 @@ def toggle_rows(scratch: Path, rows: int = 50_000, dim: int = 4096) -> list[Row]
     ]
 
 
+def large(scratch: Path) -> list[Row]:
+    """A flat index of 4 GB."""
+    return [measure(scratch, DTRAK, 250_000, 4096, "Flat", "float32").row]
+
+
 def exact(scratch: Path) -> list[Row]:
     """Exact search in float16 against reading those bytes."""
     return [measure(scratch / str(n), DTRAK, n, 1024, "SQfp16").row for n in (10**5, 10**6)]
@@ -206,7 +211,7 @@ def million(scratch: Path) -> list[Row]:
     return [one.row for one in [*found, measure(scratch, TRAK, 10**6, 256, "White64,PQ64x4fs")]]
 
 
-PARTS = {"toggle": toggle_rows, "exact": exact, "million": million, "growth": growth}
+PARTS = {"toggle": toggle_rows, "open": large, "exact": exact, "million": million, "growth": growth}
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ from dtrak.noise import NOISE_VERSION
 from dtrak.projection import PROJECTION_VERSION, Projector, make_projector
 from dtrak.threads import task_threads
 
-FEATURE_VERSION = 3  # part of every fingerprint: raise it whenever what a shard holds changes
+FEATURE_VERSION = 4  # part of every fingerprint: raise it whenever what a shard holds changes
 
 
 def identity(model: str, data: str, config: FeatureConfig) -> dict[str, Any]:

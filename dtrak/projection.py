@@ -56,8 +56,9 @@ class Projector(ABC):
         """The projection of what was added up."""
 
     def _check(self, piece: Tensor, start: int) -> None:
-        if not 0 <= start <= self.input_dim - piece[0].numel():
-            raise ValueError(f"numbers {start} to {start + piece[0].numel()} are not among {self.input_dim}")
+        stop = start + _size(piece)
+        if not 0 <= start <= stop <= self.input_dim:
+            raise ValueError(f"numbers {start} to {stop} are not among {self.input_dim}")
 
 
 class SparseProjector(Projector):
@@ -73,7 +74,7 @@ class SparseProjector(Projector):
         blocks = -(-input_dim // output_dim)
         bits = np.frombuffer(keyed_generator("sign", seed, "").bytes(-(-input_dim // 8)), np.uint8)
         signs = np.unpackbits(bits, count=input_dim).astype(np.int8) * 2 - 1
-        self._signs = torch.from_numpy(signs).to(device)
+        self._signs, self._signs_here = torch.from_numpy(signs).to(device), signs
         self._shifts = keyed_generator("shift", seed, "").integers(0, output_dim, blocks)
 
     def begin(self, rows: int, like: Tensor) -> Tensor:
@@ -83,9 +84,10 @@ class SparseProjector(Projector):
     def add(self, total: Tensor, piece: Float[Tensor, "n *shape"], start: int) -> None:
         """See :class:`Projector`."""
         self._check(piece, start)
-        piece = piece.to(total.dtype)
+        if piece.dtype != total.dtype:
+            piece = piece.to(total.dtype)
         if total.device.type == "cpu":
-            _compiled_add()(total.numpy(), *_lines(piece), self._signs.numpy(), self._shifts, start)
+            _compiled_add()(total.numpy(), *_lines(piece), self._signs_here, self._shifts, start)
         else:
             _add(total, piece.flatten(1), self._signs, self._shifts.tolist(), start)
 
@@ -113,15 +115,22 @@ def _lines(piece: Tensor) -> Lines:
     A row is the transposes of its tiles, one after the other. The gradient of a convolution may be laid out channels
     last, and then has a tile for each channel that comes out; all else is one tile of height 1.
     """
-    if piece.ndim == 5 and piece.stride(2) == 1 and piece.stride(3) == piece.shape[4] * piece.stride(4):
-        shape: tuple[int, ...] = (*piece.shape[:2], piece.shape[3] * piece.shape[4], piece.shape[2])
-        steps: tuple[int, ...] = (piece.stride(0), piece.stride(1), piece.stride(4))
+    rows, size, steps = len(piece), _size(piece), piece.stride()
+    if piece.is_contiguous():
+        return piece.numpy().reshape(-1), (rows, 1, 1, size), (size, 0, 0)
+    if piece.ndim == 5 and steps[2] == 1 and steps[3] == piece.shape[4] * steps[4]:
+        shape = (rows, piece.shape[1], piece.shape[3] * piece.shape[4], piece.shape[2])
+        steps = (steps[0], steps[1], steps[4])
     else:
         if not piece[0].is_contiguous():
             piece = piece.contiguous()
-        shape, steps = (len(piece), 1, 1, piece[0].numel()), (piece.stride(0), 0, 0)
-    length = sum((size - 1) * step for size, step in zip(shape, (*steps, 1), strict=True)) + 1
+        shape, steps = (rows, 1, 1, size), (piece.stride(0), 0, 0)
+    length = sum((count - 1) * step for count, step in zip(shape, (*steps, 1), strict=True)) + 1
     return piece.as_strided((length,), (1,)).numpy(), shape, steps
+
+
+def _size(piece: Tensor) -> int:
+    return piece.numel() // max(1, len(piece))
 
 
 def _add_lines(ring: Any, numbers: Any, shape: Any, steps: Any, signs: Any, shifts: Any, start: int) -> None:
@@ -195,7 +204,7 @@ class DenseProjector(Projector):
     def add(self, total: Tensor, piece: Float[Tensor, "n *shape"], start: int) -> None:
         """See :class:`Projector`."""
         self._check(piece, start)
-        total[:, start : start + piece[0].numel()] += piece.flatten(1)
+        total[:, start : start + _size(piece)] += piece.flatten(1)
 
     def result(self, total: Tensor) -> Float[Tensor, "n k"]:
         """See :class:`Projector`."""

@@ -126,8 +126,10 @@ with left:
     setting = Setting(method.name, damping=damping)
     if method.family == "embedding":
         st.caption(f"The embedding is {service.folder.study.embedding}.")
-    help_text = "Training images that look nearly the same become one tile, with their count."
-    collapse = st.toggle("Merge duplicates", value=True, key="collapse", bind="query-params", help=help_text)
+    collapse = False
+    if service.duplicates is not None:
+        help_text = "Training images that look nearly the same become one tile, with their count."
+        collapse = st.toggle("Merge duplicates", value=True, key="collapse", bind="query-params", help=help_text)
     damp = False
     if method.family == "gradient":
         help_text = "Subtract what each image gets from unrelated queries; scores become z-scores."
