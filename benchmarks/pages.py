@@ -70,12 +70,12 @@ def memory() -> float:
     return float(next(line.split()[1] for line in lines if line.startswith("RssAnon"))) * 1024
 
 
-def timed(work: AppTest) -> float:
+def timed(app: AppTest) -> float:
     """Seconds of one run of a page; what it leaves to be worked out beside it is awaited, not counted."""
     start = time.perf_counter()
-    work.run()
+    app.run()
     seconds = time.perf_counter() - start
-    assert not work.exception
+    assert not app.exception
     while queue().active() or queue_beside().active():
         time.sleep(0.05)
     return seconds
@@ -91,7 +91,10 @@ def page_rows(study: str, run: str) -> list[Row]:
         app.query_params.update({"study": study, "run": run})
         timed(app.switch_page(f"pages/{page}.py"))  # the picture's own gradient
         timed(app)
-        seconds = [timed(app.slider(key=slider).set_value(-2 + 0.25 * i)) for i in range(TOGGLES)]
+        seconds = []
+        for i in range(TOGGLES):
+            app.slider(key=slider).set_value(-2 + 0.25 * i)
+            seconds.append(timed(app))
         what = f"{page.capitalize()}, N = {ROWS:,}, k = {DIM:,}: from another λ to the end of the page's script"
         worst = f"goal 500 ms; the slowest of {TOGGLES}: {1e3 * max(seconds):.0f} ms"
         rows.append((what, f"{1e3 * statistics.median(seconds):.0f} ms", worst))
