@@ -219,8 +219,7 @@ class Attributor(TrainingSide):
         scores, damping = self.scores(setting, query, features)
         found = self._searched(setting, query, features, damping, top)
         if found is None:
-            order = np.argsort(-scores, kind="stable")
-            found = order[:top], order[::-1][:top]
+            found = np.argsort(-scores, kind="stable")[:top], np.argsort(scores, kind="stable")[:top]
 
         def listed(sign: int, rows: np.ndarray) -> list[Scored]:
             ordered = sorted(rows.tolist(), key=lambda row: (-sign * scores[row], row))

@@ -165,12 +165,12 @@ def null_band(attributor: Attributor, setting: Setting) -> Null:
     heldout = 0
     sides = attributor.sides(setting)
     rows = attributor.table.train_size
-    most = max(FEWEST_QUERIES, min(MOST_PRODUCTS // (rows * sides[0].dim), MOST_SCORES // rows))
+    most = min(max(FEWEST_QUERIES, MOST_PRODUCTS // (rows * sides[0].dim)), max(1, MOST_SCORES // rows))
     try:
         others = [attributor.queries(side) for side in attributor.sides(setting, "heldout")]
-        chosen = slice(None, None, -(-min(len(queries) for queries in others) // most))
-        others = [queries[chosen] for queries in others]
         heldout = min(len(queries) for queries in others)
+        others = [queries[: heldout : max(1, -(-heldout // most))] for queries in others]
+        heldout = len(others[0])
     except DtrakError:
         others = []
     for number, side in enumerate(sides):
@@ -240,21 +240,23 @@ class Hubs:
     Attributes:
         share: of the unrelated lists in whose top each training image is.
         expected: the share that chance gives.
+        lists: how many.
     """
 
     share: Float[np.ndarray, " n"]
     expected: float
+    lists: int
 
     @property
     def marked(self) -> Bool[np.ndarray, " n"]:
-        """Which images are hubs."""
-        return self.share > HUB_FACTOR * self.expected
+        """Which images are hubs: they top more lists than chance lets them, and not a single one."""
+        return (self.share > HUB_FACTOR * self.expected) & (self.share * self.lists > 1.5)
 
 
 def hubs(null: Null, top: int = 10) -> Hubs:
     """Which training images are in the top (of at most 50 places) of many unrelated lists."""
     share = np.bincount(null.first[:, :top].ravel(), minlength=len(null.mean)) / len(null.first)
-    return Hubs(share, min(1.0, top / len(null.mean)))
+    return Hubs(share, min(1.0, top / len(null.mean)), len(null.first))
 
 
 def damp_hubs(scores: Scores, null: Null) -> Scores:

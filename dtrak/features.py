@@ -182,13 +182,10 @@ class FeatureExtractor:
         for chunk in gradient_chunks(self.model, x, sample_id, condition, schedule, list(by_output), batch_size, apart):
             values.append(chunk.values)
             rows = slice(chunk.pairs.start, chunk.pairs.stop)
-            for number, gradients in enumerate(chunk.gradients):
+            for number, (start, gradients) in enumerate(zip(self._starts[:-1], chunk.gradients, strict=True)):
                 for gradient, of_output in zip(gradients, by_output.values(), strict=True):
-                    start, mean_wanted = (
-                        self._starts[number],
-                        blocks or not all(self.configs[i].apart for i in of_output),
-                    )
-                    summed = gradient.sum(0, keepdim=True) if mean_wanted and len(gradient) > 1 else gradient
+                    apart_only = not blocks and all(self.configs[i].apart for i in of_output)
+                    summed = gradient if apart_only or len(gradient) == 1 else gradient.sum(0, keepdim=True)
                     for i in of_output:
                         add = self._projectors[i].add
                         if self.configs[i].apart:

@@ -134,6 +134,8 @@ def gram(features: Float[np.ndarray, "n k"]) -> Float64[np.ndarray, "m m"]:
 
 def multiply(matrix: Float[np.ndarray, "n k"], vector: Float[np.ndarray, " k"]) -> Float64[np.ndarray, " n"]:
     """``matrix @ vector`` in float64, row block by row block; float32 is widened as it is read."""
+    if matrix.shape[1:] != vector.shape:
+        raise ValueError(f"shapes {matrix.shape} and {vector.shape} do not multiply")
     vector = np.ascontiguousarray(vector, dtype=np.float64)
     if matrix.dtype == np.float32 and matrix.flags.c_contiguous:
         result = np.empty(len(matrix))

@@ -160,15 +160,17 @@ class KrylovKernel:
 
     def _probe(self, damping: float) -> tuple[np.ndarray, np.ndarray]:
         """‖M φₙ‖² and ‖Φ M φₙ‖² of every row, estimated from the same number of directions each."""
-        if damping not in self._probed:
+        found = self._probed.get(damping)
+        if found is None:
             rows, columns = self._features.shape
             random = keyed_generator("probe", 0, "")
             flat = random.standard_normal((PROBES, columns))
             of_rows = transposed_products(self._features, random.standard_normal((PROBES, rows)))
             solved = self.solve(np.concatenate([flat, of_rows]), [damping])[0]
             squares = _products(self._features, solved) ** 2
-            self._probed = {damping: (squares[:PROBES].mean(0), squares[PROBES:].mean(0))}
-        return self._probed[damping]
+            found = squares[:PROBES].mean(0), squares[PROBES:].mean(0)
+            self._probed = {damping: found}  # the latest alone; another thread may have set its own
+        return found
 
     def _absolute(self, damping: float) -> float:
         if not damping > 0:

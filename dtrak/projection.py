@@ -9,12 +9,12 @@ scaled by 1/√k, as in TRAK); it is the slow reference that tests and benchmark
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from dtrak.config import ProjectionKind
@@ -48,14 +48,16 @@ class Projector(ABC):
             start: number of its first coordinate.
 
         Raises:
-            ValueError: it does not lie within ``input_dim`` numbers.
+            ValueError: it does not lie within ``input_dim`` numbers, or is of another number of vectors.
         """
 
     @abstractmethod
     def result(self, total: Tensor) -> Float[Tensor, "n k"]:
         """The projection of what was added up."""
 
-    def _check(self, piece: Tensor, start: int) -> None:
+    def _check(self, total: Tensor, piece: Tensor, start: int) -> None:
+        if len(piece) != len(total):
+            raise ValueError(f"a piece of {len(piece)} vectors cannot be added to {len(total)}")
         stop = start + _size(piece)
         if not 0 <= start <= stop <= self.input_dim:
             raise ValueError(f"numbers {start} to {stop} are not among {self.input_dim}")
@@ -83,26 +85,26 @@ class SparseProjector(Projector):
 
     def add(self, total: Tensor, piece: Float[Tensor, "n *shape"], start: int) -> None:
         """See :class:`Projector`."""
-        self._check(piece, start)
+        self._check(total, piece, start)
         if piece.dtype != total.dtype:
             piece = piece.to(total.dtype)
         if total.device.type == "cpu":
             _compiled_add()(total.numpy(), *_lines(piece), self._signs_here, self._shifts, start)
         else:
-            _add(total, piece.flatten(1), self._signs, self._shifts.tolist(), start)
+            _add(total, piece.flatten(1), self._signs, self._shifts, start)
 
     def result(self, total: Tensor) -> Float[Tensor, "n k"]:
         """See :class:`Projector`."""
         return total[:, : self.output_dim] + total[:, self.output_dim :]
 
 
-def _add(ring: Tensor, values: Tensor, signs: Tensor, shifts: Sequence[int], start: int) -> None:
+def _add(ring: Tensor, values: Tensor, signs: Tensor, shifts: Int[np.ndarray, " blocks"], start: int) -> None:
     """Add coordinates, the first of which is number ``start``, to their buckets."""
     k, stop = ring.shape[1] // 2, start + values.shape[1]
     signed = values * signs[start:stop]
     for block in range(start // k, -(-stop // k)):
         low, high = max(start, block * k), min(stop, (block + 1) * k)
-        bucket = shifts[block] + low - block * k
+        bucket = int(shifts[block]) + low - block * k
         ring[:, bucket : bucket + high - low] += signed[:, low - start : high - start]
 
 
@@ -173,7 +175,7 @@ class DenseProjector(Projector):
     """``P = R/√k`` with independent entries of mean 0 and variance 1, drawn column by column.
 
     Rows of ``R`` are never held at once: blocks of input coordinates are drawn when needed, so
-    memory stays at ``block · k`` numbers and time at D·k. For reference, not for use.
+    memory stays at the vectors and ``block · k`` numbers and time at D·k. For reference, not for use.
     """
 
     def __init__(
@@ -203,7 +205,7 @@ class DenseProjector(Projector):
 
     def add(self, total: Tensor, piece: Float[Tensor, "n *shape"], start: int) -> None:
         """See :class:`Projector`."""
-        self._check(piece, start)
+        self._check(total, piece, start)
         total[:, start : start + _size(piece)] += piece.flatten(1)
 
     def result(self, total: Tensor) -> Float[Tensor, "n k"]:

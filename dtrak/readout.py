@@ -75,11 +75,12 @@ class Readout:
         """
         if damping is None:
             return self._products(queries)
-        if not self._dual or not fits(*self.features.shape):
-            return self._products(self._preconditioned(queries, damping))
+        if not self._dual or (self._kernel is None and not fits(*self.features.shape)):
+            return self._multiplied(self._preconditioned(queries, damping))
         if self._kernel is None:  # Φ (ΦᵀΦ + λ)⁻¹ φ = (ΦΦᵀ + λ)⁻¹ Φ φ
             return cho_solve(self._factor(damping), self._products(queries).T, check_finite=False).T
-        return self._solve(np.atleast_2d(queries), np.array([damping]))[0].reshape(*queries.shape[:-1], -1)
+        found = self._solve(np.atleast_2d(queries), np.array([damping]))[0]
+        return found.reshape(*queries.shape[:-1], len(self.features))
 
     def inner_of(
         self, rows: Sequence[int], queries: Float[np.ndarray, "q k"], damping: float | None
@@ -171,14 +172,16 @@ class Readout:
 
     def _products(self, queries: Float[np.ndarray, "*q k"]) -> Float64[np.ndarray, "*q n"]:
         """Φ φ; those of the latest batch are kept, for they serve every λ."""
+        latest = self._latest
+        if queries.ndim > 1 and (latest is None or latest[0] is not queries):
+            self._latest = latest = queries, self._multiplied(queries)
+        return latest[1] if latest is not None and latest[0] is queries else self._multiplied(queries)
+
+    def _multiplied(self, queries: Float[np.ndarray, "*q k"]) -> Float64[np.ndarray, "*q n"]:
         if queries.ndim == 1:
             return multiply(self.features, queries)
-        latest = self._latest
-        if latest is None or latest[0] is not queries:
-            wide = queries.astype(np.float64)
-            latest = queries, np.concatenate([wide @ block.T for block in blocks(self.features, LARGE)], axis=1)
-            self._latest = latest
-        return latest[1]
+        wide = queries.astype(np.float64)
+        return np.concatenate([wide @ block.T for block in blocks(self.features, LARGE)], axis=1)
 
     def sweep(
         self,
@@ -198,17 +201,19 @@ class Readout:
     ) -> Float64[np.ndarray, "l q n"]:
         kernel = self.kernel
         if isinstance(kernel, KrylovKernel):
-            return np.stack([self._products(q) for q in kernel.solve(queries, dampings)])
+            return np.stack([self._multiplied(q) for q in kernel.solve(queries, dampings)])
         inverse = [1 / (kernel.eigenvalues + d * (kernel.mean_eigenvalue or 1.0)) for d in dampings.tolist()]
         seen = self._products(queries) if kernel.dual else queries.astype(np.float64)
         turned = seen @ kernel.eigenvectors
         found = [(turned * row) @ kernel.eigenvectors.T for row in inverse]
-        return np.stack(found if kernel.dual else [self._products(q) for q in found])
+        return np.stack(found if kernel.dual else [self._multiplied(q) for q in found])
 
     def _factor(self, damping: float) -> tuple[np.ndarray, bool]:
-        if damping not in self._factors:
+        factor = self._factors.get(damping)
+        if factor is None:
             matrix = self._gram.copy()
             unit = np.trace(matrix) / len(matrix)
             matrix[np.diag_indices_from(matrix)] += damping * (unit or 1.0)
-            self._factors = {damping: cho_factor(matrix, lower=True, overwrite_a=True, check_finite=False)}
-        return self._factors[damping]
+            factor = cho_factor(matrix, lower=True, overwrite_a=True, check_finite=False)
+            self._factors = {damping: factor}  # the latest alone; another thread may have set its own
+        return factor

@@ -95,7 +95,8 @@ class Recorder:
         for layer, names in self._tuned.items():
             for name in names:
                 with torch.no_grad():
-                    yield self._added_up(layer, name, uses[layer], len(prediction), len(cotangents))
+                    found = self._added_up(layer, name, uses[layer], len(prediction), len(cotangents))
+                yield found
 
     @staticmethod
     def _added_up(

@@ -1,9 +1,7 @@
 """The training side of a study: its models, its stores, and Φ with its kernel under any setting."""
 
-from collections import OrderedDict
-from collections.abc import Callable
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +14,7 @@ from dtrak.features import identity
 from dtrak.files import digest
 from dtrak.gradients import elbo_weights
 from dtrak.index import AttributionIndex
+from dtrak.latest import Latest
 from dtrak.methods import METHODS, Method, get_method
 from dtrak.models import DiffusionModel
 from dtrak.query import data_fingerprint
@@ -28,7 +27,6 @@ from dtrak.study_models import load_study_model
 from dtrak.truth import Family, SubsetTruth, load_subsets
 
 KEPT = 8
-T = TypeVar("T")
 
 
 class TrainingSide:
@@ -41,9 +39,8 @@ class TrainingSide:
         self._identities: dict[FeatureConfig, tuple[dict[str, Any], str]] = {}
         self._stores: dict[str, FeatureStore] = {}
         self._indexes: dict[str, AttributionIndex] = {}
-        self._readouts: OrderedDict[str, Readout] = OrderedDict()
+        self._readouts, self._queries = Latest[Readout](KEPT), Latest[np.ndarray](KEPT)
         self._subsets: dict[Family, SubsetTruth] = {}
-        self._queries: OrderedDict[str, np.ndarray] = OrderedDict()
 
     @property
     def model(self) -> DiffusionModel:
@@ -175,7 +172,7 @@ class TrainingSide:
 
     def readout(self, side: Side) -> Readout:
         """The training features of one model under a setting; the latest few are kept."""
-        return _latest(self._readouts, self._key(side), lambda: self._read(side))
+        return self._readouts.of(self._key(side), lambda: self._read(side))
 
     def queries(self, side: Side) -> Float[np.ndarray, "q k"]:
         """The features of held-out images, or of the truth's queries, under a selection; the latest few are kept.
@@ -183,7 +180,7 @@ class TrainingSide:
         Args:
             side: of the split "heldout" or "truth".
         """
-        return _latest(self._queries, self._key(side), lambda: self._sum(side))
+        return self._queries.of(self._key(side), lambda: self._sum(side))
 
     def index(self, method: str | Method) -> AttributionIndex:
         """The index that the method searches under its defaults.
@@ -270,11 +267,3 @@ class TrainingSide:
                         hint=hint,
                     )
         raise DtrakError(f"The index of study '{name}' is not built.", hint=hint)
-
-
-def _latest(kept: OrderedDict[str, T], key: str, make: Callable[[], T]) -> T:
-    found = kept.pop(key) if key in kept else make()
-    kept[key] = found
-    while len(kept) > KEPT:
-        kept.popitem(last=False)
-    return found

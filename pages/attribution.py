@@ -146,8 +146,8 @@ def verdict(answer: Attribution, null: Null | None) -> None:
         st.markdown(f"The top score lies {z:.1f} standard deviations above the mean of all {len(answer.scores)}.")
         return
     chance = (
-        f"The top score lies {z:.1f} standard deviations above the mean; random directions of equal norm stay below "
-        f"{null.threshold:.1f} in 95 % of cases."
+        f"The top score lies {z:.1f} standard deviations above the mean; 95 % of {null.directions} random directions "
+        f"of equal norm stay below {null.threshold:.1f}."
     )
     above = int(above_chance(answer.scores, null).sum())
     if above:
@@ -201,7 +201,9 @@ def evidence() -> None:
         except DtrakError as reason:
             st.info(f"{reason.message} {reason.hint or ''}")
     with lists:
-        if stable is None:
+        if behind is None:
+            st.info("Still being worked out; see above.")
+        elif stable is None:
             st.info("Stability needs a method of one model whose timesteps are stored apart.")
         else:
             steady = sum(stable.share[table.rows[s.record.id]] >= STABLE for s in proponents)
@@ -216,6 +218,24 @@ def evidence() -> None:
                 f"{count} training images are hubs: in the top {top} of more than {HUB_FACTOR:.0f} times as many "
                 f"unrelated lists as chance gives ({percent(hub.expected, 1)}). They tell little about this image."
             )
+
+
+def work_out_evidence() -> None:
+    """Have worked out what stands behind a ranking of a large study, and say how far it is."""
+    job = service.evidence_job(run, setting, top)
+    if job.state in ("failed", "cancelled"):
+        if job.error:
+            show_error(job.error)
+        else:
+            st.info("What chance gives was not worked out: cancelled.")
+        if not st.button("Compute again", key="evidence-again"):
+            return
+        job = service.evidence_job(run, setting, top, again=True)
+    before = st.session_state.get("evidence_job")
+    if before is not None and before is not job:
+        queue_beside().drop(before)  # of a setting that this visitor has left
+    st.session_state["evidence_job"] = job
+    wait_for(job, "What chance gives, and how stable this ranking is:", "evidence-cancel", jobs=queue_beside())
 
 
 def exports() -> None:
@@ -257,6 +277,8 @@ with right:
     if behind:
         with place:
             verdict(answer, null)
+    elif damp:
+        st.caption("Hubs are damped once it is known what chance gives.")
     reliability_card(service, setting, run)
     hub = None if null is None else hubs(null, top)
     groups = service.duplicates if collapse else None
@@ -280,7 +302,10 @@ with right:
         gallery(tiles(opponents, table), "opponent", "opponents")
     st.subheader("Evidence")
     evidence()
-    exports()
+    if behind:
+        exports()
+    else:
+        st.caption("Exports follow when it is known what chance gives.")
     st.subheader("What if")
     st.fragment(what_if)(service, run, answer)
     st.subheader("All scores")
@@ -301,5 +326,4 @@ with right:
     )
     if behind is None:  # last, so that it takes no time from the page
         with place:
-            wait_for(service.find_evidence(run, setting, top), "What chance gives, and how stable this ranking is:",
-                     "evidence-cancel", jobs=queue_beside())  # fmt: skip
+            work_out_evidence()

@@ -89,6 +89,10 @@ def test_readouts_agree_by_either_road(monkeypatch):
     monkeypatch.setenv("DTRAK_MEMORY", "0.01MB")
     krylov = Readout(phi)
     assert isinstance(krylov.kernel, KrylovKernel)
+    wide = phi.T.copy()  # fewer rows than columns, decomposed when more memory was allowed
+    known = Readout(wide, kernel=Kernel.decompose(wide))
+    for some in (np.zeros((0, 90)), np.random.default_rng(4).standard_normal((2, 90))):
+        np.testing.assert_allclose(known.inner(some, 0.1), Readout(wide).inner(some, 0.1), atol=1e-6)
     found = krylov.scores(queries, 0.1), krylov.each(queries, [0.01, 1.0]), krylov.scores(queries[0], 0.1)
     np.testing.assert_allclose(krylov.inner_of([3, 1], queries, 0.1), expected[0][:, [3, 1]], atol=1e-6)
     for a, b in zip(found, expected, strict=True):

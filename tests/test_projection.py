@@ -41,7 +41,7 @@ def test_other_devices_add_to_the_same_bits(pair):
     projector = SparseProjector(D, K, 1)
     ring = torch.zeros(2, 2 * K, dtype=torch.float64)
     for start, stop in ((0, 70), (70, 300)):
-        _add(ring, pair[:, start:stop], projector._signs, projector._shifts.tolist(), start)
+        _add(ring, pair[:, start:stop], projector._signs, projector._shifts, start)
     assert (ring[:, :K] + ring[:, K:] == projector(pair)).all()
 
 
@@ -57,6 +57,8 @@ def test_pieces_are_the_whole(pair, kind):
     for start in (1, -1):
         with pytest.raises(ValueError, match="are not among 300"):
             project.add(total, pair, start)
+    with pytest.raises(ValueError, match="2 vectors cannot be added to 1"):
+        project.add(total[:1], pair, 0)
 
 
 @pytest.mark.parametrize("kind", ["sparse", "normal"])

@@ -91,6 +91,14 @@ class JobQueue:
             self._changed.notify_all()
             return job
 
+    def drop(self, job: Job) -> None:
+        """Forget a job that has not begun; it never runs."""
+        with self._changed:
+            if job.state == "queued":
+                job.state = "cancelled"
+                self._waiting = [(other, work) for other, work in self._waiting if other is not job]
+                self._jobs.pop(job.key, None)
+
     def active(self) -> list[Job]:
         """What waits or runs, the first first."""
         with self._changed:

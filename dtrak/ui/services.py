@@ -2,6 +2,7 @@
 
 import functools
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +24,7 @@ from dtrak.evaluation.removal import Removal, Task, draw_all, drawn, is_drawn
 from dtrak.evaluation.results import Evaluation, load_evaluation
 from dtrak.evidence import Null, Stability, near_duplicates, null_band, stability, standardise
 from dtrak.files import digest, exclusive
+from dtrak.latest import Latest
 from dtrak.methods import METHODS
 from dtrak.query import Query, QuerySet
 from dtrak.sampling import GenerationSettings, sample
@@ -41,7 +43,6 @@ LARGE = 2**26  # numbers in Φ, beyond which a page does not wait for what stand
 TRUTH_PARTS = ("evaluation.json", "counterfactual.json")
 WHAT_IF_SHARE = 2  # of the recipe's steps, a what-if takes one part in so many
 T = TypeVar("T")
-Steps = dict[tuple[Any, ...], Callable[[], Any]]
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,8 @@ class StudyService:
         self.attributor = Attributor(self.folder)
         self.runs = RunStore(self.folder.runs)
         self.lock = threading.RLock()
-        self._answers: dict[tuple[Any, ...], Any] = {}
+        self._answers, self._evidence = Latest[Any](ANSWERS_KEPT), Latest[Any](ANSWERS_KEPT)
+        self._opened = time.monotonic_ns()  # a job that another opening of the study began is not this one's
         self._judges: tuple[SubsetTruth, QuerySet] | None = None
 
     @functools.cached_property
@@ -166,14 +168,10 @@ class StudyService:
         """
         key = (run.id, setting.text, question, *more)
         with self.lock:
-            if key in self._answers:
-                return self._answers[key]
-            features = self.features(run, [setting])
+            features = self.features(run, [setting]) if key not in self._answers else {}
             if features is None:
                 return None
-            answer = question(self.attributor, setting, self.query(run), features, *more)
-            self._remember(key, answer)
-            return answer
+            return self._answers.of(key, lambda: question(self.attributor, setting, self.query(run), features, *more))
 
     def lane(self, run: Run, setting: Setting, title: str, measured: str = "") -> Lane:
         """All scores of a run whose features are computed, under a title and what was measured of the setting."""
@@ -182,48 +180,54 @@ class StudyService:
         return Lane(title, answer[0], measured)
 
     def evidence(self, run: Run, setting: Setting, top: int) -> Evidence | None:
-        """What chance gives and how stable an answer is; None where that is still to be worked out beside the page.
+        """What chance gives and how stable an answer is; None where :meth:`evidence_job` has yet to work it out.
 
         Args:
             run: one whose features are computed.
         """
-        steps = self._evidence_steps(run, setting, top)
-        if any(name not in self._answers for name in steps):
-            job = queue_beside().get(self._evidence_key(run, setting, top))
-            given_up = job is not None and job.state in ("failed", "cancelled")
-            if self._is_large(setting) and not given_up:
-                return None
-            if not given_up:
-                self._work_out(steps, Job(""))
-        return Evidence(*(self._answers.get(name) for name in steps))
+        if not self._is_large(setting):
+            with self.lock:
+                return self._work_out(run, setting, top, Job(""))
+        job = queue_beside().get(self._evidence_key(run, setting, top))
+        return job.result if job is not None and job.state == "done" else None
 
-    def find_evidence(self, run: Run, setting: Setting, top: int) -> Job:
-        """Queue what :meth:`evidence` lacks."""
-        steps = self._evidence_steps(run, setting, top)
-        return queue_beside().submit(self._evidence_key(run, setting, top), partial(self._work_out, steps))
+    def evidence_job(self, run: Run, setting: Setting, top: int, again: bool = False) -> Job:
+        """The latest job that works out the evidence of a large study, queued if there is none.
+
+        Args:
+            again: also if it failed or was cancelled.
+        """
+        key = self._evidence_key(run, setting, top)
+        job = queue_beside().get(key)
+        if job is None or again:
+            job = queue_beside().submit(key, partial(self._work_out, run, setting, top))
+        return job
 
     def _evidence_key(self, run: Run, setting: Setting, top: int) -> str:
-        return f"evidence:{self.folder.study.name}:{run.id}:{setting.text}:{top}"
+        return f"evidence:{self._opened}:{self.folder.study.name}:{run.id}:{setting.text}:{top}"
 
-    def _evidence_steps(self, run: Run, setting: Setting, top: int) -> Steps:
+    def _work_out(self, run: Run, setting: Setting, top: int, job: Job) -> Evidence:
+        null = self._null(setting)
+        job.progress(1, 2)
         features = self.features(run, [setting])
         assert features is not None
-        query = self.query(run)
-        return {
-            ("", setting.text, null_band): lambda: null_band(self.attributor, setting),
-            (run.id, setting.text, stability, top): lambda: stability(self.attributor, setting, query, features, top),
-        }
 
-    def _work_out(self, steps: Steps, job: Job) -> None:
-        for done, (name, step) in enumerate(steps.items()):
-            job.progress(done, len(steps))
-            if name not in self._answers:
-                try:
-                    answer = step()
-                except DtrakError:  # there is no such thing for this method
-                    answer = None
-                with self.lock:
-                    self._remember(name, answer)
+        def stable() -> Stability | None:
+            try:
+                return stability(self.attributor, setting, self.query(run), features, top)
+            except DtrakError:  # there is no such thing for this method
+                return None
+
+        return Evidence(null, self._evidence.of((run.id, setting.text, top), stable))
+
+    def _null(self, setting: Setting) -> Null | None:
+        try:
+            found = self._evidence.of(setting.text, lambda: null_band(self.attributor, setting))
+        except DtrakError:
+            return None
+        if not found.heldout and any(config.split == "heldout" for config in self.folder.study.feature_sets):
+            self._evidence.drop(setting.text)  # the held-out images may still be at work
+        return found
 
     def _is_large(self, setting: Setting) -> bool:
         if METHODS[setting.method].family != "gradient":
@@ -258,14 +262,11 @@ class StudyService:
         """The LDS of any setting at its own λ, or None where the truth or its features are not built; kept."""
         key = ("", setting.text, score_now, queries)
         with self.lock:
-            if key not in self._answers:
-                try:
-                    if self._judges is None:
-                        self._judges = judges(self.attributor)
-                    self._remember(key, score_now(self.attributor, setting, queries, self._judges))
-                except DtrakError:
-                    return None
-            return self._answers[key]
+            try:
+                known = self._judges = self._judges or judges(self.attributor)
+                return self._answers.of(key, lambda: score_now(self.attributor, setting, queries, known))
+            except DtrakError:
+                return None
 
     def what_if(self, run: Run, removed: Sequence[str]) -> list[Task]:
         """What :meth:`retrain_without` trains and draws: all images, without ``removed``, without as many others."""
@@ -322,11 +323,6 @@ class StudyService:
                 z = float(standardise(answer.scores)[row])
                 found.append((run, z, int(ranks(answer.scores)[row]) + 1))
         return sorted(found, key=lambda item: -item[1])[:count]
-
-    def _remember(self, key: tuple[Any, ...], answer: Any) -> None:
-        if len(self._answers) >= ANSWERS_KEPT:
-            self._answers.pop(next(iter(self._answers)))
-        self._answers[key] = answer
 
     def _needs(self, run: Run, settings: Sequence[Setting]) -> list[Need]:
         needs = [need for setting in settings for need in self.attributor.needs(setting, self.query(run))]

@@ -1,0 +1,35 @@
+"""The latest few answers to expensive questions."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Latest(Generic[T]):
+    """Keeps so many values, those asked for last; threads may share it."""
+
+    def __init__(self, count: int):
+        self._count = count
+        self._kept: OrderedDict[Hashable, T] = OrderedDict()
+        self._lock = threading.RLock()
+
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._kept
+
+    def of(self, key: Hashable, make: Callable[[], T]) -> T:
+        """The value of a key, made if it is not kept; by one thread, while others that ask for any key wait."""
+        with self._lock:
+            if key not in self._kept:
+                self._kept[key] = make()
+                if len(self._kept) > self._count:
+                    self._kept.popitem(last=False)
+            self._kept.move_to_end(key)
+            return self._kept[key]
+
+    def drop(self, key: Hashable) -> None:
+        """Let go of a value."""
+        with self._lock:
+            self._kept.pop(key, None)
