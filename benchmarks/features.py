@@ -122,7 +122,7 @@ def feature_rows(subject: Subject) -> list[Row]:
 
 
 def reference_rows(subject: Subject) -> list[Row]:
-    """The reference recipe, once, at the same k, and our feature after it; it changes the plain model, so it comes last."""
+    """The reference recipe, once, at the same k, and our feature after it; it changes the plain model: call it last."""
     rows = []
     index = next(iter(subject.plain.classes.values()))
     for count in (1, 8):

@@ -95,7 +95,9 @@ def page_rows(study: str, run: str) -> list[Row]:
         for i in range(TOGGLES):
             app.slider(key=slider).set_value(0.25 * i)
             seconds.append(timed(app))
-        what = f"{page.capitalize()}, N = {ROWS:,}, k = {DIM:,}: from another λ to the end of the page's script, nothing beside it"
+        what = (
+            f"{page.capitalize()}, N = {ROWS:,}, k = {DIM:,}: another λ to the end of the page's script, all else idle"
+        )
         worst = f"goal 500 ms; the slowest of {TOGGLES}: {1e3 * max(seconds):.0f} ms"
         rows.append((what, f"{1e3 * statistics.median(seconds):.0f} ms", worst))
     return rows
