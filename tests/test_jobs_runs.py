@@ -48,6 +48,20 @@ def test_cancel_stops_running_and_queued_jobs():
     assert waiting.done == 0
 
 
+def test_a_job_that_has_not_begun_can_be_dropped():
+    queue, gate, done = JobQueue(), threading.Event(), []
+    running, waiting = queue.submit("a", lambda job: gate.wait(5)), queue.submit("b", lambda job: done.append("b"))
+    wait_until(lambda: running.state == "running")
+    queue.drop(running)
+    queue.drop(waiting)
+    assert (running.state, waiting.state) == ("running", "cancelled")
+    assert queue.get("b") is None
+    gate.set()
+    last = queue.submit("c", lambda job: done.append("c"))
+    wait_until(lambda: last.state == "done")
+    assert done == ["c"]
+
+
 def test_a_failing_job_leaves_the_worker_alive():
     queue = JobQueue()
 
