@@ -1,6 +1,6 @@
 """``python -m benchmarks.features``: features against a plain forward and backward, and the reference recipe."""
 
-import copy
+import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -67,13 +67,9 @@ class Subject:
         """ArtBench's network and LoRA with random weights, which cost what trained ones do."""
         study = load_study("artbench2")
         network, x, _ = new_network(study)
-        plain = Captioned(network, new_scheduler(), study.resolution)
-        model = Captioned(
-            copy.deepcopy(network).to(memory_format=torch.channels_last), new_scheduler(), study.resolution
-        )  # type: ignore[call-overload]
-        return cls(
-            "ArtBench's LoRA of Stable Diffusion 1.x, random weights", plain, model, torch.randn_like(x[0]), None, 2, 5
-        )
+        model = Captioned(network, new_scheduler(), study.resolution)
+        title = "ArtBench's LoRA of Stable Diffusion 1.x, random weights"
+        return cls(title, model, model, torch.randn_like(x[0]), None, 2, 5)
 
     @property
     def tuned(self) -> int:
@@ -104,21 +100,21 @@ def feature_rows(subject: Subject) -> list[Row]:
     """Features against a plain pass."""
     works = [
         subject.floor(subject.plain),
-        subject.floor(subject.model),
         subject.features(OUTPUTS[0]),
         subject.features(*OUTPUTS),
         subject.features(*OUTPUTS, apart=True),
+        *([] if subject.model is subject.plain else [subject.floor(subject.model)]),
     ]
-    base, own, one, both, apart = medians(works, subject.repeats)
+    base, one, both, apart, *own = medians(works, subject.repeats)
     what = f"{subject.title}, {subject.tuned:,} tuned weights: forward and backward, one image at {subject.timesteps}"
-    rows = [
+    laid_out = "the same with weights laid out channels last, as dtrak loads it"
+    return [
         (f"{what} timesteps (the floor)", _clock(base), ""),
-        ("the same with weights laid out channels last, as dtrak loads it", _clock(own), f"{own / base:.2f} × floor"),
+        *((laid_out, _clock(seconds), f"{seconds / base:.2f} × floor") for seconds in own),
         ("feature of one output function", _clock(one), f"{one / base:.2f} × floor (goal 1.2)"),
         ("features of both output functions", _clock(both), f"{both / base:.2f} × floor (goal 1.6)"),
         ("the same, each timestep kept apart", _clock(apart), f"{apart / base:.2f} × floor (goal 1.6)"),
     ]
-    return rows
 
 
 def reference_rows(subject: Subject) -> list[Row]:
@@ -143,19 +139,30 @@ def _clock(seconds: float) -> str:
     return f"{seconds * 1e3:.0f} ms" if seconds < 10 else in_words(seconds)
 
 
-def main() -> None:
-    """Measure, print and write."""
+def pixel() -> list[Row]:
+    """The demo's LoRA and its base, and the reference recipe on both."""
     folder = StudyFolder(load_study("demo"))
-    rows = list[Row]()
-    with task_threads():
-        x = load_study_model(folder).encode(folder.table.pixels[:1])[0]
-        demo = Subject.of_study("demo (LoRA)", "demo", x)
-        base = Subject.of_study("base of the demo, all of its weights", "openmoji-base", x)
-        for subject in (demo, base, Subject.lora_study()):
-            rows += feature_rows(subject)
-        for subject in (demo, base):
-            rows += reference_rows(subject)
-    publish("python -m benchmarks.features", rows)
+    x = load_study_model(folder).encode(folder.table.pixels[:1])[0]
+    demo = Subject.of_study("demo (LoRA)", "demo", x)
+    base = Subject.of_study("base of the demo, all of its weights", "openmoji-base", x)
+    return [row for rows in (feature_rows, reference_rows) for subject in (demo, base) for row in rows(subject)]
+
+
+def text() -> list[Row]:
+    """A LoRA of Stable Diffusion."""
+    return feature_rows(Subject.lora_study())
+
+
+PARTS = {"pixel": pixel, "text": text}
+
+
+def main() -> None:
+    """Measure some parts, or all; each has a table of its own."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("parts", nargs="*", metavar="|".join(PARTS), help="default: all")
+    for part in parser.parse_args().parts or PARTS:
+        with task_threads():
+            publish(f"python -m benchmarks.features {part}", PARTS[part]())
 
 
 if __name__ == "__main__":

@@ -42,8 +42,9 @@ def load_study_model(folder: StudyFolder, device: torch.device | str = "cpu", va
             hint="Name one under model.adapter, or set training.method: lora and train it.",
         )
     model = load_any(folder.study, config.path, config.adapter, frequent_prompts(folder)).to(device)
-    if model.device.type == "cpu":  # trainings keep the layout that their measured truth was made with
-        model.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # convolutions are quicker so
+    if model.device.type == "cpu" and not model.takes_text:
+        # Convolutions are quicker so, attention is not. Trainings keep the layout that their truth was made with.
+        model.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model
 
 
