@@ -207,6 +207,7 @@ class StudyService:
         return f"evidence:{self._opened}:{self.folder.study.name}:{run.id}:{setting.text}:{top}"
 
     def _work_out(self, run: Run, setting: Setting, top: int, job: Job) -> Evidence:
+        job.progress(0, 2)
         null = self._null(setting)
         job.progress(1, 2)
         features = self.features(run, [setting])
