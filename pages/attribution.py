@@ -222,7 +222,7 @@ def evidence() -> None:
 
 def work_out_evidence() -> None:
     """Have worked out what stands behind a ranking of a large study, and say how far it is."""
-    job = service.evidence_job(run, setting, top)
+    job = service.behind.job(run, setting, top)
     if job.state in ("failed", "cancelled"):
         if job.error:
             show_error(job.error)
@@ -230,7 +230,7 @@ def work_out_evidence() -> None:
             st.info("What chance gives was not worked out: cancelled.")
         if not st.button("Compute again", key="evidence-again"):
             return
-        job = service.evidence_job(run, setting, top, again=True)
+        job = service.behind.job(run, setting, top, again=True)
     before = st.session_state.get("evidence_job")
     if before is not None and before is not job:
         queue_beside().drop(before)  # of a setting that this visitor has left
@@ -263,7 +263,7 @@ with right:
         if not features_or_wait(service, run, [setting], "attribution"):
             st.stop()
         answer = service.attribute(run, setting, top)
-        behind = service.evidence(run, setting, top)
+        behind = service.behind.evidence(run, setting, top)
     except DtrakError as error:
         show_error(error)
         st.stop()

@@ -169,9 +169,9 @@ def test_attribution(app, run):
 
 
 def test_attribution_in_a_large_study_ranks_before_it_knows_what_chance_gives(app, run, monkeypatch):
-    monkeypatch.setattr("dtrak.ui.services.LARGE", 0)
+    monkeypatch.setattr("dtrak.ui.behind.LARGE", 0)
     held = threading.Event()
-    monkeypatch.setattr("dtrak.ui.services.null_band", lambda *a: held.wait(30) and null_band(*a))
+    monkeypatch.setattr("dtrak.ui.behind.null_band", lambda *a: held.wait(30) and null_band(*a))
     app.run()
     app.query_params.update({"run": run.id, "damping_dtrak": "-0.25"})  # a setting that nobody asked about before
     app.switch_page("pages/attribution.py").run()

@@ -2,10 +2,8 @@
 
 import functools
 import threading
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,24 +20,23 @@ from dtrak.evaluation.lds import Score
 from dtrak.evaluation.measure import judges, score_now
 from dtrak.evaluation.removal import Removal, Task, draw_all, drawn, is_drawn
 from dtrak.evaluation.results import Evaluation, load_evaluation
-from dtrak.evidence import Null, Stability, near_duplicates, null_band, stability, standardise
+from dtrak.evidence import near_duplicates, standardise
 from dtrak.files import digest, exclusive
 from dtrak.latest import Latest
-from dtrak.methods import METHODS
 from dtrak.query import Query, QuerySet
 from dtrak.sampling import GenerationSettings, sample
 from dtrak.settings import Setting
 from dtrak.studies import StudyFolder, trained_model_config, truth_folders
 from dtrak.truth import SubsetTruth
+from dtrak.ui.behind import Behind
 from dtrak.ui.evaluate import Reliability, reliability
-from dtrak.ui.jobs import Job, queue, queue_beside, retraining_queue
+from dtrak.ui.jobs import Job, queue, retraining_queue
 from dtrak.ui.runs import Run, RunStore
 from dtrak.whatif import random_rows
 
 ANSWERS_KEPT = 64
 DUPLICATES_LIMIT = 5_000
 REVERSE_RUNS = 50
-LARGE = 2**26  # numbers in Φ, beyond which a page does not wait for what stands behind an answer
 TRUTH_PARTS = ("evaluation.json", "counterfactual.json")
 WHAT_IF_SHARE = 2  # of the recipe's steps, a what-if takes one part in so many
 T = TypeVar("T")
@@ -54,14 +51,6 @@ class Lane:
     measured: str = ""
 
 
-@dataclass(frozen=True)
-class Evidence:
-    """What stands behind an answer, as far as its method has it."""
-
-    null: Null | None
-    stable: Stability | None
-
-
 class StudyService:
     """What pages ask of one study; slow things become jobs."""
 
@@ -70,8 +59,7 @@ class StudyService:
         self.attributor = Attributor(self.folder)
         self.runs = RunStore(self.folder.runs)
         self.lock = threading.RLock()
-        self._answers, self._evidence = Latest[Any](ANSWERS_KEPT), Latest[Any](ANSWERS_KEPT)
-        self._opened = time.monotonic_ns()  # a job that another opening of the study began is not this one's
+        self._answers = Latest[Any](ANSWERS_KEPT)
         self._judges: tuple[SubsetTruth, QuerySet] | None = None
 
     @functools.cached_property
@@ -179,61 +167,10 @@ class StudyService:
         assert answer is not None
         return Lane(title, answer[0], measured)
 
-    def evidence(self, run: Run, setting: Setting, top: int) -> Evidence | None:
-        """What chance gives and how stable an answer is; None where :meth:`evidence_job` has yet to work it out.
-
-        Args:
-            run: one whose features are computed.
-        """
-        if not self._is_large(setting):
-            with self.lock:
-                return self._work_out(run, setting, top, Job(""))
-        job = queue_beside().get(self._evidence_key(run, setting, top))
-        return job.result if job is not None and job.state == "done" else None
-
-    def evidence_job(self, run: Run, setting: Setting, top: int, again: bool = False) -> Job:
-        """The latest job that works out the evidence of a large study, queued if there is none.
-
-        Args:
-            again: also if it failed or was cancelled.
-        """
-        key = self._evidence_key(run, setting, top)
-        job = queue_beside().get(key)
-        if job is None or again:
-            job = queue_beside().submit(key, partial(self._work_out, run, setting, top))
-        return job
-
-    def _evidence_key(self, run: Run, setting: Setting, top: int) -> str:
-        return f"evidence:{self._opened}:{self.folder.study.name}:{run.id}:{setting.text}:{top}"
-
-    def _work_out(self, run: Run, setting: Setting, top: int, job: Job) -> Evidence:
-        job.progress(0, 2)
-        null = self._null(setting)
-        job.progress(1, 2)
-        features = self.features(run, [setting])
-        assert features is not None
-
-        def stable() -> Stability | None:
-            try:
-                return stability(self.attributor, setting, self.query(run), features, top)
-            except DtrakError:  # there is no such thing for this method
-                return None
-
-        return Evidence(null, self._evidence.of((run.id, setting.text, top), stable))
-
-    def _null(self, setting: Setting) -> Null | None:
-        try:
-            found = self._evidence.of(setting.text, lambda: null_band(self.attributor, setting))
-        except DtrakError:
-            return None
-        if not found.heldout and any(config.split == "heldout" for config in self.folder.study.feature_sets):
-            self._evidence.drop(setting.text)  # the held-out images may still be at work
-        return found
-
-    def _is_large(self, setting: Setting) -> bool:
-        if METHODS[setting.method].family != "gradient":
-            return False
-        return self.attributor.table.train_size * self.attributor.sides(setting)[0].dim > LARGE
+    @functools.cached_property
+    def behind(self) -> Behind:
+        """What stands behind answers."""
+        return Behind(self)
 
     @functools.cached_property
     def duplicates(self) -> np.ndarray | None:
