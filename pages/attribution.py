@@ -216,7 +216,7 @@ def evidence() -> None:
             count = int(hub.marked.sum())
             st.markdown(
                 f"{count} training images are hubs: in the top {top} of more than {HUB_FACTOR:.0f} times as many "
-                f"unrelated lists as chance gives ({percent(hub.expected, 1)}). They tell little about this image."
+                f"unrelated lists as chance gives ({percent(hub.expected, 1 if hub.expected > 0.001 else 3)}). They tell little about this image."
             )
 
 
