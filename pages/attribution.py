@@ -213,10 +213,10 @@ def evidence() -> None:
                 "projection. The percentage on a tile is that share; the others are faded."
             )
         if hub is not None:
-            count = int(hub.marked.sum())
+            count, digits = int(hub.marked.sum()), 1 if hub.expected > 0.001 else 3
             st.markdown(
                 f"{count} training images are hubs: in the top {top} of more than {HUB_FACTOR:.0f} times as many "
-                f"unrelated lists as chance gives ({percent(hub.expected, 1 if hub.expected > 0.001 else 3)}). They tell little about this image."
+                f"unrelated lists as chance gives ({percent(hub.expected, digits)}). They tell little about this image."
             )
 
 
