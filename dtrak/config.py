@@ -116,7 +116,11 @@ class ModelConfig(_Frozen):
 
 
 class TrainingConfig(_Frozen):
-    """How ``train`` makes the model. Rates and sizes are per step; ``seed`` fixes every draw."""
+    """How ``train`` makes the model. Rates and sizes are per step; ``seed`` fixes every draw.
+
+    ``timestep_sampling`` "stratified" gives the samples of a batch one timestep from each of ``batch_size``
+    equal parts of the range, by their places in the epoch's order: the batch's gradient varies less.
+    """
 
     method: Literal["full", "lora"] = "full"
     steps: int = Field(1000, gt=0)
@@ -129,6 +133,7 @@ class TrainingConfig(_Frozen):
     epsilon: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.0, ge=0)
     min_snr_gamma: float | None = Field(5.0, gt=0)
+    timestep_sampling: Literal["independent", "stratified"] = "independent"
     clip: float | None = Field(None, gt=0)
     dropout: float = Field(0.0, ge=0, lt=1)
     dropout_modules: str = ""

@@ -102,19 +102,21 @@ class KeyedBatches:
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0))
 
     def __call__(self, step: int) -> _Batch:
-        epoch, place = divmod(step, self.steps_per_epoch)
+        epoch, number = divmod(step, self.steps_per_epoch)
         if self._order[0] != epoch:
             self._order = (epoch, epoch_order(self._config.seed, epoch, self._ids))
         size = self._config.batch_size
-        chosen = self._order[1][place * size : (place + 1) * size]
-        chosen = chosen[self._weights[chosen].numpy() != 0]
+        chosen = self._order[1][number * size : (number + 1) * size]
+        count = len(chosen)
+        places = np.flatnonzero(self._weights[chosen].numpy() != 0)
+        chosen = chosen[places]
         shape = self._model.latent_shape
         can_drop = self._model.free_condition(1) is not None
         x, timesteps, noise, names, keys = [], [], [], [], []
-        for i in chosen.tolist():
+        for place, i in zip(places.tolist(), chosen.tolist(), strict=True):
             random = keyed_generator("training", self._config.seed, self._ids[i], epoch)
             flip, drop = random.random(2)
-            timesteps.append(int(random.integers(self._model.num_timesteps)))
+            timesteps.append(self._timestep(random, place / count, count))
             noise.append(torch.from_numpy(random.standard_normal(shape, np.float32)))
             flipped = self._config.flip and bool(flip < 0.5)
             x.append(self._model.training_input(self._inputs[i], flipped, random))
@@ -129,6 +131,11 @@ class KeyedBatches:
             self._weights[chosen].to(device),
             keys,
         )
+
+    def _timestep(self, random: np.random.Generator, stratum: float, strata: int) -> int:
+        if self._config.timestep_sampling == "stratified":
+            return int((stratum + random.random() / strata) * self._model.num_timesteps)
+        return int(random.integers(self._model.num_timesteps))
 
 
 class SmoothAdamW:

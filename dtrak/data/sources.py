@@ -16,11 +16,13 @@ from dtrak.errors import DtrakError
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "png")
 RELEASES = ("cifar10", "celeba", "artbench")
+SPLITS = ("train", "heldout")  # what a column of that name may say; other words leave the draw to dtrak
 _COLUMNS = {
     "label": ("label", "labels", "class", "style", "genre"),
     "caption": ("caption", "text", "title"),
     "creator": ("creator", "artist", "author"),
     "licence": ("licence", "license"),
+    "split": ("split",),
 }
 
 
@@ -105,7 +107,7 @@ def _table_rows(table: Any, split: str, data: DataConfig, study: Study) -> Rows:
         )
     table = table.cast_column(image_column, datasets.Image(decode=False))
     columns = {
-        field: getattr(data, f"{field}_column") or next((c for c in names if c in table.column_names), None)
+        field: getattr(data, f"{field}_column", None) or next((c for c in names if c in table.column_names), None)
         for field, names in _COLUMNS.items()
     }
     for field, column in [*columns.items(), ("id", data.id_column)]:
@@ -129,6 +131,7 @@ def _table_rows(table: Any, split: str, data: DataConfig, study: Study) -> Rows:
             caption=values["caption"] or "",
             creator=values["creator"] or "",
             licence=values["licence"] or "",
+            split=values["split"] if values["split"] in SPLITS else None,
         )
 
     return Rows(labels, read)

@@ -1,0 +1,364 @@
+"""Train the demo's base, a tiny Stable Diffusion, from scratch on drawings that are not faces.
+
+    python scripts/train_base.py base.parquet OUT [--autoencoder-seconds S] [--network-seconds S]
+
+Three parts, each skipped where OUT already has it: a tokenizer (BPE on the captions), an autoencoder
+(64×64×3 → 16×16×8), and a UNet with cross-attention trained together with its text encoder. The result is a
+``StableDiffusionPipeline`` in half precision. Runs on a GPU in minutes, on a processor in hours; every minute the
+state is saved, and a run that was killed goes on from there.
+"""
+
+import argparse
+import copy
+import io
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from PIL import Image
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+SIDE, CHANNELS, TOKENS, WORDS, TEXT = 64, 8, 24, 2048, 128
+SAVE_EVERY = 60  # seconds
+KL, GRADIENT = 1e-4, 0.5  # weights beside the mean absolute error
+GAMMA = 5.0  # min-SNR
+ALL, NAME, STYLE = 0.75, 0.85, 0.90  # shares of captions told whole, without style, as style alone; else not at all
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How one part is trained: batch size, peak learning rate, decay of the moving average, and steps."""
+
+    batch: int
+    rate: float
+    decay: float
+    steps: int
+
+    def rate_at(self, step: int) -> float:
+        """Linear warm-up over 200 steps, then a cosine to 0."""
+        return self.rate * min((step + 1) / 200, 0.5 * (1 + math.cos(math.pi * step / self.steps)))
+
+
+def new_tokenizer(captions: list[str]) -> CLIPTokenizer:
+    """CLIP's tokenizer with a vocabulary of its own."""
+    letters = sorted({c for caption in captions for c in caption.lower() if not c.isspace()})
+    pieces = [*letters, *(f"{c}</w>" for c in letters), "<|startoftext|>", "<|endoftext|>"]
+    start = CLIPTokenizer(vocab={p: i for i, p in enumerate(pieces)}, merges=[], model_max_length=TOKENS)
+    return start.train_new_from_iterator(captions, vocab_size=WORDS)
+
+
+def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """Three layers of width 128."""
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer), hidden_size=TEXT, intermediate_size=4 * TEXT, num_hidden_layers=3,
+        num_attention_heads=4, max_position_embeddings=TOKENS, bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    return CLIPTextModel(config)
+
+
+def new_autoencoder() -> AutoencoderKL:
+    """2.7 M weights."""
+    return AutoencoderKL(
+        block_out_channels=(32, 64, 128), layers_per_block=1, norm_num_groups=16, latent_channels=CHANNELS,
+        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3, sample_size=SIDE,
+        scaling_factor=1.0,
+    )  # fmt: skip
+
+
+def new_network() -> UNet2DConditionModel:
+    """7.0 M weights; attention at 8×8 and 4×4."""
+    return UNet2DConditionModel(
+        sample_size=SIDE // 4, in_channels=CHANNELS, out_channels=CHANNELS, block_out_channels=(64, 128, 128),
+        layers_per_block=1, norm_num_groups=16, cross_attention_dim=TEXT, attention_head_dim=(2, 4, 4),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        resnet_time_scale_shift="scale_shift", use_linear_projection=True,
+    )  # fmt: skip
+
+
+def new_scheduler() -> DDPMScheduler:
+    """The paper's: linear β from 1e-4 to 0.02, ε-prediction."""
+    return DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear", clip_sample=False)
+
+
+def compiled(module: nn.Module, device: torch.device) -> Callable[..., Any]:
+    """The module as ``torch.compile`` makes it, on a GPU; a processor takes it as it is."""
+    return torch.compile(module) if device.type == "cuda" else module
+
+
+class Training:
+    """AdamW with a moving average of the weights, a log line every 100 steps, and a state on disk.
+
+    Args:
+        modules: what is trained.
+        objective: the loss of one batch, drawn with the generator.
+        seconds: wall time; the number of steps is set from the speed of the first 40.
+    """
+
+    def __init__(
+        self,
+        modules: dict[str, nn.Module],
+        objective: Callable[[int, torch.Generator], Tensor],
+        schedule: Schedule,
+        device: torch.device,
+        state: Path,
+    ):
+        self.modules = nn.ModuleDict(modules)
+        self.average = copy.deepcopy(self.modules).requires_grad_(False)
+        self.objective, self.schedule, self.device, self.state = objective, schedule, device, state
+        fused = device.type == "cuda"
+        self.optimiser = torch.optim.AdamW(
+            self.modules.parameters(), schedule.rate, betas=(0.9, 0.99), weight_decay=1e-3, fused=fused
+        )
+        self.step = 0
+
+    def run(self, seconds: float) -> nn.ModuleDict:
+        """Train to the last step; returns the averaged modules."""
+        if self.state.exists():
+            self._load()
+        saved, start, first, losses = time.monotonic(), time.monotonic(), self.step, []
+        while self.step < self.schedule.steps:
+            if seconds and self.step == first + 40:
+                self._sync()
+                per_step = (time.monotonic() - warm) / 30
+                left = seconds - (time.monotonic() - start)
+                self.schedule = Schedule(
+                    self.schedule.batch, self.schedule.rate, self.schedule.decay, self.step + int(left / per_step)
+                )
+                print(f"  {1000 * per_step:.1f} ms a step: {self.schedule.steps} steps", flush=True)
+            if self.step == first + 10:
+                self._sync()
+                warm = time.monotonic()
+            losses.append(self._step())
+            if self.step % 200 == 0:
+                value = torch.stack(losses).mean().item()
+                print(f"  step {self.step} loss {value:.5f} {time.monotonic() - start:.0f} s", flush=True)
+                losses = []
+            if time.monotonic() - saved > SAVE_EVERY:
+                self._save()
+                saved = time.monotonic()
+        self._save()
+        return self.average.eval()
+
+    def _step(self) -> Tensor:
+        random = torch.Generator(self.device).manual_seed(self.step)
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.schedule.rate_at(self.step)
+        loss = self.objective(self.schedule.batch, random)
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.modules.parameters(), 1.0)
+        self.optimiser.step()
+        self.step += 1
+        decay = min(self.schedule.decay, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.average.parameters()), list(self.modules.parameters()), 1 - decay)
+        return loss.detach()
+
+    def _sync(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def _save(self) -> None:
+        content = {
+            "modules": self.modules.state_dict(), "average": self.average.state_dict(),
+            "optimiser": self.optimiser.state_dict(), "step": self.step, "steps": self.schedule.steps,
+        }  # fmt: skip
+        part = self.state.with_suffix(".part")
+        torch.save(content, part)
+        part.replace(self.state)
+
+    def _load(self) -> None:
+        content = torch.load(self.state, map_location=self.device, weights_only=True)
+        self.modules.load_state_dict(content["modules"])
+        self.average.load_state_dict(content["average"])
+        self.optimiser.load_state_dict(content["optimiser"])
+        self.step, steps = content["step"], content["steps"]
+        self.schedule = Schedule(self.schedule.batch, self.schedule.rate, self.schedule.decay, steps)
+
+
+def pixels_of(table: list[dict[str, Any]]) -> Tensor:
+    """All pictures as 8-bit numbers, (n, 3, 64, 64)."""
+    rows = [np.asarray(Image.open(io.BytesIO(row["image"])).convert("RGB")) for row in table]
+    return torch.from_numpy(np.stack(rows)).permute(0, 3, 1, 2).contiguous()
+
+
+def differences(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Differences of neighbours, across and down."""
+    return x[..., 1:] - x[..., :-1], x[..., 1:, :] - x[..., :-1, :]
+
+
+def train_autoencoder(pixels: Tensor, device: torch.device, state: Path, seconds: float, steps: int) -> AutoencoderKL:
+    """Mean absolute error of pixels and of their differences, and a little Kullback–Leibler divergence."""
+    vae = new_autoencoder().to(device)
+    pixels = pixels.to(device)
+
+    class Pass(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.vae = vae
+
+        def forward(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            mean, log_variance = self.vae.quant_conv(self.vae.encoder(x)).float().chunk(2, 1)
+            log_variance = log_variance.clamp(-30, 20)
+            z = mean + (0.5 * log_variance).exp() * noise
+            return self.vae.decoder(self.vae.post_quant_conv(z)).float(), mean, log_variance
+
+    network = compiled(Pass(), device)
+
+    def objective(batch: int, random: torch.Generator) -> Tensor:
+        chosen = torch.randint(len(pixels), (batch,), generator=random, device=device)
+        x = pixels[chosen].float() / 127.5 - 1
+        noise = torch.randn(batch, CHANNELS, SIDE // 4, SIDE // 4, generator=random, device=device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            drawn, mean, log_variance = network(x, noise)
+        edges = sum((F.l1_loss(a, b) for a, b in zip(differences(drawn), differences(x), strict=True)), torch.zeros(()).to(device))
+        divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
+        return F.l1_loss(drawn, x) + GRADIENT * edges + KL * divergence
+
+    schedule = Schedule(128, 1e-3, 0.999, steps)
+    trained: Any = Training({"vae": vae}, objective, schedule, device, state).run(seconds)["vae"]
+    normalise(trained, pixels)
+    return trained
+
+
+@torch.no_grad()
+def posterior(vae: AutoencoderKL, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of every picture's latents."""
+    parts = [vae.encode(rows.float() / 127.5 - 1).latent_dist for rows in pixels.split(512)]
+    return torch.cat([p.mean for p in parts]), torch.cat([p.std for p in parts])
+
+
+@torch.no_grad()
+def normalise(vae: AutoencoderKL, pixels: Tensor) -> None:
+    """Give each channel of the latents mean 0 and variance 1, inside the 1×1 convolutions on either side."""
+    mean, _ = posterior(vae, pixels)
+    centre, scale = mean.mean((0, 2, 3)), mean.std((0, 2, 3))
+    into: Any = vae.quant_conv
+    out: Any = vae.post_quant_conv
+    into.weight[:CHANNELS] /= scale[:, None, None, None]
+    into.bias[:CHANNELS] = (into.bias[:CHANNELS] - centre) / scale
+    into.bias[CHANNELS:] -= 2 * scale.log()
+    out.bias += out.weight[:, :, 0, 0] @ centre
+    out.weight *= scale[None, :, None, None]
+
+
+def train_network(
+    table: list[dict[str, Any]],
+    latents: tuple[Tensor, Tensor],
+    tokenizer: CLIPTokenizer,
+    device: torch.device,
+    state: Path,
+    seconds: float,
+    steps: int,
+) -> tuple[UNet2DConditionModel, CLIPTextModel]:
+    """ε-prediction with min-SNR weights (Hang et al., 2023), network and text encoder together."""
+    unet, text = new_network().to(device), new_text_encoder(tokenizer).to(device)
+    network = compiled(unet, device)
+    mean, deviation = latents
+    alphas = new_scheduler().alphas_cumprod.to(device)
+    told = [[row["caption"] for row in table], [row["expression"] for row in table], [row["label"] for row in table]]
+    told.append([""] * len(table))
+    tokens = torch.stack([
+        tokenizer(t, padding="max_length", max_length=TOKENS, truncation=True, return_tensors="pt").input_ids
+        for t in told
+    ]).to(device)  # fmt: skip
+
+    def objective(batch: int, random: torch.Generator) -> Tensor:
+        draw = {"generator": random, "device": device}
+        chosen = torch.randint(len(mean), (batch,), **draw)
+        x = mean[chosen] + deviation[chosen] * torch.randn(batch, *mean.shape[1:], **draw)
+        share = torch.rand(batch, **draw)
+        which = (share > ALL).long() + (share > NAME) + (share > STYLE)
+        # One timestep from each of ``batch`` equal parts of the range: less noise than independent draws.
+        places = (torch.arange(batch, device=device) + torch.rand(batch, **draw)) / batch
+        timesteps = (places * 1000).long()
+        noise = torch.randn(x.shape, **draw)
+        alpha = alphas[timesteps].view(-1, 1, 1, 1)
+        noisy = alpha.sqrt() * x + (1 - alpha).sqrt() * noise
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            condition = text(tokens[which, chosen])[0]
+            predicted = network(noisy, timesteps, encoder_hidden_states=condition).sample.float()
+        weights = (GAMMA * (1 - alphas[timesteps]) / alphas[timesteps]).clamp(max=1)
+        return (weights * (predicted - noise).square().flatten(1).mean(1)).mean()
+
+    schedule = Schedule(512, 2e-3, 0.9995, steps)
+    trained: Any = Training({"unet": unet, "text": text}, objective, schedule, device, state).run(seconds)
+    return trained["unet"], trained["text"]
+
+
+def contact_sheet(pipeline: StableDiffusionPipeline, captions: list[str], path: Path, columns: int = 12) -> None:
+    """Draw the captions with seeds 0, 1, … and lay them out in rows."""
+    random = [torch.Generator("cpu").manual_seed(i) for i in range(len(captions))]
+    pipeline.set_progress_bar_config(disable=True)
+    drawn = pipeline(captions, num_inference_steps=50, guidance_scale=2.0, height=SIDE, width=SIDE, generator=random)
+    rows = -(-len(captions) // columns)
+    sheet = Image.new("RGB", (columns * SIDE, rows * SIDE), "white")
+    for i, picture in enumerate(drawn.images):
+        sheet.paste(picture, (i % columns * SIDE, i // columns * SIDE))
+    sheet.save(path)
+
+
+def parts(out: Path) -> Iterator[str]:
+    """The parts that are still to be made."""
+    for part, folder in (("tokenizer", "tokenizer"), ("autoencoder", "vae"), ("network", "unet")):
+        if not (out / folder).is_dir():
+            yield part
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--autoencoder-seconds", type=float, default=0, help="wall time; sets the steps from the speed")
+    parser.add_argument("--network-seconds", type=float, default=0)
+    parser.add_argument("--autoencoder-steps", type=int, default=6000)
+    parser.add_argument("--network-steps", type=int, default=20000)
+    parser.add_argument("--only", choices=("tokenizer", "autoencoder", "network"))
+    arguments = parser.parse_args()
+    out: Path = arguments.out
+    out.mkdir(parents=True, exist_ok=True)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.benchmark = True
+    torch.manual_seed(0)
+    table = pq.read_table(arguments.data).to_pylist()
+    missing = [p for p in parts(out) if arguments.only in (None, p)]
+    if "tokenizer" in missing:
+        new_tokenizer([row["caption"] for row in table]).save_pretrained(out / "tokenizer")
+    tokenizer = CLIPTokenizer.from_pretrained(out / "tokenizer")
+    pixels = pixels_of(table) if {"autoencoder", "network"} & set(missing) else torch.empty(0)
+    if "autoencoder" in missing:
+        print("autoencoder", flush=True)
+        vae = train_autoencoder(
+            pixels, device, out / "autoencoder.pt", arguments.autoencoder_seconds, arguments.autoencoder_steps
+        )
+        vae.half().save_pretrained(out / "vae")
+    if "network" in missing and (out / "vae").is_dir():
+        print("network", flush=True)
+        vae = AutoencoderKL.from_pretrained(out / "vae", torch_dtype=torch.float32).to(device)
+        latents = posterior(vae, pixels.to(device))
+        unet, text = train_network(
+            table, latents, tokenizer, device, out / "network.pt", arguments.network_seconds, arguments.network_steps
+        )
+        scheduler = DDIMScheduler.from_config(new_scheduler().config, set_alpha_to_one=False, steps_offset=1)
+        pipeline = StableDiffusionPipeline(
+            vae, text, tokenizer, unet, scheduler, None, None, requires_safety_checker=False
+        )
+        pipeline.to(torch.float16).save_pretrained(out)
+        captions = [row["caption"] for row in table[:: len(table) // 96]][:96]
+        contact_sheet(pipeline.to(torch.float32), captions, out / "contact_sheet.png")
+
+
+if __name__ == "__main__":
+    main()
