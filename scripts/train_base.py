@@ -67,9 +67,9 @@ def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 
 def new_autoencoder() -> AutoencoderKL:
-    """2.7 M weights."""
+    """2.4 M weights, a third of the work of Stable Diffusion's proportions."""
     return AutoencoderKL(
-        block_out_channels=(32, 64, 128), layers_per_block=1, norm_num_groups=16, latent_channels=CHANNELS,
+        block_out_channels=(16, 32, 128), layers_per_block=1, norm_num_groups=8, latent_channels=CHANNELS,
         down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3, sample_size=SIDE,
         scaling_factor=1.0,
     )  # fmt: skip
@@ -226,7 +226,7 @@ def train_autoencoder(pixels: Tensor, device: torch.device, state: Path, seconds
         divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
         return F.l1_loss(drawn, x) + GRADIENT * edges + KL * divergence
 
-    schedule = Schedule(128, 1e-3, 0.999, steps)
+    schedule = Schedule(128 if device.type == "cuda" else 32, 1e-3, 0.999, steps)
     trained: Any = Training({"vae": vae}, objective, schedule, device, state).run(seconds)["vae"]
     normalise(trained, pixels)
     return trained
@@ -292,7 +292,8 @@ def train_network(
         weights = (GAMMA * (1 - alphas[timesteps]) / alphas[timesteps]).clamp(max=1)
         return (weights * (predicted - noise).square().flatten(1).mean(1)).mean()
 
-    schedule = Schedule(512, 2e-3, 0.9995, steps)
+    large = device.type == "cuda"
+    schedule = Schedule(512, 2e-3, 0.9995, steps) if large else Schedule(48, 1e-3, 0.999, steps)
     trained: Any = Training({"unet": unet, "text": text}, objective, schedule, device, state).run(seconds)
     return trained["unet"], trained["text"]
 
