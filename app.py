@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from pages_ui import choose_study, load, wait_until_loaded
+from dtrak.app.widgets import choose_study, load, wait_until_loaded
 
 st.set_page_config(page_title="dtrak", page_icon="🧭", layout="wide")
 home, about = st.Page("pages/home.py", title="Home", default=True), st.Page("pages/about.py", title="About")

@@ -17,16 +17,16 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.report import Row, median_seconds, publish
-from dtrak.compare import ranking
+from dtrak.analysis.comparison import ranking
 from dtrak.config import ROOT, load_study
 from dtrak.evaluation.lds import lds_with_interval
 from dtrak.evaluation.measure import NOW_RESAMPLES
-from dtrak.index import AttributionIndex, QueryFeature, build_index
-from dtrak.readout import Readout
-from dtrak.sampling import GenerationSettings, sample
-from dtrak.store import FeatureStore
-from dtrak.studies import StudyFolder
-from dtrak.study_models import load_study_model
+from dtrak.index.faiss_index import AttributionIndex, QueryFeature, build_index
+from dtrak.index.store import FeatureStore
+from dtrak.methods.readout import Readout
+from dtrak.models.loading import load_study_model
+from dtrak.models.sampling import GenerationSettings, sample
+from dtrak.study.folder import StudyFolder
 
 COMMAND = "python -m benchmarks"
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from benchmarks.report import Row, publish
+from dtrak.build.features import build_features
 from dtrak.config import FeatureConfig, load_study
 from dtrak.data import prepare
-from dtrak.engines import Engine, Local
-from dtrak.ray_engine import Ray
-from dtrak.studies import StudyFolder
-from index_builder.building import build_features
+from dtrak.execution.engines import Engine, Local
+from dtrak.execution.ray_engine import Ray
+from dtrak.study.folder import StudyFolder
 
 K = 50  # minutes of work, as larger studies have
 SETS = tuple(FeatureConfig(output=output, timesteps=K) for output in ("mean-squared-l2-norm", "loss"))

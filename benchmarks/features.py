@@ -8,14 +8,14 @@ import torch
 
 from benchmarks.reference import reference_seconds_per_sample
 from benchmarks.report import Row, median_seconds, medians, publish
+from dtrak.build.plan import new_network
 from dtrak.config import FeatureConfig, load_study
-from dtrak.features import FeatureExtractor
-from dtrak.models import DiffusionModel, new_scheduler
-from dtrak.plan import new_network
-from dtrak.studies import StudyFolder, trained_model_config
-from dtrak.study_models import load_any, load_study_model
-from dtrak.threads import task_threads
-from dtrak.words import in_words
+from dtrak.execution.threads import task_threads
+from dtrak.gradients.extractor import FeatureExtractor
+from dtrak.models.base import DiffusionModel, new_scheduler
+from dtrak.models.loading import load_any, load_study_model
+from dtrak.study.folder import StudyFolder, trained_model_config
+from dtrak.utils.text import in_words
 
 K, DIM = 10, 4096
 OUTPUTS = ("mean-squared-l2-norm", "loss")

@@ -1,5 +1,6 @@
 """``python -m benchmarks.gpu``: features on a GPU at the paper's full sizes, against a plain forward and backward."""
 
+import functools
 import json
 import time
 from collections.abc import Callable
@@ -7,10 +8,10 @@ from collections.abc import Callable
 import torch
 
 from benchmarks.features import DIM, Captioned
+from dtrak.build.plan import new_network
 from dtrak.config import FeatureConfig, load_study
-from dtrak.features import FeatureExtractor
-from dtrak.models import DiffusionModel, new_scheduler
-from dtrak.plan import new_network
+from dtrak.gradients.extractor import FeatureExtractor
+from dtrak.models.base import DiffusionModel, new_scheduler
 
 
 def seconds(work: Callable[[], object], repeats: int = 5) -> float:
@@ -38,7 +39,9 @@ def measure(study_name: str, timesteps: int) -> dict[str, object]:
     label = model.names[0] if model.names else None
     condition = model.condition([label] * len(steps))
     condition = None if condition is None else condition.to("cuda")
-    model.condition = lambda names: condition if condition is None else condition[:1].expand(len(names), *condition.shape[1:])
+    model.condition = lambda names: (
+        condition if condition is None else condition[:1].expand(len(names), *condition.shape[1:])
+    )
 
     def floor() -> object:
         prediction = model.predict(model.add_noise(batch, noise, steps), steps, condition)
@@ -50,7 +53,7 @@ def measure(study_name: str, timesteps: int) -> dict[str, object]:
         configs = [FeatureConfig(output=o, timesteps=timesteps, projection_dim=DIM) for o in outputs]
         extractor = FeatureExtractor(model, configs)
         torch.cuda.reset_peak_memory_stats()
-        row[f"feature{len(outputs)}_ms"] = round(1e3 * seconds(lambda: extractor(x, "a", label)), 2)
+        row[f"feature{len(outputs)}_ms"] = round(1e3 * seconds(functools.partial(extractor, x, "a", label)), 2)
         row[f"feature{len(outputs)}_peak_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 2)
     return row
 
@@ -60,7 +63,10 @@ def main() -> None:
     for tf32 in (False, True):
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
         for study, timesteps in (("cifar2", 10), ("cifar2", 100), ("artbench2", 10)):
-            print(json.dumps({"device": torch.cuda.get_device_name(), "tf32": tf32, **measure(study, timesteps)}), flush=True)
+            print(
+                json.dumps({"device": torch.cuda.get_device_name(), "tf32": tf32, **measure(study, timesteps)}),
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -18,14 +18,14 @@ from streamlit.testing.v1 import AppTest
 
 from benchmarks.report import Row, publish
 from benchmarks.size import DTRAK, TRAK, draw
+from dtrak.app.jobs import queue, queue_beside
+from dtrak.build.features import build_indexes, shard_size
 from dtrak.config import ROOT, load_study
 from dtrak.data import prepare
-from dtrak.store import FeatureStore
-from dtrak.studies import StudyFolder
-from dtrak.training_side import TrainingSide
-from dtrak.ui.jobs import queue, queue_beside
-from dtrak.words import in_words
-from index_builder.building import build_indexes, shard_size
+from dtrak.index.store import FeatureStore
+from dtrak.methods.training_side import TrainingSide
+from dtrak.study.folder import StudyFolder
+from dtrak.utils.text import in_words
 from tests.conftest import write_model
 
 ROWS, DIM, SIDE, TOGGLES = 50_000, 4096, 8, 8
@@ -113,7 +113,7 @@ def main() -> None:
         prepare(folder.study, folder.data)
         prepared = time.perf_counter() - start
         build(folder)
-        from dtrak.ui.services import study_service
+        from dtrak.app.service import study_service
 
         before = memory()
         service = study_service("large")

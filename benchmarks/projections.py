@@ -5,8 +5,8 @@ from collections.abc import Callable
 import torch
 
 from benchmarks.report import Row, medians, publish
-from dtrak.projection import SparseProjector
-from dtrak.threads import task_threads
+from dtrak.execution.threads import task_threads
+from dtrak.gradients.projection import SparseProjector
 
 SIZES = ((821_120, 4096), (4_992_012, 4096), (38_307_203, 32_768))  # the demo's LoRA, its base, CIFAR-10's network
 

@@ -22,12 +22,12 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dtrak.config import TrainingConfig
-from dtrak.lora import add_lora
-from dtrak.models import DiffusionModel
-from dtrak.noise import feature_noise, keyed_generator
-from dtrak.sampling import GenerationSettings, generate
-from dtrak.text_to_image import load_text_to_image
-from dtrak.training import Run, learning_rate, loss_weights
+from dtrak.models.base import DiffusionModel
+from dtrak.models.lora import add_lora
+from dtrak.models.sampling import GenerationSettings, generate
+from dtrak.models.stable_diffusion import load_text_to_image
+from dtrak.training.loop import Run, learning_rate, loss_weights
+from dtrak.utils.noise import feature_noise, keyed_generator
 
 MODULES = (
     "conv1", "conv2", "conv_shortcut", "conv_in", "conv_out", "conv", "time_emb_proj", "proj_in", "proj_out",
@@ -151,9 +151,10 @@ def measure(name: str, keys: dict[str, Any], base: Path, faces: Path, out: Path,
         for split, (names, told, _) in data.items():
             line[split] = query_losses(model, x[split][:200], names[:200], told[:200], TIMESTEPS).mean().item()
     chosen = keyed_generator("recipes", 0, "prompts").choice(len(captions), SAMPLES, replace=False)
-    drawn = generate(
-        model, [GenerationSettings(seed=i, steps=STEPS, label=captions[j], guidance=GUIDANCE) for i, j in enumerate(chosen)]
-    )
+    settings = [
+        GenerationSettings(seed=i, steps=STEPS, label=captions[j], guidance=GUIDANCE) for i, j in enumerate(chosen)
+    ]
+    drawn = generate(model, settings)
     sheet = drawn.reshape(16, 16, 64, 64, 3).transpose(0, 2, 1, 3, 4).reshape(1024, 1024, 3)
     Image.fromarray(sheet).save(out / f"{name}.webp", lossless=True)
     if growth:
@@ -170,8 +171,12 @@ def measure(name: str, keys: dict[str, Any], base: Path, faces: Path, out: Path,
             line["adjoint"] = [[float(f"{n:.4g}") for n in row] for row in adjoint_norms(run, states, queries)]
     with (out / "recipes.jsonl").open("a") as file:
         file.write(json.dumps(line) + "\n")
-    ends = [f"{row[min(10, len(row) - 1)] / row[0]:.2g} {row[len(row) // 2] / row[0]:.2g} {row[-1] / row[0]:.2g}" for row in line.get("adjoint", [])]
-    print(f"{name}: {seconds:.0f} s, train {line['train']:.4f}, heldout {line['heldout']:.4f}, growth {ends}", flush=True)
+    growth_at = [
+        " ".join(f"{row[place] / row[0]:.2g}" for place in (min(10, len(row) - 1), len(row) // 2, -1))
+        for row in line.get("adjoint", [])
+    ]
+    losses = f"train {line['train']:.4f}, heldout {line['heldout']:.4f}"
+    print(f"{name}: {seconds:.0f} s, {losses}, growth {growth_at}", flush=True)
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ from diffusers.models.attention_processor import Attention, AttnProcessor
 from torch import Tensor
 from torch.func import functional_call, grad, vmap
 
-from dtrak.models import DiffusionModel
+from dtrak.models.base import DiffusionModel
 
 
 def reference_seconds_per_sample(

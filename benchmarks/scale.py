@@ -1,10 +1,10 @@
 """The estimates of docs/scale.md: ``python -m benchmarks.scale`` writes its table again."""
 
 from benchmarks.report import write_table
+from dtrak.build.plan import DEVICES, estimate
 from dtrak.config import load_study
-from dtrak.plan import DEVICES, estimate
-from dtrak.studies import StudyFolder
-from dtrak.words import in_words, size_in_words
+from dtrak.study.folder import StudyFolder
+from dtrak.utils.text import in_words, size_in_words
 
 STUDIES = ("cifar2", "cifar10", "celeba", "artbench2", "artbench5")
 

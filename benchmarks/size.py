@@ -15,14 +15,14 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.report import Row, median_seconds, publish
-from dtrak.compare import ranking
+from dtrak.analysis.comparison import ranking
+from dtrak.build.features import shard_size
 from dtrak.config import ROOT
-from dtrak.index import AttributionIndex, QueryFeature, build_index
-from dtrak.kernel import multiply
-from dtrak.readout import Readout
-from dtrak.store import FeatureStore
-from dtrak.words import in_words, size_in_words
-from index_builder.building import shard_size
+from dtrak.index.faiss_index import AttributionIndex, QueryFeature, build_index
+from dtrak.index.store import FeatureStore
+from dtrak.linalg.kernel import multiply
+from dtrak.methods.readout import Readout
+from dtrak.utils.text import in_words, size_in_words
 
 TOP, QUERIES = 10, 20
 COMMAND = "python -m benchmarks.size"

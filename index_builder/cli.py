@@ -13,12 +13,13 @@ from typing import Annotated
 
 import typer
 
+from dtrak.build.costs import INDEX_PART
+from dtrak.build.status import study_status
 from dtrak.config import load_study, study_names
-from dtrak.costs import INDEX_PART
-from dtrak.errors import DtrakError
-from dtrak.settings import Setting
-from dtrak.share import Share
-from dtrak.studies import StudyFolder, study_status
+from dtrak.execution.share import Share
+from dtrak.methods.settings import Setting
+from dtrak.study.folder import StudyFolder
+from dtrak.utils.errors import DtrakError
 from index_builder.measuring import counterfactual, evaluate, retrain
 from index_builder.options import (
     BatchOption,
@@ -81,7 +82,7 @@ def prepare(
     device: DeviceOption = "cpu",
 ) -> None:
     """Read and check the images of STUDY, and fetch the model it names on a hub; what is left out is named."""
-    from dtrak.studies import hub_folder
+    from dtrak.study.folder import hub_folder
 
     folder = StudyFolder(load_study(study))
     prepare_data(folder, force)
@@ -104,9 +105,9 @@ def train(
     device: DeviceOption = "cpu",
 ) -> None:
     """Train the model of STUDY, or resume its training; a base it needs is trained first."""
-    from dtrak.studies import needs_training
-    from dtrak.study_training import train_member, train_study
-    from dtrak.training import Progress as Step
+    from dtrak.study.folder import needs_training
+    from dtrak.training.loop import Progress as Step
+    from dtrak.training.study import train_member, train_study
 
     folder = StudyFolder(load_study(study))
     if member is not None:
@@ -141,8 +142,8 @@ def build(
     shard: ShardOption = None,
 ) -> None:
     """Compute the features of STUDY and build its index, then what the ablations need; resumes, does nothing twice."""
-    from dtrak.krylov import road
-    from index_builder.building import ablation_parts, build_indexes
+    from dtrak.build.features import ablation_parts, build_indexes
+    from dtrak.linalg.conjugate_gradients import road
 
     folder = StudyFolder(load_study(study))
     built = functools.partial(compute, folder, engine=engine_for(device), batch_size=batch_size, device=device)
@@ -170,7 +171,7 @@ def build(
 @app.command()
 def merge(study: StudyArgument, device: DeviceOption = "cpu") -> None:
     """Build the index of STUDY from what its shares computed; names what is still missing."""
-    from index_builder.building import build_indexes, open_stores
+    from dtrak.build.features import build_indexes, open_stores
 
     folder = StudyFolder(load_study(study))
     require_prepared(folder)
@@ -189,7 +190,7 @@ def merge(study: StudyArgument, device: DeviceOption = "cpu") -> None:
 
 
 def _embed(folder: StudyFolder) -> None:
-    from dtrak.similarity import Embedder, train_embeddings
+    from dtrak.methods.similarity import Embedder, train_embeddings
 
     start = time.monotonic()
     rows = train_embeddings(folder, lambda: Embedder(folder.study.embedding))
@@ -210,7 +211,7 @@ def verify(
     as_json: JsonOption = False,
 ) -> None:
     """Check every hash, shard and mark of STUDY, and say what to rebuild."""
-    from dtrak.verify import verify_study
+    from dtrak.build.verify import verify_study
 
     folder = StudyFolder(load_study(study))
     problems = verify_study(folder, repair)
@@ -245,12 +246,12 @@ def attribute(
     """Name the training images that one image leans on."""
     if (image is None) == (seed is None):
         raise typer.BadParameter("give one of --image and --seed")
-    from dtrak.attribution import Attributor
-    from dtrak.attribution import as_json as to_json
+    from dtrak.app.evaluate import reliability
     from dtrak.evaluation.results import load_evaluation
-    from dtrak.queries import generate_query, query_from_file
-    from dtrak.sampling import GenerationSettings
-    from dtrak.ui.evaluate import reliability
+    from dtrak.methods.attributor import Attributor
+    from dtrak.methods.attributor import as_json as to_json
+    from dtrak.methods.queries import generate_query, query_from_file
+    from dtrak.models.sampling import GenerationSettings
 
     attributor = Attributor(StudyFolder(load_study(study)), device)
     if image is not None:
@@ -283,8 +284,8 @@ def scores(
     device: DeviceOption = "cpu",
 ) -> None:
     """Score every training image for every image of a folder."""
-    from dtrak.attribution import Attributor
-    from dtrak.queries import write_scores
+    from dtrak.methods.attributor import Attributor
+    from dtrak.methods.queries import write_scores
 
     attributor = Attributor(StudyFolder(load_study(study)), device)
     with progress("scores", None) as advance:
@@ -294,7 +295,7 @@ def scores(
 
 
 def _write_example(folder: StudyFolder, device: str) -> None:
-    from dtrak.ui.example import example_is_current, write_example
+    from dtrak.app.example import example_is_current, write_example
 
     if not example_is_current(folder):
         with errors.status("drawing the example for the home page"):

@@ -9,11 +9,11 @@ import numpy as np
 import typer
 
 from dtrak.config import load_study
-from dtrak.files import exclusive
-from dtrak.methods import METHODS
-from dtrak.settings import Setting
-from dtrak.share import Share
-from dtrak.studies import StudyFolder
+from dtrak.execution.share import Share
+from dtrak.methods.base import METHODS
+from dtrak.methods.settings import Setting
+from dtrak.study.folder import StudyFolder
+from dtrak.utils.files import exclusive
 from index_builder.options import (
     BatchOption,
     DeviceOption,
@@ -43,7 +43,7 @@ def retrain(
     shard: ShardOption = None,
 ) -> None:
     """Train STUDY again on random halves and keep what each model loses on fixed queries; resumes."""
-    from index_builder.retraining import retrain_subsets
+    from dtrak.build.retrain import retrain_subsets
 
     folder = StudyFolder(load_study(study))
     share = None if shard is None else Share.parse(shard)
@@ -82,11 +82,11 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Say how well each built method, and each choice of the ablations, predicts the retrained models of STUDY."""
-    from dtrak.attribution import Attributor
+    from dtrak.build.features import ablation_parts, evaluation_sets
     from dtrak.evaluation.measure import evaluate as measure
     from dtrak.evaluation.measure import judges
     from dtrak.evaluation.results import save_evaluation
-    from index_builder.building import ablation_parts, evaluation_sets
+    from dtrak.methods.attributor import Attributor
 
     folder = StudyFolder(load_study(study))
     attributor = Attributor(folder, device)
@@ -129,9 +129,9 @@ def counterfactual(
     as_json: JsonOption = False,
 ) -> None:
     """Train STUDY again without the images each method names, draw again, and say how far pictures moved; resumes."""
-    from dtrak.attribution import Attributor
     from dtrak.evaluation.counterfactual import COMPARED, mean_with_interval
     from dtrak.evaluation.counterfactual import counterfactual as measure
+    from dtrak.methods.attributor import Attributor
 
     attributor = Attributor(StudyFolder(load_study(study)), device)
     count = remove or max(1, attributor.table.train_size // 5)

@@ -9,9 +9,9 @@ from typing import Annotated, Any
 import typer
 
 from dtrak.config import LAST
-from dtrak.engines import Engine, local
-from dtrak.methods import METHODS
-from dtrak.settings import Setting, parse_damping
+from dtrak.execution.engines import Engine, local
+from dtrak.methods.base import METHODS
+from dtrak.methods.settings import Setting, parse_damping
 
 StudyArgument = Annotated[str, typer.Argument(metavar="STUDY", help="A name in configs/, or the path of a YAML file.")]
 DeviceOption = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps.")]
@@ -103,8 +103,8 @@ def _engine(
             if given is not None:
                 raise typer.BadParameter("belongs to --engine ray", param_hint=name)
         return lambda device: local(workers, threads, device)
-    from dtrak.mirror import Mirrored
-    from dtrak.ray_engine import Ray
+    from dtrak.execution.ray_engine import Ray
+    from dtrak.study.remote import Mirrored
 
     def on_ray(device: str) -> Engine:
         if device not in ("cpu", "cuda"):  # a task sees one GPU, whichever it is

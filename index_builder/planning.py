@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from dtrak.config import load_study
-from dtrak.studies import StudyFolder
+from dtrak.study.folder import StudyFolder
 from index_builder.options import JsonOption
 
 
@@ -24,9 +24,9 @@ def plan(
     as_json: JsonOption = False,
 ) -> None:
     """Estimate what building and judging studies takes, before anything is computed; with --ram, choose an index."""
-    from dtrak.index_plan import plan_indexes
-    from dtrak.plan import DEVICES, estimate
-    from dtrak.words import in_words, parse_size, size_in_words
+    from dtrak.build.index_plan import plan_indexes
+    from dtrak.build.plan import DEVICES, estimate
+    from dtrak.utils.text import in_words, parse_size, size_in_words
 
     found = [estimate(StudyFolder(load_study(name)), images) for name in studies]
     limit = None if ram is None else parse_size(ram, "--ram")

@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 
+from dtrak.build.costs import record_cost
 from dtrak.config import FeatureConfig
-from dtrak.costs import record_cost
-from dtrak.engines import Engine
-from dtrak.errors import DtrakError
-from dtrak.files import exclusive
-from dtrak.share import Share
-from dtrak.store import FeatureStore
-from dtrak.studies import StudyFolder, remember_source
+from dtrak.execution.engines import Engine
+from dtrak.execution.share import Share
+from dtrak.index.store import FeatureStore
+from dtrak.study.folder import StudyFolder, remember_source
+from dtrak.utils.errors import DtrakError
+from dtrak.utils.files import exclusive
 from index_builder.terminal import errors, progress
 
 
@@ -22,7 +22,7 @@ def compute(
     share: Share | None = None,
 ) -> list[FeatureStore]:
     """Compute what is missing of some parts, or a share of it, and print what each took; their stores."""
-    from index_builder.building import build_parts
+    from dtrak.build.features import build_parts
 
     with progress("features", None) as advance:
         built = build_parts(

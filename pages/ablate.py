@@ -5,21 +5,29 @@ import time
 
 import streamlit as st
 
-from dtrak.choices import changed, offer
-from dtrak.compare import agreement
+from dtrak.analysis.comparison import agreement
+from dtrak.app.ablate import POWERS, damping_curve, setting_cost
+from dtrak.app.elements import enlarged_png
+from dtrak.app.figures import damping_figure
+from dtrak.app.service import all_scores
+from dtrak.app.trust import reliability_card
+from dtrak.app.views import change_badges, default_power, tiles, top_scored
+from dtrak.app.widgets import (
+    choose_run,
+    current_service,
+    features_or_wait,
+    gallery,
+    hand_over_to_app,
+    settings_of,
+    show_error,
+)
+from dtrak.build.costs import read_costs
 from dtrak.config import LAST
-from dtrak.costs import read_costs
-from dtrak.errors import DtrakError
-from dtrak.methods import METHODS
-from dtrak.settings import AUTO, Setting
-from dtrak.ui.ablate import POWERS, damping_curve, setting_cost
-from dtrak.ui.elements import enlarged_png
-from dtrak.ui.figures import damping_figure
-from dtrak.ui.services import all_scores
-from dtrak.ui.views import change_badges, default_power, tiles, top_scored
-from dtrak.words import percent
-from pages_ui import choose_run, current_service, features_or_wait, gallery, hand_over_to_app, settings_of, show_error
-from pages_ui.trust import reliability_card
+from dtrak.methods.base import METHODS
+from dtrak.methods.choices import changed, offer
+from dtrak.methods.settings import AUTO, Setting
+from dtrak.utils.errors import DtrakError
+from dtrak.utils.text import percent
 
 SHOWN = 12
 CURVE_AT_ONCE = 600  # images; above, the λ curve waits for a click

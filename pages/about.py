@@ -4,9 +4,9 @@ from importlib.metadata import version
 
 import streamlit as st
 
+from dtrak.app.widgets import hand_over_to_app
 from dtrak.config import load_study
-from dtrak.methods import METHODS
-from pages_ui import hand_over_to_app
+from dtrak.methods.base import METHODS
 
 hand_over_to_app()
 st.title("About")

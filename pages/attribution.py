@@ -4,10 +4,7 @@ from functools import partial
 
 import streamlit as st
 
-from dtrak.attribution import Attribution
-from dtrak.data import BadImage
-from dtrak.errors import DtrakError
-from dtrak.evidence import (
+from dtrak.analysis.evidence import (
     HUB_FACTOR,
     STABLE,
     Null,
@@ -18,14 +15,12 @@ from dtrak.evidence import (
     split_by_block,
     split_by_timestep,
 )
-from dtrak.methods import METHODS
-from dtrak.queries import query_from_bytes
-from dtrak.settings import Setting
-from dtrak.ui.elements import enlarged_png, plain
-from dtrak.ui.figures import score_histogram, share_bars, split_bars
-from dtrak.ui.jobs import queue_beside
-from dtrak.ui.report import to_csv, to_html, to_json
-from dtrak.ui.views import (
+from dtrak.app.elements import enlarged_png, plain
+from dtrak.app.exports import to_csv, to_html, to_json
+from dtrak.app.figures import score_histogram, share_bars, split_bars
+from dtrak.app.jobs import queue_beside
+from dtrak.app.trust import reliability_card
+from dtrak.app.views import (
     default_power,
     effective_number,
     evidence_badges,
@@ -35,10 +30,23 @@ from dtrak.ui.views import (
     unstable,
     z_score,
 )
-from dtrak.words import percent
-from pages_ui import choose_run, current_service, features_or_wait, gallery, hand_over_to_app, show_error, wait_for
-from pages_ui.trust import reliability_card
-from pages_ui.what_if import what_if
+from dtrak.app.what_if import what_if
+from dtrak.app.widgets import (
+    choose_run,
+    current_service,
+    features_or_wait,
+    gallery,
+    hand_over_to_app,
+    show_error,
+    wait_for,
+)
+from dtrak.data import BadImage
+from dtrak.methods.attributor import Attribution
+from dtrak.methods.base import METHODS
+from dtrak.methods.queries import query_from_bytes
+from dtrak.methods.settings import Setting
+from dtrak.utils.errors import DtrakError
+from dtrak.utils.text import percent
 
 ANY = "any"
 

@@ -2,16 +2,14 @@
 
 import streamlit as st
 
-from dtrak.compare import contrast, disagreements
-from dtrak.errors import DtrakError
-from dtrak.settings import Setting
-from dtrak.ui.ablate import lane_agreements
-from dtrak.ui.elements import describe, enlarged_png, plain
-from dtrak.ui.figures import score_scatter
-from dtrak.ui.services import Lane, StudyService
-from dtrak.ui.views import tiles, top_scored
-from dtrak.words import percent
-from pages_ui import (
+from dtrak.analysis.comparison import contrast, disagreements
+from dtrak.app.ablate import lane_agreements
+from dtrak.app.elements import describe, enlarged_png, plain
+from dtrak.app.figures import score_scatter
+from dtrak.app.service import Lane, StudyService
+from dtrak.app.trust import reliability_card, short
+from dtrak.app.views import tiles, top_scored
+from dtrak.app.widgets import (
     choose_run,
     current_service,
     features_or_wait,
@@ -22,7 +20,9 @@ from pages_ui import (
     settings_of,
     show_error,
 )
-from pages_ui.trust import reliability_card, short
+from dtrak.methods.settings import Setting
+from dtrak.utils.errors import DtrakError
+from dtrak.utils.text import percent
 
 DEFAULT = ("trak", "dtrak")
 METHODS_MODE, PICTURES_MODE, CONTRAST_MODE = (

@@ -3,11 +3,7 @@
 import numpy as np
 import streamlit as st
 
-from dtrak.attribution import Scored
-from dtrak.errors import DtrakError
-from dtrak.methods import METHODS
-from dtrak.settings import Setting
-from dtrak.ui.creators import (
+from dtrak.app.creators import (
     LEAST_PICTURES,
     UNKNOWN,
     kept_pictures,
@@ -20,12 +16,16 @@ from dtrak.ui.creators import (
     to_json,
     total_in_words,
 )
-from dtrak.ui.elements import data_url, plain
-from dtrak.ui.figures import standing_bars
-from dtrak.ui.views import tiles
-from dtrak.words import percent
-from pages_ui import current_service, gallery, hand_over_to_app, show_error
-from pages_ui.trust import reliability_card
+from dtrak.app.elements import data_url, plain
+from dtrak.app.figures import standing_bars
+from dtrak.app.trust import reliability_card
+from dtrak.app.views import tiles
+from dtrak.app.widgets import current_service, gallery, hand_over_to_app, show_error
+from dtrak.methods.attributor import Scored
+from dtrak.methods.base import METHODS
+from dtrak.methods.settings import Setting
+from dtrak.utils.errors import DtrakError
+from dtrak.utils.text import percent
 
 MOST_IMAGES = 24
 

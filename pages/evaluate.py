@@ -3,12 +3,8 @@
 import numpy as np
 import streamlit as st
 
-from dtrak.evaluation.counterfactual import COMPARED, Counterfactuals, mean_with_interval
-from dtrak.evaluation.results import POWERS, Evaluation
-from dtrak.methods import METHODS
-from dtrak.settings import Setting
-from dtrak.ui.elements import enlarged_png
-from dtrak.ui.evaluate import (
+from dtrak.app.elements import enlarged_png
+from dtrak.app.evaluate import (
     CHOICES,
     DATASETS,
     best,
@@ -20,8 +16,12 @@ from dtrak.ui.evaluate import (
     table_rows,
     verdict,
 )
-from dtrak.ui.figures import NEUTRAL, distance_boxes, lds_bars, lds_curves
-from pages_ui import current_service, hand_over_to_app
+from dtrak.app.figures import NEUTRAL, distance_boxes, lds_bars, lds_curves
+from dtrak.app.widgets import current_service, hand_over_to_app
+from dtrak.evaluation.counterfactual import COMPARED, Counterfactuals, mean_with_interval
+from dtrak.evaluation.results import POWERS, Evaluation
+from dtrak.methods.base import METHODS
+from dtrak.methods.settings import Setting
 
 KINDS = {"generated": "Generated images", "held-out": "Held-out images"}
 

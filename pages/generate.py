@@ -2,12 +2,12 @@
 
 import streamlit as st
 
-from dtrak.errors import DtrakError
-from dtrak.sampling import GenerationSettings
-from dtrak.ui.elements import enlarged_png, plain
-from dtrak.ui.jobs import Job, queue
-from dtrak.ui.runs import read_settings
-from pages_ui import current_service, hand_over_to_app, show_error, wait_for
+from dtrak.app.elements import enlarged_png, plain
+from dtrak.app.jobs import Job, queue
+from dtrak.app.runs import read_settings
+from dtrak.app.widgets import current_service, hand_over_to_app, show_error, wait_for
+from dtrak.models.sampling import GenerationSettings
+from dtrak.utils.errors import DtrakError
 
 ANY = "any"
 

@@ -2,12 +2,13 @@
 
 import streamlit as st
 
+from dtrak.app.elements import plain
+from dtrak.app.example import home_example
+from dtrak.app.widgets import hand_over_to_app, open_sample, show_error, wait_until_loaded
+from dtrak.build.status import commands_left, study_status
 from dtrak.config import load_study
-from dtrak.errors import DtrakError
-from dtrak.studies import StudyFolder, commands_left, study_status
-from dtrak.ui.elements import plain
-from dtrak.ui.example import home_example
-from pages_ui import hand_over_to_app, open_sample, show_error, wait_until_loaded
+from dtrak.study.folder import StudyFolder
+from dtrak.utils.errors import DtrakError
 
 hand_over_to_app()
 st.title("Which training images shaped this one?")
@@ -57,7 +58,7 @@ try:
         st.info("This study cannot be asked yet. In a terminal:")
         st.code("\n".join(missing), language=None)
         wait_until_loaded()  # it builds a network to know its cost
-        from dtrak.ui.needs import needs_in_words
+        from dtrak.app.needs import needs_in_words
 
         st.markdown(needs_in_words(StudyFolder(study)))
 except DtrakError as error:

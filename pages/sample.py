@@ -2,12 +2,12 @@
 
 import streamlit as st
 
+from dtrak.app.elements import describe, enlarged_png, plain
+from dtrak.app.trust import reliability_card
+from dtrak.app.widgets import current_service, hand_over_to_app
 from dtrak.data import BadImage, open_image
-from dtrak.methods import METHODS
-from dtrak.settings import Setting
-from dtrak.ui.elements import describe, enlarged_png, plain
-from pages_ui import current_service, hand_over_to_app
-from pages_ui.trust import reliability_card
+from dtrak.methods.base import METHODS
+from dtrak.methods.settings import Setting
 
 hand_over_to_app()
 service = current_service()

@@ -24,9 +24,7 @@ from PIL import Image
 
 DRAWN, SIDE, MARGIN = 256, 64, 0.06  # pixels, pixels, and a share of the drawing's longer side
 HELD_OUT, SEED = 100, 0
-SVG = (
-    '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="{box}">{body}</svg>'
-)
+SVG = '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="{box}">{body}</svg>'
 SKIN_TONES = ("-light", "-medium-light", "-medium", "-medium-dark", "-dark")
 
 
@@ -51,8 +49,7 @@ SETS = {
     "fxemoji": IconSet("Firefox", "Mozilla", "Apache-2.0"),
 }
 
-FACES = frozenset(
-    """
+_FACES = """
     angry-face angry-face-with-horns anguished-face anxious-face-with-sweat astonished-face
     beaming-face-with-smiling-eyes clown-face cold-face confounded-face confused-face cowboy-hat-face crying-face
     disappointed-face disguised-face distorted-face dizzy-face dotted-line-face downcast-face-with-sweat drooling-face
@@ -74,8 +71,8 @@ FACES = frozenset(
     squinting-face-with-tongue star-struck thinking-face tired-face unamused-face upside-down-face weary-face
     winking-face winking-face-with-tongue woozy-face worried-face yawning-face zany-face zipper-mouth-face
     annoyed-face-with-tongue dejected-face exhausted-face incredulous-face cracking-face
-    """.split()  # the last line: OpenMoji's own
-)
+"""  # the last line: OpenMoji's own
+FACES = frozenset(_FACES.split())
 SAME = {  # one name where sets differ
     "smiling-face-with-open-hands": "hugging-face",
     "enraged-face": "pouting-face",
@@ -126,7 +123,7 @@ def toned_names(names: list[str]) -> frozenset[str]:
 
 
 def draw(svg: str) -> bytes | None:
-    """A drawing, cropped to what is drawn with a margin, as a lossless WebP of 64×64 on white; None if nothing is drawn."""
+    """A drawing cropped with a margin, as a lossless WebP of 64×64 on white; None if nothing is drawn."""
     raw = bytes(resvg_py.svg_to_bytes(svg_string=svg, width=DRAWN, height=DRAWN))
     image = Image.open(io.BytesIO(raw)).convert("RGBA")
     box = image.getchannel("A").point([255 * (a > 8) for a in range(256)]).getbbox()
@@ -138,7 +135,9 @@ def draw(svg: str) -> bytes | None:
     corner = ((side - right + left) // 2, (side - bottom + top) // 2)
     square.alpha_composite(image.crop(box), corner)
     out = io.BytesIO()
-    square.convert("RGB").resize((SIDE, SIDE), Image.Resampling.LANCZOS).save(out, "WEBP", lossless=True, quality=75, method=4)
+    square.convert("RGB").resize((SIDE, SIDE), Image.Resampling.LANCZOS).save(
+        out, "WEBP", lossless=True, quality=75, method=4
+    )
     return out.getvalue()
 
 

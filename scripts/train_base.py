@@ -126,7 +126,8 @@ class Training:
         """Train to the last step; returns the averaged modules."""
         if self.state.exists():
             self._load()
-        saved, start, first, losses = time.monotonic(), time.monotonic(), self.step, []
+        saved = warm = start = time.monotonic()
+        first, losses = self.step, []
         while self.step < self.schedule.steps:
             if seconds and self.step == first + 40:
                 self._sync()
@@ -222,9 +223,9 @@ def train_autoencoder(pixels: Tensor, device: torch.device, state: Path, seconds
         noise = torch.randn(batch, CHANNELS, SIDE // 4, SIDE // 4, generator=random, device=device)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             drawn, mean, log_variance = network(x, noise)
-        edges = sum((F.l1_loss(a, b) for a, b in zip(differences(drawn), differences(x), strict=True)), torch.zeros(()).to(device))
+        across, down = (F.l1_loss(a, b) for a, b in zip(differences(drawn), differences(x), strict=True))
         divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
-        return F.l1_loss(drawn, x) + GRADIENT * edges + KL * divergence
+        return F.l1_loss(drawn, x) + GRADIENT * (across + down) + KL * divergence
 
     schedule = Schedule(128 if device.type == "cuda" else 32, 1e-3, 0.999, steps)
     trained: Any = Training({"vae": vae}, objective, schedule, device, state).run(seconds)["vae"]

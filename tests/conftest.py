@@ -20,17 +20,17 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-from dtrak.attribution import Attributor
+from dtrak.build.features import build_features, build_indexes, evaluation_sets
+from dtrak.build.retrain import retrain_subsets
 from dtrak.config import load_study
 from dtrak.data import prepare
-from dtrak.engines import Local
 from dtrak.evaluation.measure import evaluate
 from dtrak.evaluation.results import save_evaluation
-from dtrak.query import Query
-from dtrak.studies import StudyFolder
-from dtrak.truth import load_subsets
-from index_builder.building import build_features, build_indexes, evaluation_sets
-from index_builder.retraining import retrain_subsets
+from dtrak.execution.engines import Local
+from dtrak.methods.attributor import Attributor
+from dtrak.methods.query import Query
+from dtrak.methods.retrained import load_subsets
+from dtrak.study.folder import StudyFolder
 from tests.stable_diffusion import build_paintings
 
 ROOT = Path(__file__).resolve().parent.parent

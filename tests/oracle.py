@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 
-from dtrak.noise import feature_noise, keyed_generator
+from dtrak.utils.noise import feature_noise, keyed_generator
 
 
 def output_value(name, prediction, noise, elbo_weight=1.0):

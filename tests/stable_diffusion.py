@@ -7,12 +7,12 @@ from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNe
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from dtrak.build.features import build_features, build_indexes
 from dtrak.config import load_study
 from dtrak.data import prepare
-from dtrak.engines import Local
-from dtrak.studies import StudyFolder
-from dtrak.study_training import train_study
-from index_builder.building import build_features, build_indexes
+from dtrak.execution.engines import Local
+from dtrak.study.folder import StudyFolder
+from dtrak.training.study import train_study
 
 SIDE = 16
 STYLES = ("round", "square")

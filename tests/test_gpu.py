@@ -5,16 +5,16 @@ import numpy as np
 import pytest
 import torch
 
-from dtrak.attribution import Attributor
+from dtrak.build.features import build_features, build_indexes
 from dtrak.config import FeatureConfig
-from dtrak.engines import Local, local
-from dtrak.features import FeatureExtractor
-from dtrak.index import AttributionIndex, build_index
-from dtrak.projection import SparseProjector
-from dtrak.settings import Setting
-from dtrak.store import FeatureStore
-from dtrak.study_models import load_study_model
-from index_builder.building import build_features, build_indexes
+from dtrak.execution.engines import Local, local
+from dtrak.gradients.extractor import FeatureExtractor
+from dtrak.gradients.projection import SparseProjector
+from dtrak.index.faiss_index import AttributionIndex, build_index
+from dtrak.index.store import FeatureStore
+from dtrak.methods.attributor import Attributor
+from dtrak.methods.settings import Setting
+from dtrak.models.loading import load_study_model
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 

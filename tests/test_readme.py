@@ -7,7 +7,7 @@ from pathlib import Path
 
 from index_builder.cli import app
 from tests.conftest import drawn_image, write_images, write_model
-from tests.test_cli import runner
+from tests.helpers import runner
 
 README = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from dtrak.config import ROOT
 from dtrak.data.records import Item
-from dtrak.errors import DtrakError
+from dtrak.utils.errors import DtrakError
 
 FACTS = ROOT / "assets" / "openmoji.csv"
 RENDER_SIZE = 288  # four times the grid the emoji are drawn on

@@ -19,7 +19,7 @@ from dtrak.config import DataConfig
 from dtrak.data.files import Files
 from dtrak.data.records import Item
 from dtrak.data.rows import Rows
-from dtrak.errors import DtrakError
+from dtrak.utils.errors import DtrakError
 
 CIFAR_BATCHES = {"train": [f"data_batch_{i}" for i in (4, 3, 2, 5, 1)], "test": ["test_batch"]}
 CIFAR_LABELS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Int
 
 from dtrak.data.records import Item
-from dtrak.errors import DtrakError
+from dtrak.utils.errors import DtrakError
 
 
 @dataclass(frozen=True)

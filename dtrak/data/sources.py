@@ -12,7 +12,7 @@ from dtrak.data.openmoji import read_openmoji
 from dtrak.data.records import Item
 from dtrak.data.releases import release_rows
 from dtrak.data.rows import Rows
-from dtrak.errors import DtrakError
+from dtrak.utils.errors import DtrakError
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "png")
 RELEASES = ("cifar10", "celeba", "artbench")

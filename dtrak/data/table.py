@@ -22,9 +22,9 @@ from dtrak.config import Study
 from dtrak.data.images import BadImage, open_image, to_model_pixels
 from dtrak.data.records import Item, Record
 from dtrak.data.sources import read_source
-from dtrak.errors import DtrakError
-from dtrak.files import atomic_write, digest, read_json, write_json, write_npy
-from dtrak.noise import keyed_generator
+from dtrak.utils.errors import DtrakError
+from dtrak.utils.files import atomic_write, digest, read_json, write_json, write_npy
+from dtrak.utils.noise import keyed_generator
 
 SPLITS = ("train", "heldout")
 

@@ -16,19 +16,19 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from dtrak.attribution import Attributor
-from dtrak.engines import Engine
-from dtrak.errors import DtrakError
 from dtrak.evaluation.removal import Removal, Task, draw_all, drawn
 from dtrak.evaluation.results import model_and_data, what_changed
-from dtrak.files import atomic_write, read_json, write_json
-from dtrak.methods import METHODS
-from dtrak.noise import keyed_generator
-from dtrak.query import QuerySet, load_query_set
-from dtrak.settings import Setting
-from dtrak.share import Share
-from dtrak.similarity import pixel_vectors
-from dtrak.studies import StudyFolder, check_retrainable, truth_folders
+from dtrak.execution.engines import Engine
+from dtrak.execution.share import Share
+from dtrak.methods.attributor import Attributor
+from dtrak.methods.base import METHODS
+from dtrak.methods.query import QuerySet, load_query_set
+from dtrak.methods.settings import Setting
+from dtrak.methods.similarity import pixel_vectors
+from dtrak.study.folder import StudyFolder, check_retrainable, truth_folders
+from dtrak.utils.errors import DtrakError
+from dtrak.utils.files import atomic_write, read_json, write_json
+from dtrak.utils.noise import keyed_generator
 
 COMPARED = ("random", "embedding-cos", "trak", "dtrak")
 RANDOM_SETS = 4

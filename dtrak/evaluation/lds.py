@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, Float64
 from scipy.stats import rankdata
 
-from dtrak.noise import keyed_generator
+from dtrak.utils.noise import keyed_generator
 
 RESAMPLES = 1000
 CHUNK = 2**24  # numbers of one intermediate array

@@ -7,17 +7,17 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from dtrak.attribution import Attributor
-from dtrak.choices import changed, offer, stored
 from dtrak.config import LAST, RANDOMISED
-from dtrak.errors import DtrakError
 from dtrak.evaluation.lds import Score, bootstrap, lds, lds_with_interval
 from dtrak.evaluation.results import POWERS, Row
-from dtrak.files import digest, write_npy
-from dtrak.methods import METHODS
-from dtrak.query import QuerySet, load_query_set
-from dtrak.settings import Setting
-from dtrak.truth import SubsetTruth
+from dtrak.methods.attributor import Attributor
+from dtrak.methods.base import METHODS
+from dtrak.methods.choices import changed, offer, stored
+from dtrak.methods.query import QuerySet, load_query_set
+from dtrak.methods.retrained import SubsetTruth
+from dtrak.methods.settings import Setting
+from dtrak.utils.errors import DtrakError
+from dtrak.utils.files import digest, write_npy
 
 LEAST_MODELS = 4
 HALF_RESAMPLES = 500

@@ -1,6 +1,6 @@
 """Training again without some images: the study's recipe from the same seed, and the pictures that come of it.
 
-Everything random is keyed by sample (see :mod:`dtrak.training`), so a retrained model differs from
+Everything random is keyed by sample (see :mod:`dtrak.training.loop`), so a retrained model differs from
 the one that saw all images by the missing images alone. A retrained model is one folder,
 
     retrained/<name>/removal.json                what was left out, how it was trained, that it is finished
@@ -22,15 +22,15 @@ import torch
 from jaxtyping import UInt8
 
 from dtrak.config import Study, TrainingConfig
-from dtrak.engines import Engine, Local
-from dtrak.files import digest, write_json, write_npy
-from dtrak.models import DiffusionModel, save_model
-from dtrak.processes import SPAWN, one_process_each
-from dtrak.sampling import GenerationSettings, generate
-from dtrak.studies import StudyFolder, base_path, check_retrainable, recipe_digest
-from dtrak.study_models import load_any
-from dtrak.study_training import training_run
-from dtrak.threads import task_threads
+from dtrak.execution.engines import Engine, Local
+from dtrak.execution.processes import SPAWN, one_process_each
+from dtrak.execution.threads import task_threads
+from dtrak.models.base import DiffusionModel, save_model
+from dtrak.models.loading import load_any
+from dtrak.models.sampling import GenerationSettings, generate
+from dtrak.study.folder import StudyFolder, base_path, check_retrainable, recipe_digest
+from dtrak.training.study import training_run
+from dtrak.utils.files import digest, write_json, write_npy
 
 Pixels = UInt8[np.ndarray, "n r r 3"]
 
@@ -139,7 +139,7 @@ class Task:
     settings: tuple[GenerationSettings, ...]
 
     def reads(self, folder: StudyFolder) -> list[Path]:
-        """What it reads beside the study: its model, where that is kept (see :mod:`dtrak.mirror`)."""
+        """What it reads beside the study: its model, where that is kept (see :mod:`dtrak.study.remote`)."""
         return [self.removal.folder(folder)]
 
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from dtrak.files import read_json, write_json
-from dtrak.query import load_query_set
-from dtrak.settings import Setting
-from dtrak.studies import StudyFolder, model_digest, truth_folders
-from dtrak.truth import SubsetTruth
+from dtrak.methods.query import load_query_set
+from dtrak.methods.retrained import SubsetTruth
+from dtrak.methods.settings import Setting
+from dtrak.study.folder import StudyFolder, model_digest, truth_folders
+from dtrak.utils.files import read_json, write_json
 
 RESULTS_FILE = "evaluation.json"
 POWERS = tuple(float(p) for p in np.arange(-4.0, 4.01, 0.5))  # of ten: the λ that are tried

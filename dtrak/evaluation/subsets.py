@@ -22,19 +22,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dtrak.attribution import Attributor
 from dtrak.config import TruthConfig
-from dtrak.errors import DtrakError
-from dtrak.files import read_json, write_json
-from dtrak.memory import with_smaller_batches
-from dtrak.models import DiffusionModel
-from dtrak.noise import feature_noise
-from dtrak.queries import generate_query
-from dtrak.query import Query, QuerySet, generated_settings, load_query_set, save_query_set
-from dtrak.studies import StudyFolder, check_retrainable, model_digest, truth_folders
-from dtrak.study_training import training_run
-from dtrak.threads import task_threads
-from dtrak.truth import Family, belongs_to, subset_mask
+from dtrak.execution.memory import with_smaller_batches
+from dtrak.execution.threads import task_threads
+from dtrak.methods.attributor import Attributor
+from dtrak.methods.queries import generate_query
+from dtrak.methods.query import Query, QuerySet, generated_settings, load_query_set, save_query_set
+from dtrak.methods.retrained import Family, belongs_to, subset_mask
+from dtrak.models.base import DiffusionModel
+from dtrak.study.folder import StudyFolder, check_retrainable, model_digest, truth_folders
+from dtrak.training.study import training_run
+from dtrak.utils.errors import DtrakError
+from dtrak.utils.files import read_json, write_json
+from dtrak.utils.noise import feature_noise
 
 MOST_HELDOUT = 1000
 NOISE_SEED = 1  # features use 0

@@ -1,0 +1,1 @@
+"""What supports a ranking: significance, stability, decomposition, hubs, comparison."""

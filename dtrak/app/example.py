@@ -1,0 +1,59 @@
+"""The example on the home page: an attribution computed when the study was built, read from disk.
+
+Reading it must be quick: what only writing needs is imported there.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from dtrak.app.elements import enlarged_png
+from dtrak.config import load_study
+from dtrak.study.folder import StudyFolder
+from dtrak.utils.files import read_json, write_bytes, write_json
+
+EXAMPLE_SEED = 6  # of the demo's first ones, a flag that people can name
+SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Example:
+    """A generated picture and its strongest proponents, ready to show without a model."""
+
+    image: bytes
+    seed: int
+    method: str
+    tiles: list[dict[str, Any]]
+
+
+def write_example(folder: StudyFolder, device: str = "cpu") -> None:
+    """Compute the example of a built study and keep it beside the index."""
+    from dtrak.app.views import tiles
+    from dtrak.methods.attributor import Attributor
+    from dtrak.methods.queries import generate_query
+    from dtrak.methods.settings import Setting
+    from dtrak.models.sampling import GenerationSettings
+
+    attributor = Attributor(folder, device)
+    label = next(iter(attributor.model.names), None)
+    query = generate_query(attributor, GenerationSettings(EXAMPLE_SEED, 50, label, folder.study.guidance))
+    setting = Setting(attributor.methods()[0].name)
+    answer = attributor.attribute(query, attributor.features(query, [setting]), setting, top=SHOWN)
+    write_bytes(folder.index / "example.png", enlarged_png(query.pixels, 256))
+    content = {"seed": EXAMPLE_SEED, "method": answer.method.title, "tiles": tiles(answer.proponents, attributor.table)}
+    write_json(folder.index / "example.json", content)
+
+
+def example_is_current(folder: StudyFolder) -> bool:
+    """Whether the example belongs to the index as it is now."""
+    path = folder.index / "example.json"
+    indexes = [p.stat().st_mtime_ns for p in folder.index.glob("*/manifest.json")]
+    return path.exists() and path.stat().st_mtime_ns >= max(indexes, default=0)
+
+
+def home_example(study: str) -> Example | None:
+    """The example of a study, or None before it is built."""
+    folder = StudyFolder(load_study(study)).index
+    if not (folder / "example.json").exists():
+        return None
+    content = read_json(folder / "example.json")
+    return Example((folder / "example.png").read_bytes(), content["seed"], content["method"], content["tiles"])

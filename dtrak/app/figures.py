@@ -1,0 +1,290 @@
+"""Plotly figures, built by pure functions; a page only shows them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+from jaxtyping import Float
+
+from dtrak.analysis.evidence import Null, Split
+from dtrak.app.creators import Standing
+from dtrak.app.evaluate import Curve
+from dtrak.app.views import Share, format_score
+from dtrak.data import Table
+from dtrak.methods.attributor import Attribution
+
+Scores = Float[np.ndarray, " n"]
+WHISKER = {"thickness": 1.5, "width": 4, "color": "#e0a43a"}
+LOG_TICKS = {"exponentformat": "power", "dtick": 1}
+HISTOGRAM_BINS = 61  # odd: one of them is around zero
+POSITIVE, NEGATIVE, NEUTRAL = "#2f6fdb", "#c4532d", "#8a93a3"
+
+
+def score_histogram(attribution: Attribution, null: Null | None = None) -> go.Figure:
+    """All scores, log counts, with the shown proponents and opponents marked on one signed scale.
+
+    Args:
+        null: shades what the top score of an unrelated query stays below.
+    """
+    scores: Float[np.ndarray, " n"] = attribution.scores
+    limit = 1.05 * (float(np.abs(scores).max()) or 1.0)
+    counts, edges = np.histogram(scores, HISTOGRAM_BINS, (-limit, limit))  # here: the browser gets the counts alone
+    figure = go.Figure()
+    figure.add_bar(
+        x=(edges[1:] + edges[:-1]) / 2,
+        y=counts,
+        width=2 * limit / HISTOGRAM_BINS,
+        marker_color=NEUTRAL,
+        name="all training images",
+        hovertemplate="%{y} images<br>score %{x}<extra></extra>",
+    )
+    for side, name, colour in (
+        (attribution.proponents, "proponents shown", POSITIVE),
+        (attribution.opponents, "opponents shown", NEGATIVE),
+    ):
+        figure.add_scatter(
+            x=[s.score for s in side],
+            y=[0.7] * len(side),
+            mode="markers",
+            marker={"symbol": "line-ns-open", "size": 16, "color": colour, "line": {"width": 2}},
+            name=name,
+            customdata=[[s.record.id, s.record.caption, format_score(s.score)] for s in side],
+            hovertemplate="%{customdata[1]}<br>%{customdata[2]}<extra></extra>",
+        )
+    figure.add_vline(x=0, line_width=1, line_color=NEUTRAL)
+    if null is not None:
+        reach = float(scores.mean() + null.threshold * scores.std())
+        x0 = float(scores.mean())
+        figure.add_vrect(x0=x0, x1=reach, fillcolor=NEUTRAL, opacity=0.15, line_width=0, layer="below")
+    figure.update_layout(
+        height=260,
+        margin={"l": 8, "r": 8, "t": 8, "b": 8},
+        bargap=0.05,
+        xaxis_title="score",
+        yaxis={"title": "images (log)", "type": "log", "dtick": 1},
+        legend={"orientation": "h", "y": -0.35},
+    )
+    return figure
+
+
+def share_bars(shares: list[Share], limit: int = 8) -> go.Figure:
+    """Share of the positive mass by group, beside each group's share of the training set."""
+    shown = shares[:limit]
+    names = [f"{s.name} ({s.count})" for s in shown]
+    return _against_data(names, [s.share for s in shown], [s.expected for s in shown])
+
+
+def standing_bars(found: Sequence[Standing], limit: int = 12) -> go.Figure:
+    """Each creator's total with its interval, beside their share of the training images."""
+    shown = list(found)[:limit]
+    names = [f"{s.creator} ({s.images})" for s in shown]
+    intervals = [(s.total_low, s.total_high) for s in shown]
+    return _against_data(names, [s.total for s in shown], [s.share_of_data for s in shown], intervals)
+
+
+def _against_data(
+    names: Sequence[str],
+    shares: Sequence[float],
+    expected: Sequence[float],
+    intervals: Sequence[tuple[float, float]] = (),
+) -> go.Figure:
+    """Shares of the positive scores, the first at the top, each beside its share of the training images."""
+    names, values = list(names)[::-1], np.array(shares)[::-1]
+    error: dict[str, Any] = {}
+    if intervals:
+        low, high = np.array(intervals)[::-1].T
+        error = {"error_x": {"array": high - values, "arrayminus": values - low, **WHISKER}}
+    figure = go.Figure()
+    figure.add_bar(
+        y=names,
+        x=values,
+        orientation="h",
+        marker_color=POSITIVE,
+        name="share of positive scores",
+        hovertemplate="%{x:.1%} of positive scores<extra></extra>",
+        **error,
+    )
+    figure.add_scatter(
+        y=names,
+        x=list(expected)[::-1],
+        mode="markers",
+        marker={"symbol": "line-ns-open", "size": 14, "color": NEUTRAL, "line": {"width": 3}},
+        name="share of the training images",
+        hovertemplate="%{x:.1%} of the training images<extra></extra>",
+    )
+    height = 100 + 28 * len(names)
+    figure.update_layout(
+        height=height,
+        margin={"l": 8, "r": 8, "t": 8, "b": 8},
+        xaxis={"tickformat": ".0%", "rangemode": "tozero"},
+        legend={"orientation": "h", "y": -50 / height, "yanchor": "top"},
+    )
+    return figure
+
+
+def damping_figure(powers: Sequence[float], curve: Sequence[float], current: float | None) -> go.Figure:
+    """How alike the ranking at each λ is to the current one, with a cursor at the current λ."""
+    figure = go.Figure()
+    figure.add_scatter(
+        x=[10.0**p for p in powers],
+        y=list(curve),
+        mode="lines+markers",
+        line={"color": POSITIVE},
+        hovertemplate="λ = %{x:.3g}<br>rank-biased overlap %{y:.2f}<extra></extra>",
+    )
+    if current is not None:
+        figure.add_vline(x=current, line_width=2, line_color=NEGATIVE)
+    figure.update_layout(
+        height=190,
+        margin={"l": 8, "r": 8, "t": 8, "b": 8},
+        showlegend=False,
+        xaxis={"type": "log", "title": "λ", "exponentformat": "power"},
+        yaxis={"range": [0, 1.05], "title": "overlap"},
+    )
+    return figure
+
+
+def score_scatter(a: Scores, b: Scores, names: tuple[str, str], table: Table, shown: set[int]) -> go.Figure:
+    """Scores of two lanes against each other, one point a training image; a click gives its id."""
+    records = table.records[: len(a)]
+    figure = go.Figure()
+    for rows, colour, size, name in (
+        ([i for i in range(len(a)) if i not in shown], NEUTRAL, 6, "other images"),
+        (sorted(shown), POSITIVE, 10, "shown above"),
+    ):
+        figure.add_scatter(
+            x=a[rows],
+            y=b[rows],
+            mode="markers",
+            marker={"color": colour, "size": size, "opacity": 0.75},
+            name=name,
+            customdata=[[records[i].id, records[i].caption or records[i].id] for i in rows],
+            hovertemplate="%{customdata[1]}<br>%{x:.3g} · %{y:.3g}<extra></extra>",
+        )
+    figure.update_layout(
+        height=380,
+        margin={"l": 8, "r": 8, "t": 8, "b": 8},
+        xaxis={"title": names[0], "zerolinecolor": NEUTRAL},
+        yaxis={"title": names[1], "zerolinecolor": NEUTRAL},
+        legend={"orientation": "h", "y": -0.2},
+    )
+    return figure
+
+
+def split_bars(split: Split, rows: Sequence[int], names: Sequence[str], chosen: Sequence[str] = ()) -> go.Figure:
+    """The parts of the scores of some training images, stacked apart by sign; parts sum to the score.
+
+    Args:
+        chosen: parts to show in full colour; all if empty.
+    """
+    figure = go.Figure()
+    count = max(len(split.names) - 1, 1)
+    for number, name in enumerate(split.names):
+        figure.add_bar(
+            x=list(names),
+            y=split.scores[number, list(rows)],
+            name=name,
+            marker_color=f"hsl({int(225 - 205 * number / count)}, 62%, 52%)",
+            opacity=1.0 if not chosen or name in chosen else 0.25,
+            hovertemplate=f"{name}<br>%{{y:.3g}}<extra></extra>",
+        )
+    figure.add_hline(y=0, line_width=1, line_color=NEUTRAL)
+    figure.update_layout(
+        height=320,
+        barmode="relative",
+        margin={"l": 8, "r": 8, "t": 8, "b": 8},
+        yaxis_title="part of the score",
+        legend={"orientation": "h", "y": -0.35, "font": {"size": 11}},
+    )
+    return figure
+
+
+def lds_bars(names: Sequence[str], lds: Sequence[float], low: Sequence[float], high: Sequence[float],
+             oracle: Sequence[float] = (), colour: str = POSITIVE) -> go.Figure:  # fmt: skip
+    """The LDS of each method × 100, the first at the top, with intervals; the oracle's λ as a mark apart."""
+    names, count = list(names)[::-1], len(names)
+    values, lower, upper = (np.array(v)[::-1] for v in (lds, low, high))
+    figure = go.Figure()
+    figure.add_bar(
+        y=names,
+        x=values,
+        orientation="h",
+        marker_color=[
+            colour if bottom > 0 else NEGATIVE if top < 0 else NEUTRAL for bottom, top in zip(lower, upper, strict=True)
+        ],
+        error_x={"array": upper - values, "arrayminus": values - lower, **WHISKER},
+        name="LDS × 100",
+        hovertemplate="%{y}<br>%{x:.1f}<extra></extra>",
+    )
+    if len(oracle):
+        figure.add_scatter(
+            y=names,
+            x=np.array(oracle)[::-1],
+            mode="markers",
+            marker={"symbol": "diamond-open", "size": 9, "color": NEGATIVE, "line": {"width": 2}},
+            name="with the oracle's λ",
+            hovertemplate="%{y}, oracle λ<br>%{x:.1f}<extra></extra>",
+        )
+    figure.add_vline(x=0, line_width=1, line_color=NEUTRAL)
+    figure.update_layout(
+        height=110 + 24 * count,
+        margin={"l": 8, "r": 8, "t": 8, "b": 8},
+        xaxis_title="LDS × 100",
+        yaxis={"automargin": True},
+        legend={"orientation": "h", "y": -60 / (110 + 24 * count), "yanchor": "top"},
+    )
+    return figure
+
+
+def lds_curves(found: Sequence[Curve], title: str, logarithmic: bool, ordered: bool = True) -> go.Figure:
+    """The LDS × 100 of D-TRAK and TRAK along one choice, with intervals where they were worked out.
+
+    Args:
+        ordered: whether a line between two values means something.
+    """
+    figure = go.Figure()
+    for curve, colour in zip(found, (POSITIVE, NEGATIVE, NEUTRAL, "#3b9b6d"), strict=False):
+        values = 100 * np.array(curve.lds)
+        error: dict[str, Any] = {}
+        if curve.low:
+            upper, lower = 100 * np.array(curve.high) - values, values - 100 * np.array(curve.low)
+            error = {"error_y": {"array": upper, "arrayminus": lower, "thickness": 1.2, "width": 4}}
+        figure.add_scatter(
+            x=list(curve.values),
+            y=values,
+            mode="lines+markers" if ordered else "markers",
+            marker={"size": 9},
+            name=curve.name,
+            line={"color": colour},
+            hovertemplate="%{x}<br>LDS %{y:.1f}<extra></extra>",
+            **error,
+        )
+    figure.add_hline(y=0, line_width=1, line_color=NEUTRAL)
+    figure.update_layout(
+        height=340,
+        margin={"l": 8, "r": 8, "t": 8, "b": 8},
+        xaxis={"title": title, "type": "log" if logarithmic else "category"} | (LOG_TICKS if logarithmic else {}),
+        yaxis_title="LDS × 100",
+        legend={"orientation": "h", "y": -0.25},
+    )
+    return figure
+
+
+def distance_boxes(values: Mapping[str, Sequence[float]], title: str) -> go.Figure:
+    """How far each query's picture moved, by method: boxes with every query as a point."""
+    figure = go.Figure()
+    for number, (name, found) in enumerate(values.items()):
+        figure.add_box(
+            y=list(found),
+            name=name,
+            boxpoints="all",
+            jitter=0.4,
+            pointpos=0,
+            marker={"size": 5, "opacity": 0.7},
+            line={"width": 1.5},
+            marker_color=NEUTRAL if number == 0 else POSITIVE,
+            hovertemplate="%{y:.3g}<extra></extra>",
+        )
+    figure.update_layout(height=300, margin={"l": 8, "r": 8, "t": 8, "b": 8}, yaxis_title=title, showlegend=False)
+    return figure

@@ -1,0 +1,153 @@
+"""A queue with one worker: the only thread that touches a model, so two users never mix."""
+
+import functools
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from dtrak.utils.errors import DtrakError
+
+
+class Cancelled(Exception):
+    """Raised inside a job whose user asked it to stop."""
+
+
+@dataclass(eq=False)
+class Job:
+    """One piece of work, watched from other threads.
+
+    Attributes:
+        state: "queued", "running", "done", "failed" or "cancelled".
+        done, total: progress in the job's own units.
+        started: seconds of the clock when it began to run.
+        preview: whatever the job shows of itself while it runs.
+        result: what it returned; error: the message and hint for the user if it failed.
+    """
+
+    key: str
+    state: str = "queued"
+    done: int = 0
+    total: int = 1
+    started: float = 0.0
+    preview: Any = None
+    result: Any = None
+    error: DtrakError | None = None
+    _cancel: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def active(self) -> bool:
+        return self.state in ("queued", "running")
+
+    @property
+    def seconds_left(self) -> float | None:
+        """By its pace so far, or None while that says little."""
+        passed = time.monotonic() - self.started
+        if self.state != "running" or not self.done or passed < 5:
+            return None
+        return passed * (self.total - self.done) / self.done
+
+    def cancel(self) -> None:
+        """Ask the job to stop at its next step; a queued job never starts."""
+        self._cancel.set()
+
+    def progress(self, done: int, total: int, preview: Any = None) -> None:
+        """Called by the work itself after each step.
+
+        Raises:
+            Cancelled: the user asked it to stop.
+        """
+        if self._cancel.is_set():
+            raise Cancelled
+        self.done, self.total = done, total
+        if preview is not None:
+            self.preview = preview
+
+
+class JobQueue:
+    """Runs jobs one at a time, in the order they came; ``keep`` finished ones stay readable."""
+
+    def __init__(self, keep: int = 64):
+        self._keep = keep
+        self._jobs: dict[str, Job] = {}
+        self._waiting: list[tuple[Job, Callable[[Job], Any]]] = []
+        self._changed = threading.Condition()
+        threading.Thread(target=self._work, name="dtrak-worker", daemon=True).start()
+
+    def submit(self, key: str, work: Callable[[Job], Any]) -> Job:
+        """Queue ``work``; while a job of the same key is active, that one is returned instead."""
+        with self._changed:
+            current = self._jobs.get(key)
+            if current is not None and current.active:
+                return current
+            job = Job(key)
+            self._jobs.pop(key, None)
+            self._jobs[key] = job
+            self._waiting.append((job, work))
+            for old in [k for k, j in self._jobs.items() if not j.active][: -self._keep]:
+                del self._jobs[old]
+            self._changed.notify_all()
+            return job
+
+    def drop(self, job: Job) -> None:
+        """Forget a job that has not begun; it never runs."""
+        with self._changed:
+            if job.state == "queued":
+                job.state = "cancelled"
+                self._waiting = [(other, work) for other, work in self._waiting if other is not job]
+                self._jobs.pop(job.key, None)
+
+    def active(self) -> list[Job]:
+        """What waits or runs, the first first."""
+        with self._changed:
+            return [job for job in self._jobs.values() if job.active]
+
+    def get(self, key: str) -> Job | None:
+        """The latest job of that key, if it is remembered."""
+        return self._jobs.get(key)
+
+    def position(self, job: Job) -> int:
+        """How many jobs are before this one; 0 for the one that runs."""
+        with self._changed:
+            ahead = [j for j in self._jobs.values() if j.active]
+            return ahead.index(job) if job in ahead else 0
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                while not self._waiting:
+                    self._changed.wait()
+                job, work = self._waiting.pop(0)
+                job.state, job.started = "running", time.monotonic()
+            try:
+                job.progress(0, job.total)
+                job.result = work(job)
+                job.state = "done"
+            except Cancelled:
+                job.state = "cancelled"
+            except DtrakError as error:
+                job.error, job.state = error, "failed"
+            except Exception as error:
+                traceback.print_exc()
+                job.error = DtrakError(f"Something went wrong: {error}", hint="The terminal has the details.")
+                job.state = "failed"
+
+
+@functools.cache
+def queue() -> JobQueue:
+    """The one queue of this process."""
+    return JobQueue()
+
+
+@functools.cache
+def queue_beside() -> JobQueue:
+    """What a page shows without waiting for it; it touches features, and no model."""
+    return JobQueue()
+
+
+@functools.cache
+def retraining_queue() -> JobQueue:
+    """Trainings, which take minutes and touch none of this process's models."""
+    return JobQueue()

@@ -1,0 +1,41 @@
+"""What a study that is not built needs, in words."""
+
+import functools
+
+from dtrak.build.plan import DEVICES, Estimate, estimate
+from dtrak.config import load_study
+from dtrak.study.folder import StudyFolder
+from dtrak.utils.errors import DtrakError
+from dtrak.utils.text import in_words, size_in_words
+
+SHOWN = (DEVICES[0], DEVICES[1])
+
+
+def needs_in_words(folder: StudyFolder) -> str:
+    """Markdown: its data, and the expected time and space of each step."""
+    study, data = folder.study, folder.study.data
+    lines = []
+    if not (folder.data / "report.json").exists() and data.kind != "openmoji":
+        where = [f"`{study.resolve(data.path)}`"] if data.path and data.kind != "hub" else []
+        where += [f"`{data.hub or data.path}` on the hub"] if data.hub or data.kind == "hub" else []
+        lines.append(f"Its images are looked for in {', then in '.join(where)}.")
+    if study.model.hub:
+        lines.append(f"Its model is `{study.model.hub}` of the hub; `prepare` fetches it.")
+    try:
+        found = _estimate(study.name, (folder.data / "report.json").exists())
+    except DtrakError as reason:
+        return "  \n".join([*lines, f"{reason.message} {reason.hint}"])
+    lines.append(f"Expected for {found.images:,} images (estimates; docs/scale.md has the arithmetic):")
+    header = f"| | disk | {' | '.join(device.title for device in SHOWN)} |\n|---|--:|{'--:|' * len(SHOWN)}"
+    rows = [
+        f"| {step.title} | {size_in_words(step.bytes)} | "
+        + " | ".join(in_words(step.seconds(device, study)) for device in SHOWN)
+        + " |"
+        for step in found.steps
+    ]
+    return "\n\n".join([*lines, "\n".join([header, *rows])])
+
+
+@functools.lru_cache(16)
+def _estimate(name: str, prepared: bool) -> Estimate:  # a second or two; the same until the data are there
+    return estimate(StudyFolder(load_study(name)))

@@ -1,0 +1,165 @@
+"""Runs kept on disk: every image that was generated or uploaded, with what made it.
+
+``runs/<id>/`` holds ``image.png`` (as the model drew it, its parameters inside), ``run.json``
+and, once computed, the query's features. An id is a digest of what fixes the pixels, so the same
+seed and settings are the same run, and a link to it stays good.
+"""
+
+import io
+import json
+import time
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, PngImagePlugin
+
+from dtrak.data import BadImage
+from dtrak.index.faiss_index import QueryFeature
+from dtrak.methods.query import Query
+from dtrak.models.sampling import GenerationSettings
+from dtrak.utils.errors import DtrakError
+from dtrak.utils.files import atomic_write, digest, read_json, write_bytes, write_json
+
+METADATA_KEY = "dtrak"
+TITLE = 60  # characters of a prompt in a title
+MAX_METADATA = 16_384  # characters; anything longer is not ours
+
+
+@dataclass(frozen=True)
+class Run:
+    """An image that can be attributed.
+
+    Attributes:
+        settings: what it was generated from, or None for an upload.
+        model: fingerprint of the model that drew it, or None.
+    """
+
+    id: str
+    pixels: UInt8[np.ndarray, "r r 3"]
+    label: str | None
+    settings: GenerationSettings | None
+    created: float
+    model: str | None = None
+
+    @property
+    def title(self) -> str:
+        if self.settings is None:
+            return "Uploaded image"
+        said = " ".join((self.label or "").split())
+        if len(said) > TITLE:
+            said = said[: TITLE - 1] + "…"
+        return f"Seed {self.settings.seed}" + (f", {said}" if said else "")
+
+
+class RunStore:
+    """The runs of one study, below ``runs/``."""
+
+    def __init__(self, root: Path):
+        self.root = root
+
+    def generated_id(self, model: str, settings: GenerationSettings) -> str:
+        """The id of what these settings draw with this model."""
+        return digest(["generated", model, settings.as_dict()], 12)
+
+    def save_generated(self, model: str, settings: GenerationSettings, pixels: UInt8[np.ndarray, "r r 3"]) -> Run:
+        """Keep a generated image."""
+        run_id = self.generated_id(model, settings)
+        content = {"settings": settings.as_dict(), "label": settings.label, "model": model}
+        return self._save(run_id, pixels, content, png_bytes(pixels, {**settings.as_dict(), "model": model}))
+
+    def save_upload(self, pixels: UInt8[np.ndarray, "r r 3"], label: str | None) -> Run:
+        """Keep an uploaded image, as the model sees it."""
+        run_id = digest(["upload", Query(pixels).id, label], 12)
+        return self._save(run_id, pixels, {"settings": None, "label": label}, png_bytes(pixels, None))
+
+    def load(self, run_id: str) -> Run | None:
+        """The run of that id, or None."""
+        folder = self.root / run_id
+        if not run_id.isalnum() or not (folder / "run.json").exists():
+            return None
+        content = read_json(folder / "run.json")
+        settings = GenerationSettings(**content["settings"]) if content["settings"] else None
+        with Image.open(folder / "image.png") as image:
+            pixels = np.asarray(image.convert("RGB"))
+        return Run(run_id, pixels, content["label"], settings, content["created"], content.get("model"))
+
+    def image_bytes(self, run: Run) -> bytes:
+        """The PNG as kept, its parameters inside."""
+        return (self.root / run.id / "image.png").read_bytes()
+
+    def latest(self, count: int) -> list[Run]:
+        """The newest runs, newest first."""
+        folders = sorted(self.root.glob("*/run.json"), key=lambda p: p.stat().st_mtime, reverse=True)[:count]
+        return [run for run in (self.load(path.parent.name) for path in folders) if run]
+
+    def feature(self, run: Run, key: str, identity: dict[str, Any]) -> QueryFeature | None:
+        """A feature computed before, or None."""
+        path = self.root / run.id / f"feature-{key}.npz"
+        try:
+            with np.load(path) as stored:
+                blocks = stored.get("blocks")
+                return QueryFeature(stored["parts"], identity, stored["values"], blocks)
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+            return None
+
+    def save_feature(self, run: Run, key: str, feature: QueryFeature) -> None:
+        """Keep a feature for the next visit."""
+        arrays = {"parts": feature.parts, "values": feature.values, "blocks": feature.blocks}
+        with atomic_write(self.root / run.id / f"feature-{key}.npz") as file:
+            np.savez(file, **{name: array for name, array in arrays.items() if array is not None})  # type: ignore[arg-type]
+
+    def _save(self, run_id: str, pixels: np.ndarray, content: dict[str, Any], png: bytes) -> Run:
+        folder = self.root / run_id
+        if not (folder / "run.json").exists():
+            write_bytes(folder / "image.png", png)
+            write_json(folder / "run.json", {**content, "created": time.time()})
+        run = self.load(run_id)
+        assert run is not None
+        return run
+
+
+def png_bytes(pixels: UInt8[np.ndarray, "r r 3"], parameters: dict[str, Any] | None) -> bytes:
+    """A PNG; ``parameters`` go into it as JSON under "dtrak" and, for other tools, as "parameters"."""
+    info = PngImagePlugin.PngInfo()
+    if parameters is not None:
+        info.add_itxt(METADATA_KEY, json.dumps(parameters, sort_keys=True, ensure_ascii=False))
+        negative = f"Negative prompt: {parameters['negative']}\n" if parameters.get("negative") else ""
+        text = f"Steps: {parameters['steps']}, Sampler: DDIM, CFG scale: {parameters['guidance']}"
+        info.add_itxt("parameters", f"{parameters['label'] or ''}\n{negative}{text}, Seed: {parameters['seed']}")
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", pnginfo=info)
+    return buffer.getvalue()
+
+
+def read_settings(content: bytes) -> GenerationSettings:
+    """The settings that a PNG of ours carries.
+
+    Raises:
+        DtrakError: it carries none, or they make no sense; the text is treated as untrusted.
+    """
+    try:
+        image = Image.open(io.BytesIO(content))
+        text = image.info.get(METADATA_KEY)
+        if not isinstance(text, str) or len(text) > MAX_METADATA:
+            raise BadImage("it carries none")
+        value = json.loads(text)
+        settings = GenerationSettings(
+            int(value["seed"]),
+            int(value["steps"]),
+            None if value["label"] is None else str(value["label"]),
+            float(value["guidance"]),
+            str(value.get("negative", "")),
+            float(value.get("lora_scale", 1.0)),
+        )
+        within = 0 <= settings.guidance <= 20 and 0 <= settings.lora_scale <= 2
+        if not (0 <= settings.seed < 2**32 and 1 <= settings.steps <= 1000 and within):
+            raise BadImage("they are out of range")
+        return settings
+    except (BadImage, OSError, SyntaxError, ValueError, KeyError, TypeError) as error:
+        raise DtrakError(
+            "This file carries no settings of this app.", hint="Drop a PNG that was downloaded from Generate."
+        ) from error

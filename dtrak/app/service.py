@@ -1,0 +1,303 @@
+"""Opened studies, which pages ask; each is opened once a server process."""
+
+import functools
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from dtrak.analysis.comparison import ranks
+from dtrak.analysis.evidence import near_duplicates, standardise
+from dtrak.app.evaluate import Reliability, reliability
+from dtrak.app.evidence import Behind
+from dtrak.app.jobs import Job, queue, retraining_queue
+from dtrak.app.runs import Run, RunStore
+from dtrak.build.costs import COSTS_FILE
+from dtrak.config import load_study
+from dtrak.evaluation.counterfactual import Counterfactuals, load_counterfactuals
+from dtrak.evaluation.lds import Score
+from dtrak.evaluation.measure import judges, score_now
+from dtrak.evaluation.removal import Removal, Task, draw_all, drawn, is_drawn
+from dtrak.evaluation.results import Evaluation, load_evaluation
+from dtrak.evaluation.whatif import random_rows
+from dtrak.execution.engines import Local, cores
+from dtrak.methods.attributor import Attribution, Attributor, Features, Need
+from dtrak.methods.query import Query, QuerySet
+from dtrak.methods.retrained import SubsetTruth
+from dtrak.methods.settings import Setting
+from dtrak.models.sampling import GenerationSettings, sample
+from dtrak.study.folder import StudyFolder, trained_model_config, truth_folders
+from dtrak.utils.errors import DtrakError
+from dtrak.utils.files import digest, exclusive
+from dtrak.utils.latest import Latest
+
+ANSWERS_KEPT = 64
+DUPLICATES_LIMIT = 5_000
+REVERSE_RUNS = 50
+TRUTH_PARTS = ("evaluation.json", "counterfactual.json")
+WHAT_IF_SHARE = 2  # of the recipe's steps, a what-if takes one part in so many
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Lane:
+    """One answer among several that are compared."""
+
+    title: str
+    scores: np.ndarray
+    measured: str = ""
+
+
+class StudyService:
+    """What pages ask of one study; slow things become jobs."""
+
+    def __init__(self, study: str):
+        self.folder = StudyFolder(load_study(study))
+        self.attributor = Attributor(self.folder)
+        self.runs = RunStore(self.folder.runs)
+        self.lock = threading.RLock()
+        self._answers = Latest[Any](ANSWERS_KEPT)
+        self._judges: tuple[SubsetTruth, QuerySet] | None = None
+
+    @functools.cached_property
+    def model_fingerprint(self) -> str:
+        """Loads the model at first; a second or so."""
+        with self.lock:
+            return self.attributor.model.fingerprint()
+
+    @property
+    def classes(self) -> list[str]:
+        """Labels that can be drawn, or prompts to begin with."""
+        with self.lock:
+            return self.attributor.model.names
+
+    @property
+    def takes_text(self) -> bool:
+        """Whether the model is told a prompt."""
+        return self.folder.study.model.kind == "text-to-image"
+
+    @property
+    def has_adapter(self) -> bool:
+        """Whether an adapter acts in the model, whose strength can be set."""
+        return bool(trained_model_config(self.folder).adapter)
+
+    def find(self, settings: list[GenerationSettings]) -> list[Run] | None:
+        """The runs of these settings, if all of them were drawn before."""
+        runs = [self.runs.load(self.runs.generated_id(self.model_fingerprint, s)) for s in settings]
+        return [run for run in runs if run] if all(runs) else None
+
+    def generate(self, settings: list[GenerationSettings]) -> Job:
+        """Queue the drawing of several images that differ in their seeds."""
+        fingerprint = self.model_fingerprint
+        self.attributor.model.check_name(settings[0].label)
+
+        def work(job: Job) -> list[str]:
+            model = self.attributor.model
+            for step in sample(model, settings):
+                shown = step.done % model.preview_every == 0
+                job.progress(step.done, step.total, model.decode(step.x0) if shown else None)
+            pixels = model.decode(step.x)
+            return [
+                self.runs.save_generated(fingerprint, s, image).id for s, image in zip(settings, pixels, strict=True)
+            ]
+
+        return queue().submit("generate:" + digest([self.folder.study.name, [s.as_dict() for s in settings]]), work)
+
+    def features(self, run: Run, settings: Sequence[Setting]) -> Features | None:
+        """The run's features for some settings, if all of them were computed before.
+
+        Raises:
+            DtrakError: the study, or this run, lacks what a setting needs.
+        """
+        found: Features = {}
+        for need in self._needs(run, settings):
+            feature = self.runs.feature(run, need.key, need.identity)
+            if feature is None:
+                return None
+            found[need.key] = feature
+        return found
+
+    def compute_features(self, run: Run, settings: Sequence[Setting]) -> Job:
+        """Queue the computation of what a run lacks for some settings."""
+        missing = [n for n in self._needs(run, settings) if self.runs.feature(run, n.key, n.identity) is None]
+
+        def work(job: Job) -> None:
+            groups: dict[tuple[str, bool], list[Need]] = {}
+            for need in missing:
+                groups.setdefault((need.config.model, need.trajectory is not None), []).append(need)
+            for done, group in enumerate(groups.values()):
+                job.progress(done, len(groups))
+                for key, feature in self.attributor.compute(self.query(run), group).items():
+                    self.runs.save_feature(run, key, feature)
+
+        return queue().submit(self.features_key(run, settings), work)
+
+    def features_key(self, run: Run, settings: Sequence[Setting]) -> str:
+        """The key of the job that computes them."""
+        needed = sorted(need.key for need in self._needs(run, settings))
+        return f"features:{self.folder.study.name}:{run.id}:{digest(needed)}"
+
+    def query(self, run: Run) -> Query:
+        """The run as a query; one drawn by other weights counts as an image from elsewhere."""
+        settings = run.settings if run.model == self.model_fingerprint else None
+        return Query(run.pixels, run.label, settings)
+
+    def attribute(self, run: Run, setting: Setting, top: int) -> Attribution | None:
+        """The answer, or None while the run's features are not computed; the latest are kept."""
+        return self.ask(run, setting, _attribute, top)
+
+    def ask(self, run: Run, setting: Setting, question: Callable[..., T], *more: Any) -> T | None:
+        """``question(attributor, setting, query, features, *more)``, or None while the run's features are not computed.
+
+        The latest answers are kept.
+        """
+        key = (run.id, setting.text, question, *more)
+        with self.lock:
+            features = self.features(run, [setting]) if key not in self._answers else {}
+            if features is None:
+                return None
+            return self._answers.of(key, lambda: question(self.attributor, setting, self.query(run), features, *more))
+
+    def lane(self, run: Run, setting: Setting, title: str, measured: str = "") -> Lane:
+        """All scores of a run whose features are computed, under a title and what was measured of the setting."""
+        answer = self.ask(run, setting, all_scores)
+        assert answer is not None
+        return Lane(title, answer[0], measured)
+
+    @functools.cached_property
+    def behind(self) -> Behind:
+        """What stands behind answers."""
+        return Behind(self)
+
+    @functools.cached_property
+    def duplicates(self) -> np.ndarray | None:
+        """Near-duplicate groups of the training images; None where there are too many to compare all pairs."""
+        table = self.attributor.table
+        if table.train_size > DUPLICATES_LIMIT:
+            return None
+        return near_duplicates(np.asarray(table.pixels[: table.train_size]))
+
+    @functools.cached_property
+    def evaluation(self) -> Evaluation | None:
+        """What was measured of the study's methods, or None."""
+        with self.lock:
+            return load_evaluation(self.folder)
+
+    @functools.cached_property
+    def counterfactuals(self) -> Counterfactuals | None:
+        """What removals did to pictures, or None."""
+        with self.lock:
+            return load_counterfactuals(self.folder)
+
+    def reliability(self, setting: Setting, run: Run) -> Reliability:
+        """How far an answer about a run can be trusted, as measured."""
+        return reliability(self.evaluation, setting, run.settings is not None)
+
+    def lds_now(self, setting: Setting, queries: str) -> Score | None:
+        """The LDS of any setting at its own λ, or None where the truth or its features are not built; kept."""
+        key = ("", setting.text, score_now, queries)
+        with self.lock:
+            try:
+                known = self._judges = self._judges or judges(self.attributor)
+                return self._answers.of(key, lambda: score_now(self.attributor, setting, queries, known))
+            except DtrakError:
+                return None
+
+    def what_if(self, run: Run, removed: Sequence[str]) -> list[Task]:
+        """What :meth:`retrain_without` trains and draws: all images, without ``removed``, without as many others."""
+        assert run.settings is not None
+        table = self.attributor.table
+        rows = [table.rows[i] for i in removed]
+        others = [table.train_ids[row] for row in random_rows(table.train_size, rows, digest(sorted(removed)))]
+        steps = max(1, self.folder.study.training.steps // WHAT_IF_SHARE)
+        sets: list[Sequence[str]] = [[], removed, others]
+        return [Task(Removal.of(self.folder, ids, steps, "fp32"), (run.settings,)) for ids in sets]
+
+    def retrained(self, tasks: Sequence[Task]) -> list[np.ndarray] | None:
+        """The picture of each task, if all of them were drawn."""
+        if not all(is_drawn(self.folder, task.removal, task.settings[0]) for task in tasks):
+            return None
+        return [drawn(self.folder, task.removal, task.settings)[0] for task in tasks]
+
+    def what_if_key(self, tasks: Sequence[Task]) -> str:
+        """The key of the job that retrains."""
+        return f"what-if:{self.folder.study.name}:{digest([str(task) for task in tasks])}"
+
+    def retrain_without(self, tasks: Sequence[Task]) -> Job:
+        """Queue the retraining of :meth:`what_if`, in processes of their own."""
+
+        def work(job: Job) -> None:
+            with exclusive(self.folder.root / "retrained", f"the retraining of '{self.folder.study.name}'"):
+                draw_all(self.folder, tasks, Local(max(2, min(len(tasks), cores()))), job.progress)
+
+        return retraining_queue().submit(self.what_if_key(tasks), work)
+
+    def kept_scores(self, setting: Setting) -> list[tuple[Run, np.ndarray]]:
+        """The latest generated pictures whose features are computed, each with its scores; nothing is computed here."""
+        found = []
+        for run in self.runs.latest(REVERSE_RUNS):
+            if run.settings is not None and (answer := self.ask(run, setting, all_scores)) is not None:
+                found.append((run, answer[0]))
+        return found
+
+    def reverse(self, sample_id: str, setting: Setting, count: int = 8) -> list[tuple[Run, float, int]]:
+        """The generated pictures that a training image affects most: the run, its z-score there, its place from 1.
+
+        Only runs whose features are computed take part; nothing is computed here.
+        """
+        row = self.attributor.table.rows[sample_id]
+        found = []
+        for run in self.runs.latest(REVERSE_RUNS):
+            if run.settings is None:
+                continue
+            try:
+                answer = self.attribute(run, setting, 1)
+            except DtrakError:
+                continue
+            if answer is not None:
+                z = float(standardise(answer.scores)[row])
+                found.append((run, z, int(ranks(answer.scores)[row]) + 1))
+        return sorted(found, key=lambda item: -item[1])[:count]
+
+    def _needs(self, run: Run, settings: Sequence[Setting]) -> list[Need]:
+        needs = [need for setting in settings for need in self.attributor.needs(setting, self.query(run))]
+        return list({need.key: need for need in needs}.values())
+
+
+def all_scores(
+    attributor: Attributor, setting: Setting, query: Query, features: Features
+) -> tuple[np.ndarray, float | None]:
+    """The scores of all training images and the λ behind them, to :meth:`StudyService.ask` for."""
+    return attributor.scores(setting, query, features)
+
+
+def _attribute(attributor: Attributor, setting: Setting, query: Query, features: Features, top: int) -> Attribution:
+    return attributor.attribute(query, features, setting, top)
+
+
+@functools.lru_cache(maxsize=2)
+def _open(study: str, stamp: tuple[str, ...]) -> StudyService:
+    return StudyService(study)
+
+
+def study_service(study: str) -> StudyService:
+    """The opened study; opened anew after it was built again.
+
+    Raises:
+        DtrakError: its data, model or index is missing.
+    """
+    folder = StudyFolder(load_study(study))
+    built = [
+        *folder.index.glob("*/manifest.json"),
+        folder.root / COSTS_FILE,
+        folder.data / "report.json",
+        folder.model_dir / "training.json",
+        *(root / name for root in truth_folders(folder) for name in TRUTH_PARTS),
+    ]
+    stamp = tuple(f"{path}:{path.stat().st_mtime_ns}" for path in sorted(built) if path.exists())
+    if not any(Path(s.rsplit(":", 1)[0]).name == "manifest.json" for s in stamp):
+        raise DtrakError(f"The index of study '{study}' is not built.", hint=f"python -m index_builder build {study}")
+    return _open(study, stamp)

@@ -1,0 +1,213 @@
+"""What the pages share: the study picker, the gallery, errors with a way out, and waiting for a job.
+
+Importing torch, diffusers and peft takes seconds. Home and About do without; see :func:`load`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import streamlit as st
+from streamlit.runtime.pages_manager import PagesManager
+
+from dtrak.app.components import component_file
+from dtrak.app.elements import data_url, enlarged_png
+from dtrak.app.jobs import Job, JobQueue, queue
+from dtrak.build.status import commands_left, study_status
+from dtrak.config import load_study, study_names
+from dtrak.methods.base import METHODS
+from dtrak.methods.settings import Setting
+from dtrak.study.folder import StudyFolder
+from dtrak.utils.errors import DtrakError
+
+if TYPE_CHECKING:
+    from dtrak.app.runs import Run
+    from dtrak.app.service import StudyService
+
+POLL_SECONDS = 0.25
+
+
+def hand_over_to_app() -> None:
+    """Make a deep link into a new server end in ``app.py``.
+
+    Until ``st.navigation`` has run once, Streamlit takes every file in ``pages/`` for a page of its
+    own and skips ``app.py``; there is no public switch for that, so its flag is cleared here.
+    """
+    if "study" not in st.session_state:
+        PagesManager.uses_pages_directory = False
+        st.rerun()
+
+
+@functools.cache
+def load() -> threading.Thread:
+    """Begin to import what opening a study takes, in a thread that may be joined."""
+    thread = threading.Thread(target=importlib.import_module, args=("dtrak.app.service",), daemon=True)
+    thread.start()
+    return thread
+
+
+def wait_until_loaded() -> None:
+    """Say what is awaited, where a page needs it at once.
+
+    (A link that opens a new server at another page than Home runs that page's imports before all else, unsaid.)
+    """
+    if load().is_alive():
+        with st.spinner("Loading torch and diffusers…"):
+            load().join()
+
+
+def choose_study() -> None:
+    """The sidebar: which study, and what of it is built."""
+    names = study_names()
+    with st.sidebar:
+        st.selectbox(
+            "Study", names, index=names.index("demo") if "demo" in names else 0, key="study", bind="query-params"
+        )
+        try:
+            status = study_status(StudyFolder(load_study(st.session_state["study"])))
+            st.caption(f"{status['title']}  \nData: {status['data']}  \nIndex: {status['index']}")
+        except DtrakError as error:
+            st.caption(error.message)
+
+
+def current_service() -> StudyService:
+    """The chosen study, opened; a page that cannot have it says why and stops."""
+    from dtrak.app.service import study_service
+
+    name = st.session_state.get("study", "demo")
+    try:
+        with st.spinner("Opening the study…"):
+            service = study_service(name)
+            _ = service.model_fingerprint
+        return service
+    except DtrakError as error:
+        show_error(error)
+        with contextlib.suppress(DtrakError):  # the file itself may be at fault
+            if missing := commands_left(StudyFolder(load_study(name))):
+                st.markdown("This study still needs:")
+                st.code("\n".join(missing), language=None)
+                st.page_link("pages/home.py", label="What that takes")
+        st.stop()
+
+
+def show_error(error: DtrakError) -> None:
+    """An error with its way out."""
+    st.error(error.message)
+    if error.hint:
+        st.markdown("**What to do**")
+        st.code(error.hint, language=None, wrap_lines=True)
+
+
+def gallery(tiles: list[dict[str, Any]], side: str, key: str) -> None:
+    """Training images as tiles; a click opens the image's own page."""
+    _show("gallery", {"tiles": tiles, "side": side, "label": f"{side}s"}, key)
+
+
+def lanes(rankings: list[dict[str, Any]], key: str) -> None:
+    """Rankings side by side, each a title and tiles; lines join the places of the same image."""
+    _show("lanes", {"lanes": rankings}, key)
+
+
+def _show(name: str, data: dict[str, Any], key: str) -> None:
+    css, js = component_file("tiles.css"), component_file(f"{name}.js")
+    component = st.components.v2.component(f"dtrak_{name}", html=f"<div id='{name}'></div>", css=css, js=js)
+    result = component(data=data, key=key, on_clicked_change=lambda: None)
+    if result.clicked:
+        open_sample(result.clicked)
+
+
+def features_or_wait(service: StudyService, run: Run, settings: list[Setting], key: str) -> bool:
+    """Whether a run has what some settings need; if not, compute it and show how far it is.
+
+    Raises:
+        DtrakError: it cannot be had.
+    """
+    if service.features(run, settings) is not None:
+        return True
+    job = queue().get(service.features_key(run, settings))
+    if job and job.state == "failed" and job.error:
+        show_error(job.error)
+    elif job and job.state == "cancelled":
+        st.info("Cancelled.")
+    if job is None or job.active or job.state == "done" or st.button("Compute again", key=f"{key}-again"):
+        wait_for(service.compute_features(run, settings), "Gradients of the query:", f"{key}-cancel")
+    return False
+
+
+def settings_of(param: str, service: StudyService, default: str = "") -> list[Setting]:
+    """The settings that the URL lists; those that mean nothing, or that this study lacks, are named and left out."""
+    found: dict[str, Setting] = {}
+    for text in filter(None, st.query_params.get(param, default).split(";")):
+        try:
+            setting = Setting.parse(text)
+            if METHODS[setting.method].family == "gradient":
+                service.attributor.sides(setting)
+            found[setting.text] = setting
+        except DtrakError as error:
+            st.warning(f"{error.message} {error.hint or ''}")
+    return list(found.values())
+
+
+def choose_run(service: StudyService, param: str = "run") -> Run | None:
+    """The run of the URL, or a choice among recent ones."""
+    run_id = st.query_params.get(param)
+    run = service.runs.load(run_id) if run_id else None
+    if run_id and run is None:
+        st.warning(f"There is no run '{run_id[:40]}' in this workspace. It may have been made with another one.")
+    if run is not None:
+        return run
+    recent = service.runs.latest(8)
+    if not recent:
+        st.info("Nothing was generated yet.")
+        st.page_link("pages/generate.py", label="Generate a picture")
+        return None
+    st.markdown("Choose a recent picture.")
+    for column, found in zip(st.columns(8), recent, strict=False):
+        column.image(enlarged_png(found.pixels, 96), width="stretch", alt=found.title)
+        if column.button("Open", key=f"{param}-{found.id}", help=found.title, width="stretch"):
+            st.query_params[param] = found.id
+            st.rerun()
+    return None
+
+
+def open_sample(sample_id: str) -> None:
+    """Go to a training image's page; its link can be copied."""
+    params = {"id": sample_id}
+    if run := st.query_params.get("run"):
+        params["run"] = run
+    st.switch_page("pages/sample.py", query_params=params)
+
+
+def wait_for(
+    job: Job, text: str, key: str, on_cancel: Callable[[], None] = lambda: None, jobs: JobQueue | None = None
+) -> None:
+    """Show a job's progress, picture and place in the queue until it ends; then run the page again."""
+    jobs = jobs or queue()
+
+    @st.fragment(run_every=POLL_SECONDS)
+    def poll() -> None:
+        if not job.active:
+            st.rerun()
+        ahead = jobs.position(job)
+        if job.state == "queued" and ahead:
+            st.progress(0.0, f"Waiting: {ahead} before this")
+        else:
+            left = job.seconds_left
+            time_left = f", about {left / 60:.0f} min left" if left is not None and left > 45 else ""
+            st.progress(min(job.done / job.total, 1.0), f"{text} {job.done} of {job.total}{time_left}")
+        if job.preview is not None:
+            st.image(
+                [data_url(picture) for picture in job.preview],  # no file that a slow browser could ask for too late
+                width=128,
+                alt=["The picture so far"] * len(job.preview),
+            )
+        if st.button("Cancel", key=key):
+            job.cancel()
+            on_cancel()
+
+    poll()

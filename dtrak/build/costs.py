@@ -1,0 +1,48 @@
+"""What each part of a build took: seconds and bytes, kept in ``costs.json`` beside what was built."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from dtrak.index.store import FeatureStore
+from dtrak.study.folder import StudyFolder
+from dtrak.utils.files import read_json, write_json
+
+COSTS_FILE = "costs.json"
+INDEX_PART = "index"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of some feature sets computed together.
+
+    Attributes:
+        seconds: wall time, summed over the runs that it took.
+        bytes: on disk.
+        sets: their fingerprints.
+    """
+
+    title: str
+    seconds: float
+    bytes: int
+    sets: tuple[str, ...]
+
+
+def read_costs(folder: StudyFolder) -> list[Cost]:
+    """All parts that were built, in the order of their titles."""
+    path = folder.root / COSTS_FILE
+    stored = read_json(path) if path.exists() else {}
+    return [Cost(title, **{**content, "sets": tuple(content["sets"])}) for title, content in stored.items()]
+
+
+def record_cost(folder: StudyFolder, title: str, stores: Sequence[FeatureStore], seconds: float) -> Cost:
+    """Add the time of one run to a part's cost; 0 if it found the part finished."""
+    known = {cost.title: cost for cost in read_costs(folder)}
+    sets = tuple(store.fingerprint for store in stores)
+    before = known.get(title)
+    if before is not None and before.sets == sets:
+        seconds += before.seconds
+    cost = Cost(title, round(seconds, 1), sum(store.size for store in stores), sets)
+    known[title] = cost
+    content = {c.title: {k: v for k, v in asdict(c).items() if k != "title"} for c in known.values()}
+    write_json(folder.root / COSTS_FILE, content)
+    return cost

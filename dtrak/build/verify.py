@@ -1,0 +1,67 @@
+"""Checking what is on disk: every hash, shard and mark of a study."""
+
+import contextlib
+
+from dtrak.config import LAST, Split
+from dtrak.gradients.extractor import identity
+from dtrak.index.store import FeatureStore, index_is_built
+from dtrak.methods.query import data_fingerprint
+from dtrak.models.loading import load_study_model
+from dtrak.study.folder import StudyFolder
+from dtrak.utils.errors import DtrakError
+from dtrak.utils.files import digest, exclusive, read_json, sha256_file
+
+LISTED: tuple[Split, ...] = ("train", "heldout")
+
+
+def verify_study(folder: StudyFolder, repair: bool = False) -> list[str]:
+    """Problems of a study's data, features and indexes, in plain words; none if it is whole.
+
+    Args:
+        repair: remove what is damaged, so that the next build makes it again.
+    """
+    with exclusive(folder.root, f"study '{folder.study.name}'"):
+        try:
+            models = {LAST: load_study_model(folder).fingerprint()}
+            data: dict[Split, str] = {split: data_fingerprint(folder, split) for split in LISTED}
+        except DtrakError as error:
+            return [str(error)]
+        problems = []
+        with contextlib.suppress(DtrakError):
+            data["truth"] = data_fingerprint(folder, "truth")
+        for config in (c for split in data for c in folder.study.sets_of(split)):
+            if config.model not in models:
+                models[config.model] = load_study_model(folder, variant=config.model).fingerprint()
+            wanted, indexed = (
+                identity(models[config.model], data[config.split], config),
+                config in folder.study.features,
+            )
+            if not (folder.features / digest(wanted) / "manifest.json").exists():
+                if indexed:
+                    problems.append(f"features '{config.output}': not built for the present model and data")
+                continue
+            store = FeatureStore.open(folder.features / digest(wanted))
+            problems += [f"features '{config.output}' ({store.fingerprint}): {p}" for p in store.verify()]
+            index_problems = _verify_index(folder, store) if indexed else []
+            problems += [f"index '{config.output}' ({store.fingerprint}): {p}" for p in index_problems]
+            if repair:
+                for shard in store.damaged():
+                    store.discard(shard)
+                if index_problems:
+                    (folder.index / store.fingerprint / "manifest.json").unlink(missing_ok=True)
+        return problems
+
+
+def _verify_index(folder: StudyFolder, store: FeatureStore) -> list[str]:
+    path = folder.index / store.fingerprint
+    if not index_is_built(path):
+        return ["not built"]
+    try:
+        hashes = read_json(path / "manifest.json")["sha256"]
+    except DtrakError as error:
+        return [str(error)]
+    return [
+        f"{name} is gone or has another hash than the manifest says"
+        for name, known in hashes.items()
+        if not (path / name).exists() or sha256_file(path / name) != known
+    ]

@@ -1,0 +1,47 @@
+"""What a study is, and where studies are kept."""
+
+from dtrak.config.study import (
+    LAST,
+    RANDOMISED,
+    DataConfig,
+    FeatureConfig,
+    ModelConfig,
+    OutputName,
+    ProjectionKind,
+    Split,
+    Study,
+    TrainingConfig,
+    TruthConfig,
+    timestep_list,
+)
+from dtrak.config.workspace import (
+    ROOT,
+    SOURCE_FILE,
+    configs,
+    load_study,
+    study_names,
+    study_source,
+    workspace,
+)
+
+__all__ = [
+    "LAST",
+    "RANDOMISED",
+    "ROOT",
+    "SOURCE_FILE",
+    "DataConfig",
+    "FeatureConfig",
+    "ModelConfig",
+    "OutputName",
+    "ProjectionKind",
+    "Split",
+    "Study",
+    "TrainingConfig",
+    "TruthConfig",
+    "configs",
+    "load_study",
+    "study_names",
+    "study_source",
+    "timestep_list",
+    "workspace",
+]

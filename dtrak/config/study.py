@@ -1,0 +1,249 @@
+"""What a study is, read from a YAML file into frozen models; every key has its default here."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+LAST = "last"  # the name of the study's own model among its checkpoints
+RANDOMISED = "randomised"  # the same network with its weights shuffled: what attributes without having learnt
+
+Split = Literal["train", "heldout", "truth"]
+ProjectionKind = Literal["sparse", "normal", "rademacher"]
+OutputName = Literal[
+    "loss", "mean-squared-l2-norm", "mean", "l1-norm", "l2-norm", "linf-norm", "weighted-mse"
+]  # each is a function of dtrak.gradients.outputs
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataConfig(_Frozen):
+    """Where the training images come from.
+
+    ``imagefolder`` reads a folder of images (sub-folders are labels, ``metadata.csv`` adds
+    columns), ``parquet`` a file or folder of Parquet, ``hub`` a data set by its hub name,
+    ``cifar10``, ``celeba`` and ``artbench`` the archives in which these are distributed, and
+    ``openmoji`` draws the emoji of the given groups.
+
+    With ``train_size`` or ``heldout_size`` that many images are drawn as the paper draws them, by
+    scikit-learn's ``train_test_split`` with ``split_seed``, and kept in the order of the draw. Where
+    ``heldout_split`` names another split of the source, held-out images come from there. A release that
+    is not at ``path`` is read from ``hub``, where that names a copy.
+    """
+
+    kind: Literal["imagefolder", "parquet", "hub", "openmoji", "cifar10", "celeba", "artbench"]
+    path: str | None = None
+    hub: str | None = None
+    md5: tuple[str, ...] = ()
+    split: str = "train"
+    heldout_split: str | None = None
+    train_size: int | None = Field(None, gt=0)
+    heldout_size: int | None = Field(None, gt=0)
+    stratify: bool = True
+    crop: int | None = Field(None, gt=0)
+    resample: Literal["lanczos", "bilinear"] = "lanczos"
+    keep_duplicates: bool = False
+    caption_template: str | None = None
+    config_name: str | None = None
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    image_column: str | None = None
+    id_column: str | None = None
+    label_column: str | None = None
+    caption_column: str | None = None
+    creator_column: str | None = None
+    licence_column: str | None = None
+    licence: str | None = None
+    creator: str | None = None
+    credit: str | None = None
+    holdout: float = Field(0.1, ge=0, lt=1)
+    split_seed: int = 0
+    max_pixels: int = Field(50_000_000, gt=0)
+
+    @model_validator(mode="after")
+    def _needs_path(self) -> "DataConfig":
+        if self.kind != "openmoji" and not (self.path or (self.hub and self.kind not in ("imagefolder", "parquet"))):
+            raise ValueError(f"data of kind '{self.kind}' needs a 'path'")
+        try:
+            (self.caption_template or "").format(label="a")
+        except (KeyError, IndexError, ValueError) as error:
+            raise ValueError("'caption_template' takes {label} and nothing else in braces") from error
+        if self.heldout_size and not self.heldout_split:
+            raise ValueError("'heldout_size' draws from a 'heldout_split', which is not named")
+        return self
+
+
+class ModelConfig(_Frozen):
+    """The model: a directory to load, a LoRA adapter on it, or an architecture to train.
+
+    ``kind`` "pixel" is a ``UNet2DModel`` that is told a label or nothing, "text-to-image" a Stable
+    Diffusion 1.x that is told captions. ``hub`` names a model of a hub that stands in for ``path``.
+    ``dtype`` is that of the frozen weights; what is tuned and every feature are in float32.
+    ``checkpoints`` are earlier states of it (TracInCP, GAS), ``ensemble`` models trained on other
+    halves of the data (ensembles); each is a directory of the same kind as the model itself.
+    """
+
+    kind: Literal["pixel", "text-to-image"] = "pixel"
+    path: Path | None = None
+    hub: str | None = None
+    adapter: Path | None = None
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    checkpoints: tuple[Path, ...] = ()
+    ensemble: tuple[Path, ...] = ()
+    base: str | None = None
+    unet: dict[str, Any] | None = None
+    classes: dict[str, int] | None = None
+    null_class: int | None = None
+
+    @model_validator(mode="after")
+    def _frozen_weights(self) -> "ModelConfig":
+        if self.kind == "pixel" and (self.dtype != "float32" or self.hub):
+            raise ValueError("'dtype' and 'hub' are for models of kind 'text-to-image'")
+        return self
+
+
+class TrainingConfig(_Frozen):
+    """How ``train`` makes the model. Rates and sizes are per step; ``seed`` fixes every draw.
+
+    ``timestep_sampling`` "stratified" gives the samples of a batch one timestep from each of ``batch_size``
+    equal parts of the range, by their places in the epoch's order: the batch's gradient varies less.
+    """
+
+    method: Literal["full", "lora"] = "full"
+    steps: int = Field(1000, gt=0)
+    batch_size: int = Field(32, gt=0)
+    learning_rate: float = Field(1e-3, gt=0)
+    final_learning_rate: float = Field(1e-5, ge=0)
+    warmup: int = Field(100, ge=0)
+    constant: float = Field(0.0, ge=0, le=1)
+    betas: tuple[float, float] = (0.9, 0.99)
+    epsilon: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    min_snr_gamma: float | None = Field(5.0, gt=0)
+    timestep_sampling: Literal["independent", "stratified"] = "independent"
+    clip: float | None = Field(None, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    dropout_modules: str = ""
+    ema_decay: float = Field(0.0, ge=0, lt=1)
+    class_dropout: float = Field(0.1, ge=0, le=1)
+    flip: bool = False
+    rank: int = Field(16, gt=0)
+    alpha: float = Field(16.0, gt=0)
+    lora_modules: tuple[str, ...] = ()
+    lora_init: Literal["default", "gaussian"] = "default"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    seed: int = 0
+    save_every: int = Field(500, gt=0)
+    members: int = Field(0, ge=0)
+    checkpoints: tuple[float, ...] = (1.0,)
+
+
+class TruthConfig(_Frozen):
+    """How methods are judged: what retrained models are asked about, and on which halves they are trained.
+
+    ``path`` is a folder of results that comes with the study. Losses are means over ``timesteps`` spread
+    over all, ``draws`` noises each. With ``first_seed`` the halves of a family are those that scikit-learn's
+    ``train_test_split`` gives for the seeds first, first + 2, …, as in the paper's code; else they are keyed.
+    """
+
+    path: Path | None = None
+    generated: int = Field(200, ge=1)
+    timesteps: int = Field(10, ge=1, le=1000)
+    draws: int = Field(1, ge=1)
+    first_seed: dict[Literal["lds", "fit"], int] | None = None
+
+    @model_validator(mode="after")
+    def _both_families(self) -> "TruthConfig":
+        if self.first_seed is not None and len(self.first_seed) != 2:
+            raise ValueError("'first_seed' needs both 'lds' and 'fit'")
+        return self
+
+
+class FeatureConfig(_Frozen):
+    """One feature set: ``mean`` over timesteps and noise draws of ∇f, projected to k numbers.
+
+    ``apart`` keeps the gradient of each (timestep, draw) pair by itself, so that any selection of
+    them is a weighted sum of what is stored. ``model`` is "last" or the name of a checkpoint or an
+    ensemble member; ``split`` "heldout" looks at the held-out images instead, "truth" at the images that
+    retrained models are asked about (not to be listed: every set of the study has this counterpart).
+    """
+
+    output: OutputName
+    timesteps: int = Field(10, ge=1, le=1000)
+    strategy: Literal["uniform", "cumulative"] = "uniform"
+    noise_draws: int = Field(1, ge=1)
+    first_draw: int = Field(0, ge=0)
+    noise_seed: int = 0
+    apart: bool = False
+    model: str = LAST
+    split: Split = "train"
+    projection: ProjectionKind = "sparse"
+    projection_dim: int = Field(4096, ge=1)
+    projection_seed: int = 0
+    dtype: Literal["float32", "float16"] = "float32"
+
+    def timestep_list(self, num_timesteps: int = 1000) -> list[int]:
+        """``range(0, T, T//K)`` cut to K for uniform, ``range(K)`` for cumulative."""
+        return timestep_list(self.timesteps, self.strategy, num_timesteps)
+
+    def pairs(self, num_timesteps: int = 1000) -> list[tuple[int, int]]:
+        """All (timestep, draw) pairs, draws outermost."""
+        draws = range(self.first_draw, self.first_draw + self.noise_draws)
+        return [(t, draw) for draw in draws for t in self.timestep_list(num_timesteps)]
+
+
+def timestep_list(count: int, strategy: str, num_timesteps: int = 1000) -> list[int]:
+    """``range(0, T, T//K)`` cut to K for "uniform", ``range(K)`` for "cumulative"."""
+    if strategy == "cumulative":
+        return list(range(count))
+    return list(range(0, num_timesteps, num_timesteps // count))[:count]
+
+
+class Study(_Frozen):
+    """One model, its training set, and the features built from them."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    title: str = ""
+    description: str = ""
+    data: DataConfig
+    resolution: int = Field(gt=0, le=1024)
+    model: ModelConfig = ModelConfig()
+    training: TrainingConfig = TrainingConfig()
+    features: tuple[FeatureConfig, ...] = (
+        FeatureConfig(output="mean-squared-l2-norm"),
+        FeatureConfig(output="loss"),
+    )
+    ablations: tuple[FeatureConfig, ...] = ()
+    index_factory: str = "Flat"
+    embedding: str = "efficientnet-lite0"
+    truth: TruthConfig = TruthConfig()
+    guidance: float = Field(1.0, ge=0)
+    source: Path = Field(Path(), exclude=True)
+
+    @property
+    def feature_sets(self) -> tuple[FeatureConfig, ...]:
+        """All feature sets that are listed: those of the index, then those of the ablations."""
+        return self.features + self.ablations
+
+    @property
+    def control_sets(self) -> tuple[FeatureConfig, ...]:
+        """What the sanity check of the evaluation adds: the index's first set of each output, of shuffled weights."""
+        first = {config.output: config for config in reversed(self.features)}
+        if not first:
+            return ()
+        changes = {"model": RANDOMISED, "apart": False, "projection_dim": min(2048, self.features[0].projection_dim)}
+        return tuple(config.model_copy(update=changes) for config in first.values())
+
+    def sets_of(self, split: Split) -> tuple[FeatureConfig, ...]:
+        """All feature sets that may be built of a split's rows."""
+        if split != "truth":
+            controls = self.control_sets if split == "train" else ()
+            return tuple(c for c in self.feature_sets if c.split == split) + controls
+        return tuple(c.model_copy(update={"split": "truth"}) for c in self.sets_of("train"))
+
+    def resolve(self, path: str | Path) -> Path:
+        """A path of the YAML file, relative to the folder that holds the file."""
+        path = Path(path).expanduser()
+        return path if path.is_absolute() else (self.source.parent / path).resolve()

@@ -1,0 +1,76 @@
+"""Where studies are described and built, and reading them."""
+
+import json
+import os
+from pathlib import Path
+
+import yaml
+from pydantic import ValidationError
+
+from dtrak.config.study import Study
+from dtrak.utils.errors import DtrakError
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+ROOT = _PACKAGE / "_share" if (_PACKAGE / "_share").is_dir() else _PACKAGE.parent  # installed, or a checkout
+SOURCE_FILE = "study.json"
+
+
+def workspace() -> Path:
+    """Where studies are built: ``DTRAK_WORKSPACE``, or ``workspace`` in the current folder."""
+    return Path(os.environ.get("DTRAK_WORKSPACE") or "workspace").absolute()
+
+
+def configs() -> Path:
+    """Where studies are described: ``DTRAK_CONFIGS``, or those that come with dtrak."""
+    return Path(os.environ.get("DTRAK_CONFIGS") or ROOT / "configs")
+
+
+def study_names() -> list[str]:
+    """Names of the studies in ``configs/``, and of those of the workspace that were given by path."""
+    named = {path.stem for path in configs().glob("*.yaml")}
+    return sorted(named | {path.parent.name for path in workspace().glob(f"*/{SOURCE_FILE}")})
+
+
+def study_source(name: str) -> Path | None:
+    """The YAML file that the workspace's study of that name was made from, if it was given by path."""
+    note = workspace() / name / SOURCE_FILE
+    return Path(json.loads(note.read_text(encoding="utf-8"))["source"]) if note.exists() else None
+
+
+def load_study(name_or_path: str) -> Study:
+    """Read a study by its name in ``configs/`` or by the path of its YAML file.
+
+    Raises:
+        DtrakError: no such study, not YAML, or a key that is unknown, missing or out of range.
+    """
+    path = configs() / f"{name_or_path}.yaml"
+    if not path.is_file():
+        path = study_source(name_or_path) or path
+    if name_or_path.endswith((".yaml", ".yml")) or os.sep in name_or_path:
+        path = Path(name_or_path).expanduser().resolve()
+    if not path.is_file():
+        raise DtrakError(
+            f"There is no study '{name_or_path}'.",
+            hint=f"Known studies: {', '.join(study_names())}. Or give the path of a YAML file.",
+        )
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise DtrakError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise DtrakError(f"{path} must hold a mapping of keys to values.")
+    try:
+        return Study(**{"name": path.stem, **content, "source": path})
+    except ValidationError as error:
+        problems = "\n".join(f"  {_where(e['loc'])}: {e['msg']}" for e in error.errors())
+        raise DtrakError(
+            f"{path} does not describe a study:\n{problems}",
+            hint="The README lists every key.",
+        ) from error
+
+
+def _where(location: tuple[int | str, ...]) -> str:
+    text = ""
+    for part in location:
+        text += f"[{part}]" if isinstance(part, int) else (f".{part}" if text else part)
+    return text or "file"

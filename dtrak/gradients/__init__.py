@@ -1,0 +1,1 @@
+"""Features: output functions, vector–Jacobian products, per-sample gradients, projection."""

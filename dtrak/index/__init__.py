@@ -1,0 +1,1 @@
+"""Features on disk and the FAISS index over them."""

@@ -1,0 +1,302 @@
+"""The FAISS inner-product index over raw training features, with what turns queries into answers.
+
+``index/<fingerprint>/`` holds ``vectors.faiss``; ``features.npy``, Φ itself for exact products; the kernel's
+``eigenvalues.npy`` and ``eigenvectors.npy`` where they fit in memory; ``norms.npy``; ``white-*.npy`` for coordinates of
+their own; and, written last, ``manifest.json``. λ lives on the query side, so nothing here depends on it. Opponents are
+a search for −q. Arrays and most kinds of vectors are mapped into memory, not read.
+"""
+
+import contextlib
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+from jaxtyping import Float, Float64, Int
+
+from dtrak.index.store import FeatureStore, index_is_built
+from dtrak.index.whitening import Whitening, no_whitening
+from dtrak.linalg.conjugate_gradients import KrylovKernel, fits, kernel_of
+from dtrak.linalg.kernel import LARGE, Kernel, multiply, row_norms, row_slices
+from dtrak.utils.errors import DtrakError
+from dtrak.utils.files import atomic_write, read_json, sha256_file, write_json, write_npy
+
+TRAINING_ROWS = 65_536  # that a quantiser learns from
+CANDIDATES = 1000  # of an index that is not exact, ranked again by exact products; more among many rows
+SHARE = 2000  # one candidate for so many rows
+HALVES, FEW = "SQfp16", 100  # whose order is nearly right already
+PROBES = 16  # one of so many lists of an inverted file is looked into
+FLAT = "Flat"
+EXACT = "Set index_factory: Flat (exact, and fast enough below a million rows)."
+MOST_NUMBERS = 2**28  # that a quantiser learns from at once
+
+
+def build_index(store: FeatureStore, root: Path, factory: str = FLAT) -> Path:
+    """Build the index of a complete store below ``root``; an existing one of the same factory is kept.
+
+    Args:
+        factory: a FAISS factory string; "Flat" is exact. "White64," before it stores the 64 leading coordinates
+            of :mod:`dtrak.index.whitening` instead of raw features.
+
+    Raises:
+        DtrakError: FAISS does not know the factory, or cannot train it on so few rows.
+    """
+    folder = root / store.fingerprint
+    manifest = folder / "manifest.json"
+    if index_is_built(folder) and read_json(manifest)["factory"] == factory:
+        return folder
+    _check_factory(factory, store.rows, store.dim)
+    manifest.unlink(missing_ok=True)
+    with atomic_write(folder / "features.npy") as file:
+        store.write_rows(file)
+    features = np.asarray(np.load(folder / "features.npy", mmap_mode="r"))
+    kernel = kernel_of(features)
+    arrays: dict[str, np.ndarray] = {"norms.npy": row_norms(features)}
+    if isinstance(kernel, Kernel):
+        arrays |= {"eigenvalues.npy": kernel.eigenvalues, "eigenvectors.npy": kernel.eigenvectors}
+    indexed = IndexedRows.build(features, factory, kernel)
+    if indexed.white:
+        arrays |= {"white-rows.npy": indexed.white.rows, "white-queries.npy": indexed.white.queries}
+    with atomic_write(folder / "vectors.faiss") as file:
+        faiss.write_index(indexed.index, file.name)
+    for name, array in arrays.items():
+        write_npy(folder / name, array)
+    content = {
+        "identity": store.identity,
+        "factory": factory,
+        "dual": kernel.dual if isinstance(kernel, Kernel) else None,
+        "rows": store.rows,
+        "sha256": {name: sha256_file(folder / name) for name in ("vectors.faiss", "features.npy", *arrays)},
+    }
+    write_json(manifest, content)
+    return folder
+
+
+def _check_factory(factory: str, rows: int, dim: int) -> None:
+    """Refuse what cannot be built before anything is lost or computed for it."""
+    size, inner = split_white(factory)
+    if size and not (rows > dim >= size and fits(rows, dim)):
+        raise no_whitening(size)
+    try:
+        faiss.index_factory(size or dim, inner, faiss.METRIC_INNER_PRODUCT)
+    except RuntimeError as error:
+        raise DtrakError(f"FAISS does not know '{factory}': {error}", hint=EXACT) from error
+
+
+def split_white(factory: str) -> tuple[int, str]:
+    """The m of a leading "White<m>," (or 0), and what comes after it."""
+    found = re.match(r"White(\d+),", factory)
+    return (int(found[1]), factory[found.end() :]) if found else (0, factory)
+
+
+@dataclass(frozen=True)
+class IndexedRows:
+    """A FAISS index, and the rows that it is of.
+
+    Attributes:
+        index: of FAISS.
+        features: Φ, for exact products.
+        white: the coordinates that the index holds, if not the features' own.
+        factory: of :func:`build_index`.
+    """
+
+    index: Any
+    features: Float[np.ndarray, "n k"]
+    white: Whitening | None
+    factory: str
+
+    @property
+    def exact(self) -> bool:
+        """Whether the index's own products are exact."""
+        return self.factory == FLAT
+
+    @property
+    def candidates(self) -> int:
+        """How many of its first ones are ranked again."""
+        return FEW if self.factory == HALVES else max(CANDIDATES, self.index.ntotal // SHARE)
+
+    @classmethod
+    def build(cls, features: Float[np.ndarray, "n k"], factory: str, kernel: Kernel | KrylovKernel) -> "IndexedRows":
+        """Fill an index with all rows, block by block.
+
+        Raises:
+            DtrakError: FAISS does not know the factory, or cannot train it on so few rows.
+        """
+        rows = len(features)
+        size, inner = split_white(factory)
+        white = Whitening.of(kernel, size) if size else None
+
+        def vectors(part: slice) -> np.ndarray:
+            block = np.ascontiguousarray(features[part], dtype=np.float32)
+            return block if white is None else block @ white.rows
+
+        try:
+            index = faiss.index_factory(size or features.shape[1], inner, faiss.METRIC_INNER_PRODUCT)
+            if not index.is_trained:
+                index.train(vectors(slice(None, None, -(-rows // _training_rows(index, *features.shape)))))
+            for part in row_slices(features.shape, LARGE):
+                index.add(vectors(part))
+        except RuntimeError as error:
+            raise DtrakError(
+                f"FAISS could not build '{factory}' over {rows} rows: {error}",
+                hint=EXACT,
+            ) from error
+        _probe(index)
+        return cls(index, features, white, factory)
+
+    def search(
+        self, queries: Float[np.ndarray, "q k"], top: int, candidates: int | None = None
+    ) -> list[tuple[Int[np.ndarray, " t"], Float[np.ndarray, " t"]]]:
+        """See :meth:`AttributionIndex.search`, here for several queries at once.
+
+        Args:
+            candidates: that are ranked again, but twice ``top`` at least; default :attr:`candidates`.
+        """
+        wanted = min(top if self.exact else max(candidates or self.candidates, 2 * top), self.index.ntotal)
+        seen = queries if self.white is None else np.stack([self.white.of_query(q) for q in queries])
+        found = zip(*self.index.search(np.ascontiguousarray(seen, dtype=np.float32), wanted), strict=True)
+        return [self._ranked(q, rows, products, top) for q, (products, rows) in zip(queries, found, strict=True)]
+
+    def _ranked(
+        self, q: Float[np.ndarray, " k"], rows: np.ndarray, products: np.ndarray, top: int
+    ) -> tuple[Int[np.ndarray, " t"], Float[np.ndarray, " t"]]:
+        found = rows >= 0  # approximate indexes may return fewer
+        if self.exact:
+            return rows[found], products[found]
+        rows = np.sort(rows[found])  # as they lie in the file
+        products = multiply(self.features[rows], q)
+        best = np.argsort(-products, kind="stable")[:top]
+        return rows[best], products[best]
+
+
+@dataclass(frozen=True)
+class QueryFeature:
+    """A query's feature and the identity it was computed under.
+
+    Attributes:
+        parts: one row a (timestep, draw) pair where they are kept apart; a single row or vector otherwise.
+        values: mean((ε_θ − ε)²) and mean(ε_θ²) of each pair.
+        blocks: the mean split by block of the network.
+    """
+
+    parts: Float[np.ndarray, "*parts k"]
+    identity: dict[str, Any]
+    values: Float[np.ndarray, "pairs 2"] | None = None
+    blocks: Float[np.ndarray, "blocks k"] | None = None
+
+    @cached_property
+    def vector(self) -> Float[np.ndarray, " k"]:
+        """φ(x), the mean of the parts, float32."""
+        return np.atleast_2d(self.parts).mean(0, dtype=np.float64).astype(np.float32)
+
+
+class AttributionIndex:
+    """An index opened for searching.
+
+    Args:
+        folder: ``index/<fingerprint>``.
+        store: the feature store it was built from.
+
+    Raises:
+        DtrakError: it is not built, or damaged.
+    """
+
+    def __init__(self, folder: Path, store: FeatureStore):
+        if not index_is_built(folder):
+            raise DtrakError(
+                f"The index {folder.name} is not built.", hint="python -m index_builder build, with the study's name"
+            )
+        manifest = read_json(folder / "manifest.json")
+        self.folder, self.store = folder, store
+        self.identity: dict[str, Any] = manifest["identity"]
+        try:
+            index = faiss.read_index(str(folder / "vectors.faiss"), faiss.IO_FLAG_MMAP_IFC)
+            self.features = self._array("features")
+            white = None
+            if split_white(manifest["factory"])[0]:
+                white = Whitening(self._array("white-rows"), self._array("white-queries"))
+            _probe(index)
+            self._indexed = IndexedRows(_to_gpus(index), self.features, white, manifest["factory"])
+            self.kernel: Kernel | KrylovKernel
+            if manifest["dual"] is None:
+                self.kernel = KrylovKernel(self.features)
+            else:
+                values, vectors = (self._array(name) for name in ("eigenvalues", "eigenvectors"))
+                self.kernel = Kernel(values, vectors, manifest["dual"])
+            self.norms = self._array("norms")
+        except (OSError, ValueError, RuntimeError) as error:
+            raise DtrakError(
+                f"The index {folder} is damaged: {error}", hint="python -m index_builder verify STUDY --repair"
+            ) from error
+
+    def _array(self, name: str) -> np.ndarray:
+        return np.asarray(np.load(self.folder / f"{name}.npy", mmap_mode="r"))
+
+    def check(self, query: QueryFeature) -> None:
+        """Refuse a query made in another way than the index was.
+
+        Raises:
+            DtrakError: names the fields that differ.
+        """
+        differing = [
+            f"{key} (index: {self.identity.get(key)}, query: {query.identity.get(key)})"
+            for key in sorted({*self.identity, *query.identity})
+            if self.identity.get(key) != query.identity.get(key)
+        ]
+        if differing:
+            raise DtrakError(
+                f"The query does not belong to this index; they differ in {'; '.join(differing)}.",
+                hint="Build the study again, so that index and model agree: python -m index_builder build STUDY",
+            )
+
+    def search(self, q: Float[np.ndarray, " k"], top: int) -> tuple[Int[np.ndarray, " t"], Float[np.ndarray, " t"]]:
+        """Rows of the ``top`` largest inner products with ``q``, and these products, descending.
+
+        An index that is not exact names candidates, which are ranked again by their exact products.
+        """
+        return self._indexed.search(q[None], top)[0]
+
+    def both_ends(self, q: Float[np.ndarray, " k"], top: int) -> tuple[Int[np.ndarray, " t"], Int[np.ndarray, " t"]]:
+        """Rows of the ``top`` largest and of the ``top`` smallest inner products with ``q``.
+
+        They are :meth:`search` for q and for −q, asked at once.
+        """
+        (largest, _), (smallest, _) = self._indexed.search(np.stack([q, -q]), top)
+        return largest, smallest
+
+    def scores(self, query: QueryFeature, damping: float | None) -> Float64[np.ndarray, " n"]:
+        """Exact scores of all training rows; without damping, plain inner products."""
+        self.check(query)
+        if damping is None:
+            return multiply(self.features, query.vector)
+        return self.kernel.scores(self.features, query.vector, damping)
+
+    def searchable(self, query: QueryFeature, damping: float | None) -> Float64[np.ndarray, " k"]:
+        """The vector whose inner products with the raw rows are :meth:`scores`."""
+        self.check(query)
+        if damping is None:
+            return query.vector.astype(np.float64)
+        return self.kernel.precondition(self.features, query.vector, damping)
+
+
+def _training_rows(index: Any, rows: int, dim: int) -> int:
+    """How many rows a quantiser learns from: enough for every list of an inverted file."""
+    lists = getattr(faiss.try_extract_index_ivf(index), "nlist", 0)
+    return max(1, min(rows, max(TRAINING_ROWS, 40 * lists), MOST_NUMBERS // dim))
+
+
+def _probe(index: Any) -> None:
+    """Let an inverted file look into a fixed share of its lists."""
+    lists = faiss.try_extract_index_ivf(index)
+    if lists is not None:
+        lists.nprobe = max(lists.nprobe, lists.nlist // PROBES)
+
+
+def _to_gpus(index: Any) -> Any:
+    if getattr(faiss, "get_num_gpus", lambda: 0)() > 0:
+        with contextlib.suppress(RuntimeError):  # some codes have no form for GPUs
+            return faiss.index_cpu_to_all_gpus(index)
+    return index

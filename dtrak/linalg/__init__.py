@@ -1,0 +1,1 @@
+"""The kernel (ΦᵀΦ + λI)⁻¹ for every λ."""

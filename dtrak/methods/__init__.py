@@ -1,0 +1,1 @@
+"""Attribution methods, their settings, and the attributor that runs one."""

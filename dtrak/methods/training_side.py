@@ -1,0 +1,269 @@
+"""The training side of a study: its models, its stores, and Φ with its kernel under any setting."""
+
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from dtrak.config import LAST, FeatureConfig, Split
+from dtrak.data import Table
+from dtrak.gradients.extractor import identity
+from dtrak.gradients.passes import elbo_weights
+from dtrak.index.faiss_index import AttributionIndex
+from dtrak.index.store import FeatureStore, index_is_built
+from dtrak.methods.base import METHODS, Method, get_method
+from dtrak.methods.query import data_fingerprint
+from dtrak.methods.readout import Readout
+from dtrak.methods.retrained import Family, SubsetTruth, load_subsets
+from dtrak.methods.selection import Side, Source, part_weights, select
+from dtrak.methods.settings import Setting
+from dtrak.models.base import DiffusionModel
+from dtrak.models.loading import load_study_model
+from dtrak.study.folder import StudyFolder, model_variants
+from dtrak.utils.errors import DtrakError
+from dtrak.utils.files import digest
+from dtrak.utils.latest import Latest
+
+KEPT = 8
+
+
+class TrainingSide:
+    """A study opened for reading; each model, table and store is loaded when first needed."""
+
+    def __init__(self, folder: StudyFolder, device: str = "cpu"):
+        self.folder, self.device = folder, device
+        self._models: dict[str, DiffusionModel] = {}
+        self._fingerprints: dict[str, str] = {}
+        self._identities: dict[FeatureConfig, tuple[dict[str, Any], str]] = {}
+        self._stores: dict[str, FeatureStore] = {}
+        self._indexes: dict[str, AttributionIndex] = {}
+        self._readouts, self._queries = Latest[Readout](KEPT), Latest[np.ndarray](KEPT)
+        self._subsets: dict[Family, SubsetTruth] = {}
+
+    @property
+    def model(self) -> DiffusionModel:
+        """The model that draws."""
+        return self.variant(LAST)
+
+    @cached_property
+    def table(self) -> Table:
+        return self.folder.table
+
+    @cached_property
+    def variants(self) -> dict[str, str]:
+        """The study's models by name, and whether each is the "last", a "checkpoint" or a "member"."""
+        return {name: variant.kind for name, variant in model_variants(self.folder).items()}
+
+    def variant(self, name: str) -> DiffusionModel:
+        """One of the study's models."""
+        if name not in self._models:
+            self._models[name] = load_study_model(self.folder, self.device, name)
+        return self._models[name]
+
+    def identity(self, config: FeatureConfig) -> dict[str, Any]:
+        """What a feature set depends on, now."""
+        if config not in self._identities:
+            if config.model not in self._fingerprints:
+                self._fingerprints[config.model] = self.variant(config.model).fingerprint()
+            content = identity(self._fingerprints[config.model], data_fingerprint(self.folder, config.split), config)
+            self._identities[config] = content, digest(content)
+        return self._identities[config][0]
+
+    def fingerprint_of(self, config: FeatureConfig) -> str:
+        """The digest of :meth:`identity`."""
+        self.identity(config)
+        return self._identities[config][1]
+
+    def store(self, config: FeatureConfig) -> FeatureStore:
+        """The complete store of a feature set.
+
+        Raises:
+            DtrakError: it is not built, or only in part.
+        """
+        fingerprint = self.fingerprint_of(config)
+        if fingerprint in self._stores:
+            return self._stores[fingerprint]
+        folder = self.folder.features / fingerprint
+        hint = f"python -m index_builder build {self.folder.study.name}"
+        if not (folder / "manifest.json").exists():
+            if config in self.folder.study.features:
+                self._refuse(config)
+            raise DtrakError(f"The features '{config.output}' of '{config.model}' are not built yet.", hint=hint)
+        store = FeatureStore.open(folder)
+        if missing := store.missing():
+            done = len(store.shards) - len(missing)
+            raise DtrakError(
+                f"The features '{config.output}' of '{config.model}' are being built: {done} of "
+                f"{len(store.shards)} shards are there.",
+                hint=f"Wait for the build to end, or resume it: {hint}",
+            )
+        self._stores[fingerprint] = store
+        return store
+
+    def subsets(self, family: Family) -> SubsetTruth:
+        """The finished subset models of one family, read once.
+
+        Raises:
+            DtrakError: there are none, or they belong to other data.
+        """
+        if family not in self._subsets:
+            self._subsets[family] = load_subsets(self.folder, family)
+        return self._subsets[family]
+
+    def methods(self) -> list[Method]:
+        """The methods that this study can answer by now."""
+        return [method for method in METHODS.values() if self.why_not(method.name) is None]
+
+    def why_not(self, method: str) -> DtrakError | None:
+        """What a method lacks in this study, or None; a query may lack more (see :meth:`needs`)."""
+        try:
+            setting = Setting(method)
+            if METHODS[method].family == "gradient":
+                for side in self.sides(setting):
+                    for source in side.sources:
+                        self.store(source.config)
+            elif METHODS[method].family == "truth":
+                self.subsets("fit")
+        except DtrakError as reason:
+            return reason
+        return None
+
+    def models_of(self, setting: Setting) -> list[str]:
+        """The models whose scores are averaged."""
+        kind = METHODS[setting.method].models
+        if kind == "one":
+            return [setting.checkpoint]
+        members = [name for name, of in self.variants.items() if of == "member"]
+        if kind == "ensemble":
+            if not members:
+                raise DtrakError(
+                    f"Study '{self.folder.study.name}' has no ensemble.",
+                    hint=f"python -m index_builder train {self.folder.study.name} --member 1, "
+                    "then list its features under ablations.",
+                )
+            return [LAST, *members]
+        checkpoints = [name for name, of in self.variants.items() if of == "checkpoint"]
+        if not checkpoints:
+            raise DtrakError(
+                f"Study '{self.folder.study.name}' has no earlier checkpoints.",
+                hint="Name some under model.checkpoints.",
+            )
+        return [*checkpoints, LAST]
+
+    def sides(self, setting: Setting, split: Split = "train") -> list[Side]:
+        """The stored features behind a setting, one a model.
+
+        Raises:
+            DtrakError: the study does not list them.
+        """
+        output = setting.output or METHODS[setting.method].output
+        models = self.models_of(setting)
+        if len(models) > 1 and setting.timesteps is None:  # all models are looked at alike
+            alone = [select(self.folder.study, setting, output, model, split) for model in models]
+            setting = setting.with_(timesteps=min(len(side.pairs) for side in alone) // setting.draws)
+        found = [select(self.folder.study, setting, output, model, split) for model in models]
+        if METHODS[setting.method].trajectory and any(source.derived for side in found for source in side.sources):
+            raise DtrakError(
+                f"'{output}' along the sampler's path is not stored.", hint="Choose another output function."
+            )
+        return found
+
+    def readout(self, side: Side) -> Readout:
+        """The training features of one model under a setting; the latest few are kept."""
+        return self._readouts.of(self._key(side), lambda: self._read(side))
+
+    def queries(self, side: Side) -> Float[np.ndarray, "q k"]:
+        """The features of held-out images, or of the truth's queries, under a selection; the latest few are kept.
+
+        Args:
+            side: of the split "heldout" or "truth".
+        """
+        return self._queries.of(self._key(side), lambda: self._sum(side))
+
+    def index(self, method: str | Method) -> AttributionIndex:
+        """The index that the method searches under its defaults.
+
+        Raises:
+            DtrakError: it is not built, or was built under another fingerprint: the fields are named.
+        """
+        method = get_method(method) if isinstance(method, str) else method
+        side = self.sides(Setting(method.name))[-1]
+        return self._index(side.sources[0].config)
+
+    def fingerprint(self, setting: Setting) -> str:
+        """Of the feature sets behind a setting; of the data alone for methods without gradients."""
+        if METHODS[setting.method].family != "gradient":
+            return self.table.fingerprint()
+        sources = [source for side in self.sides(setting) for source in side.sources]
+        known = [self.fingerprint_of(source.config) for source in sources]
+        return known[0] if len(known) == 1 and sources[0].whole else digest([known, setting.text])
+
+    def _index(self, config: FeatureConfig) -> AttributionIndex:
+        fingerprint = self.fingerprint_of(config)
+        if fingerprint not in self._indexes:
+            folder = self.folder.index / fingerprint
+            if not index_is_built(folder):
+                self._refuse(config)
+            self._indexes[fingerprint] = AttributionIndex(folder, self.store(config))
+        return self._indexes[fingerprint]
+
+    def _key(self, side: Side) -> str:
+        return digest([side.dim, *([self.fingerprint_of(s.config), s.weights, s.derived] for s in side.sources)])
+
+    def _read(self, side: Side) -> Readout:
+        source = side.sources[0]
+        if not (len(side.sources) == 1 and source.whole and side.dim == source.config.projection_dim):
+            return Readout(self._sum(side), self._residuals(side))
+        if source.config in self.folder.study.features:
+            index = self._index(source.config)
+            return Readout(index.features, self._residuals(side), index.kernel)
+        return Readout(self.store(source.config).read(), self._residuals(side))
+
+    def _residuals(self, side: Side) -> Float[np.ndarray, " n"]:
+        """rₙ = √mean((ε_θ − ε)²) over the side's pairs."""
+        squares = np.zeros(self.table.train_size)
+        for source in side.sources:
+            values = self.store(source.config).values()[..., 0]
+            squares += values @ np.array(source.weights) if source.config.apart else values.mean(1)
+        return np.sqrt(squares)
+
+    def _sum(self, side: Side) -> Float[np.ndarray, "n k"]:
+        total: Any = 0.0
+        for source in side.sources:
+            store = self.store(source.config)
+            weights = self._weights(source, store.values)
+            total = total + store.weighted(weights, side.dim) * self._rescale(source, side)
+        return total
+
+    def _weights(self, source: Source, values: Any) -> Float[np.ndarray, "*n parts"]:
+        size = int(np.prod(self.model.latent_shape))
+
+        def elbo(timesteps: list[int]) -> np.ndarray:
+            return elbo_weights(self.model, torch.tensor(timesteps, device=self.model.device)).double().cpu().numpy()
+
+        return part_weights(source, values, size, elbo)
+
+    @staticmethod
+    def _rescale(source: Source, side: Side) -> np.float32:
+        """The first k' of k columns, rescaled, keep inner products in expectation."""
+        return np.float32(np.sqrt(source.config.projection_dim / side.dim))
+
+    def _refuse(self, config: FeatureConfig) -> None:
+        name, wanted = self.folder.study.name, self.identity(config)
+        hint = f"python -m index_builder build {name}"
+        present = {self.fingerprint_of(listed) for listed in self.folder.study.features}
+        for path in sorted(self.folder.features.glob("*/manifest.json")):
+            if path.parent.name in present:
+                continue  # of another set of the study, or of one whose index is still to be made
+            built = FeatureStore.open(path.parent).identity
+            if built["output"] == config.output and built.get("split") == config.split:
+                differing = [key for key in wanted if wanted[key] != built.get(key)]
+                if differing:
+                    raise DtrakError(
+                        f"The index of study '{name}' was built under another fingerprint: "
+                        f"{', '.join(differing)} changed since.",
+                        hint=hint,
+                    )
+        raise DtrakError(f"The index of study '{name}' is not built.", hint=hint)

@@ -1,0 +1,1 @@
+"""Diffusion models as attribution sees them, loading and sampling."""

@@ -1,0 +1,66 @@
+"""Loading a study's models."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from dtrak.config import LAST, RANDOMISED, Study
+from dtrak.models.base import DiffusionModel, load_model, shuffle_weights
+from dtrak.study.folder import StudyFolder, model_variants, trained_model_config
+from dtrak.utils.errors import DtrakError
+
+PROMPTS = 8
+
+
+def load_study_model(folder: StudyFolder, device: torch.device | str = "cpu", variant: str = LAST) -> DiffusionModel:
+    """The model that the study attributes to, or another of :func:`model_variants`.
+
+    Raises:
+        DtrakError: there is none yet.
+    """
+    if variant == RANDOMISED:
+        return shuffle_weights(load_study_model(folder, device))
+    config = trained_model_config(folder)
+    if variant != LAST:
+        variants = model_variants(folder)
+        if variant not in variants:
+            raise DtrakError(
+                f"Study '{folder.study.name}' has no model '{variant}'.",
+                hint=f"It has: {', '.join(variants)}. Name others under model.checkpoints or model.ensemble.",
+            )
+        config = config.model_copy(update={"adapter" if config.adapter else "path": variants[variant].path})
+    if config.path is None or not config.path.exists():
+        raise DtrakError(
+            f"Study '{folder.study.name}' has no model yet ({config.path}).",
+            hint=f"python -m index_builder train {folder.study.name}",
+        )
+    if folder.study.model.kind == "text-to-image" and config.adapter is None:
+        raise DtrakError(
+            f"Study '{folder.study.name}' has no LoRA to attribute over.",
+            hint="Name one under model.adapter, or set training.method: lora and train it.",
+        )
+    model = load_any(folder.study, config.path, config.adapter, frequent_prompts(folder)).to(device)
+    if model.device.type == "cpu" and not model.takes_text:
+        # Convolutions are quicker so, attention is not. Trainings keep the layout that their truth was made with.
+        model.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model
+
+
+def load_any(study: Study, path: Path, adapter: Path | None = None, prompts: Sequence[str] = ()) -> DiffusionModel:
+    """Load a model of the study's kind; see :func:`load_model` and :func:`load_text_to_image`."""
+    config = study.model
+    if config.kind == "text-to-image":
+        from dtrak.models.stable_diffusion import load_text_to_image
+
+        return load_text_to_image(path, study.resolution, adapter, getattr(torch, config.dtype), prompts)
+    return load_model(path, study.resolution, adapter, config.classes, config.null_class)
+
+
+def frequent_prompts(folder: StudyFolder) -> list[str]:
+    """The most frequent captions of the training set, for a text-to-image model to draw."""
+    if folder.study.model.kind != "text-to-image" or not (folder.data / "report.json").exists():
+        return []
+    counted = Counter(name for name in folder.table.names[: folder.table.train_size] if name)
+    return [name for name, _ in sorted(counted.items(), key=lambda item: (-item[1], item[0]))[:PROMPTS]]

@@ -1,0 +1,53 @@
+"""LoRA (Hu et al., 2021) on a network by peft: added by a recipe, and acting more or less strongly."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import TypeVar
+
+import torch
+from peft import LoraConfig, get_peft_model
+from peft.tuners.lora import LoraLayer
+
+from dtrak.config import TrainingConfig
+from dtrak.models.base import DiffusionModel
+
+ModelT = TypeVar("ModelT", bound=DiffusionModel)
+
+
+def add_lora(model: ModelT, config: TrainingConfig) -> ModelT:
+    """Freeze the model's network and add LoRA by a recipe; see :func:`with_lora`. Returns the model."""
+    model.unet = with_lora(model.unet, config, bool(model.num_class_embeds))
+    return model
+
+
+def with_lora(unet: torch.nn.Module, config: TrainingConfig, classes: bool = False) -> torch.nn.Module:
+    """A frozen network with LoRA by a recipe; its class embedding, where it has ``classes``, stays trainable.
+
+    ``lora_modules`` are suffixes of module names, as peft takes them; ``lora_init`` "gaussian" draws A
+    from N(0, 1/rank²) as diffusers does; B starts at zero.
+    """
+    torch.manual_seed(config.seed)
+    lora = LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,  # type: ignore[arg-type]
+        target_modules=list(config.lora_modules),
+        modules_to_save=["class_embedding"] if classes else None,
+        init_lora_weights="gaussian" if config.lora_init == "gaussian" else True,
+    )
+    network = get_peft_model(unet, lora)  # type: ignore[arg-type]
+    network.config = unet.config  # type: ignore[assignment]
+    return network
+
+
+@contextlib.contextmanager
+def lora_scaled(network: torch.nn.Module, scale: float) -> Iterator[None]:
+    """Let adapters act ``scale`` times as strongly."""
+    layers = [m for m in network.modules() if isinstance(m, LoraLayer)] if scale != 1 else []
+    kept = [dict(layer.scaling) for layer in layers]
+    for layer in layers:
+        layer.scaling.update({name: value * scale for name, value in layer.scaling.items()})
+    try:
+        yield
+    finally:
+        for layer, before in zip(layers, kept, strict=True):
+            layer.scaling.update(before)

@@ -1,0 +1,1 @@
+"""A study on disk, and copies of it on other machines."""

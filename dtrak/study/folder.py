@@ -1,0 +1,240 @@
+"""A study on disk: where its parts are, and what of it is made. Nothing here imports torch."""
+
+import functools
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from dtrak.config import (
+    LAST,
+    SOURCE_FILE,
+    ModelConfig,
+    Study,
+    configs,
+    load_study,
+    study_source,
+    workspace,
+)
+from dtrak.data import Table, load_table
+from dtrak.utils.errors import DtrakError
+from dtrak.utils.files import digest, read_json, sha256_file, write_json
+
+PIPELINE_FILES = [
+    "model_index.json",
+    *(f"{part}/*" for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler")),
+]
+
+
+@dataclass(frozen=True)
+class StudyFolder:
+    """The paths of one study below the workspace, and what is loaded from them."""
+
+    study: Study
+
+    @property
+    def root(self) -> Path:
+        return workspace() / self.study.name
+
+    @property
+    def data(self) -> Path:
+        return self.root / "data"
+
+    @property
+    def model_dir(self) -> Path:
+        return self.root / "model"
+
+    @property
+    def features(self) -> Path:
+        return self.root / "features"
+
+    @property
+    def index(self) -> Path:
+        return self.root / "index"
+
+    @property
+    def runs(self) -> Path:
+        return self.root / "runs"
+
+    @cached_property
+    def table(self) -> Table:
+        """The prepared training set."""
+        return load_table(self.data, self.study.model.kind == "text-to-image")
+
+
+def trained_model_config(folder: StudyFolder) -> ModelConfig:
+    """Where the study's model is: one trained in the workspace wins over the one the file names."""
+    config = folder.study.model
+    done = folder.model_dir / "training.json"
+    if done.exists():
+        final = folder.model_dir / read_json(done)["checkpoints"][-1]
+        if folder.study.training.method == "lora":
+            return config.model_copy(update={"path": base_path(folder.study), "adapter": final})
+        return config.model_copy(update={"path": final})
+    path = config.path or (base_path(folder.study) if config.base or config.hub else None)
+    update = {
+        "path": folder.study.resolve(path) if path else None,
+        "adapter": folder.study.resolve(config.adapter) if config.adapter else None,
+    }
+    return config.model_copy(update=update)
+
+
+def base_path(study: Study) -> Path:
+    """The directory of the model that ``study`` fine-tunes."""
+    if study.model.base:
+        base = trained_model_config(StudyFolder(load_study(study.model.base)))
+        if base.path:
+            return base.path
+    if study.model.path:
+        return study.resolve(study.model.path)
+    if study.model.hub:
+        return hub_folder(study.model.hub)
+    raise DtrakError(f"Study '{study.name}' names no model to start from.", hint="Set model.base or model.path.")
+
+
+def hub_folder(name: str, download: bool = False) -> Path:
+    """The local copy of a hub's model.
+
+    Args:
+        download: fetch what is missing; nothing else does.
+
+    Raises:
+        DtrakError: there is no copy, or the hub cannot be reached.
+    """
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, local_files_only=not download, allow_patterns=PIPELINE_FILES))
+    except Exception as error:  # the hub raises many types
+        raise DtrakError(
+            f"The model '{name}' is not on this machine{f': {error}' if download else '.'}",
+            hint="python -m index_builder prepare STUDY fetches it; or set model.path to a copy of it.",
+        ) from error
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One of a study's models.
+
+    Attributes:
+        path: the directory of its adapter where the model is an adapter on a base, else of the model.
+    """
+
+    path: Path | None
+    kind: Literal["last", "checkpoint", "member"]
+
+
+def model_variants(folder: StudyFolder) -> dict[str, Variant]:
+    """The study's models by name: "last", its earlier checkpoints, and the members of its ensemble.
+
+    Raises:
+        DtrakError: two of them have one name.
+    """
+    study, config = folder.study, trained_model_config(folder)
+    done = folder.model_dir / "training.json"
+    checkpoints = [study.resolve(p) for p in study.model.checkpoints]
+    if done.exists():
+        checkpoints = [folder.model_dir / name for name in read_json(done)["checkpoints"][:-1]]
+    own = [folder.model_dir / member_name(i) for i in range(1, study.training.members + 1)]
+    members = [p for p in own if (p / "member.json").exists()] or [study.resolve(p) for p in study.model.ensemble]
+    found = {LAST: Variant(config.adapter or config.path, "last")}
+    for paths, kind in ((checkpoints, "checkpoint"), (members, "member")):
+        for path in paths:
+            if path.name in found:
+                raise DtrakError(
+                    f"Two models of study '{study.name}' are called '{path.name}'.", hint="Rename one of the folders."
+                )
+            found[path.name] = Variant(path, kind)  # type: ignore[arg-type]
+    return found
+
+
+def member_name(number: int) -> str:
+    """The name of an ensemble member, from 1."""
+    return f"member-{number}"
+
+
+def remember_source(folder: StudyFolder) -> None:
+    """Note where a study given by path was described, so that the app finds it by its name.
+
+    Raises:
+        DtrakError: the workspace has another study of that name.
+    """
+    study, known = folder.study, study_source(folder.study.name)
+    if known is not None and known != study.source and known.exists():
+        raise DtrakError(
+            f"The workspace already has a study '{study.name}', described by {known}.",
+            hint="Give one of them another 'name' in its YAML file, or set DTRAK_WORKSPACE.",
+        )
+    if study.source.parent != configs().resolve() and known != study.source:
+        write_json(folder.root / SOURCE_FILE, {"source": str(study.source)})
+
+
+def truth_folders(folder: StudyFolder) -> list[Path]:
+    """Where truth is kept: what was made here, then what came with the study."""
+    shipped = folder.study.truth.path
+    return [folder.root / "truth"] + ([folder.study.resolve(shipped)] if shipped else [])
+
+
+def check_retrainable(folder: StudyFolder) -> None:
+    """Refuse to train again a model whose training is not described: it would start from what it has learnt.
+
+    Raises:
+        DtrakError: it says what to describe.
+    """
+    study = folder.study
+    fresh_adapter = study.training.method == "lora" and (study.model.base or study.model.adapter or study.model.hub)
+    trained_here = (folder.model_dir / "training.json").exists()
+    if not (study.model.unet or study.model.base or fresh_adapter or trained_here):
+        raise DtrakError(
+            f"Study '{study.name}' does not say how its model was trained, so it cannot be trained again.",
+            hint="Set model.unet (training from scratch), model.base, or model.path with model.adapter and "
+            "training.method: lora; and the training's recipe.",
+        )
+
+
+def recipe_digest(folder: StudyFolder) -> str:
+    """A digest of what a training depends on beside its data, its seed and its precision."""
+    study = folder.study
+    unrelated = {"seed", "precision", "save_every", "checkpoints", "members"}
+    start = study.model.unet or weights_digest(base_path(study))
+    told = study.training.model_dump(mode="json", exclude=unrelated, exclude_defaults=True)
+    model = study.model.model_dump(mode="json", include={"kind", "dtype"}, exclude_defaults=True)
+    return digest([told, start, study.resolution, *([model] if model else [])])
+
+
+def model_digest(folder: StudyFolder) -> str:
+    """A digest of the weight files of the study's model; reads them, builds no network."""
+    config = trained_model_config(folder)
+    return digest([weights_digest(path) for path in (config.path, config.adapter) if path])
+
+
+def weights_digest(folder: Path) -> str:
+    """A digest of the weight files below ``folder``, or of the file that it is, for manifests."""
+    found = [path for kind in ("*.safetensors", "*.bin") for path in folder.rglob(kind)]
+    files = [folder] if folder.is_file() else sorted(found)
+    return digest([[f.name, _file_digest(f, f.stat().st_size, f.stat().st_mtime_ns)] for f in files])
+
+
+@functools.lru_cache(maxsize=256)
+def _file_digest(path: Path, size: int, modified: int) -> str:
+    return sha256_file(path)
+
+
+def not_fetched(study: Study) -> bool:
+    """Whether the study's model is a hub's and there is no local copy."""
+    if study.model.hub is None or study.model.path:
+        return False
+    try:
+        return not hub_folder(study.model.hub).exists()
+    except DtrakError:
+        return True
+
+
+def needs_training(folder: StudyFolder) -> bool:
+    """Whether the study's model is neither trained in the workspace nor shipped."""
+    study = folder.study
+    if not_fetched(study):
+        return study.model.adapter is None and not (folder.model_dir / "training.json").exists()
+    config = trained_model_config(folder)
+    untuned = study.training.method == "lora" and config.adapter is None
+    return config.path is None or not config.path.exists() or untuned

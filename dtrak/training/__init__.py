@@ -1,0 +1,1 @@
+"""Keyed training that can be replayed."""

@@ -1,0 +1,309 @@
+"""Training a diffusion model so that the run can be replayed, and replayed without some samples.
+
+Everything random about a sample — its place in the epoch's order, its flip, its timestep, its
+noise, whether its class is dropped — is keyed by (seed, epoch, sample id). Leaving samples out
+changes nothing else: the others keep their batch, and each batch still divides by its nominal
+size. The optimiser is AdamW with ε inside the root, a smooth function of the gradients.
+"""
+
+import contextlib
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from dtrak.config import TrainingConfig
+from dtrak.execution.memory import with_smaller_batches
+from dtrak.models.base import DiffusionModel, underflow_scale
+from dtrak.training.dropout import keyed_dropout
+from dtrak.utils.files import write_bytes
+from dtrak.utils.noise import keyed_generator
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a training step reports."""
+
+    step: int
+    steps: int
+    loss: float
+
+
+def learning_rate(config: TrainingConfig, step: int, steps: int) -> float:
+    """Linear warm-up, a constant stretch, then a cosine down to ``final_learning_rate``."""
+    if step < config.warmup:
+        return config.learning_rate * (step + 1) / config.warmup
+    start = config.warmup + (steps - config.warmup) * config.constant
+    if step < start:
+        return config.learning_rate
+    fraction = (step - start) / max(1, steps - start)
+    final = config.final_learning_rate
+    return final + (config.learning_rate - final) * 0.5 * (1 + math.cos(math.pi * fraction))
+
+
+def epoch_order(seed: int, epoch: int, ids: Sequence[str]) -> np.ndarray:
+    """Positions of ``ids`` in the order of one epoch: sorted by a number keyed by each id."""
+    keys = [keyed_generator("order", seed, i, epoch).random() for i in ids]
+    return np.argsort(keys, kind="stable")
+
+
+@dataclass
+class _Batch:
+    x: Tensor
+    timesteps: Tensor
+    noise: Tensor
+    condition: Tensor | None
+    weights: Tensor
+    keys: list[int]  # of what is random inside the network, one a sample
+
+    def parts(self, size: int) -> Iterator["_Batch"]:
+        """The batch in parts of at most ``size`` samples."""
+        if size >= len(self.x):
+            yield self
+            return
+        for start in range(0, len(self.x), size):
+            place = slice(start, start + size)
+            told = None if self.condition is None else self.condition[place]
+            yield _Batch(
+                self.x[place], self.timesteps[place], self.noise[place], told, self.weights[place], self.keys[place]
+            )
+
+
+class KeyedBatches:
+    """The batch of any step, by the rules of the module's docstring.
+
+    Args:
+        inputs: what :meth:`DiffusionModel.training_inputs` made of the training images.
+        ids: their ids.
+        names: what the model is told of each.
+        weights: how much each sample counts: 1, or 0 for one that is left out.
+    """
+
+    def __init__(
+        self,
+        model: DiffusionModel,
+        config: TrainingConfig,
+        inputs: Float[Tensor, "n *kept"],
+        ids: Sequence[str],
+        names: Sequence[str | None],
+        weights: Tensor,
+    ):
+        self._model, self._config = model, config
+        self._inputs, self._ids, self._names, self._weights = inputs, ids, names, weights
+        self.steps_per_epoch = -(-len(ids) // config.batch_size)
+        self._order: tuple[int, np.ndarray] = (-1, np.empty(0))
+
+    def __call__(self, step: int) -> _Batch:
+        epoch, number = divmod(step, self.steps_per_epoch)
+        if self._order[0] != epoch:
+            self._order = (epoch, epoch_order(self._config.seed, epoch, self._ids))
+        size = self._config.batch_size
+        chosen = self._order[1][number * size : (number + 1) * size]
+        count = len(chosen)
+        places = np.flatnonzero(self._weights[chosen].numpy() != 0)
+        chosen = chosen[places]
+        shape = self._model.latent_shape
+        can_drop = self._model.free_condition(1) is not None
+        x, timesteps, noise, names, keys = [], [], [], [], []
+        for place, i in zip(places.tolist(), chosen.tolist(), strict=True):
+            random = keyed_generator("training", self._config.seed, self._ids[i], epoch)
+            flip, drop = random.random(2)
+            timesteps.append(self._timestep(random, place / count, count))
+            noise.append(torch.from_numpy(random.standard_normal(shape, np.float32)))
+            flipped = self._config.flip and bool(flip < 0.5)
+            x.append(self._model.training_input(self._inputs[i], flipped, random))
+            names.append(None if can_drop and drop < self._config.class_dropout else self._names[i])
+            keys.append(int(random.integers(2**63)))
+        device, empty = self._model.device, torch.zeros(0, *shape)
+        return _Batch(
+            (torch.stack(x) if x else empty).to(device),
+            torch.tensor(timesteps, dtype=torch.long, device=device),
+            (torch.stack(noise) if noise else empty).to(device),
+            self._model.condition(names) if names else None,
+            self._weights[chosen].to(device),
+            keys,
+        )
+
+    def _timestep(self, random: np.random.Generator, stratum: float, strata: int) -> int:
+        if self._config.timestep_sampling == "stratified":
+            return int((stratum + random.random() / strata) * self._model.num_timesteps)
+        return int(random.integers(self._model.num_timesteps))
+
+
+class SmoothAdamW:
+    """AdamW whose step is ``m̂ / √(v̂ + ε²)``: differentiable in the gradient, at zero too."""
+
+    def __init__(self, parameters: Sequence[Tensor], config: TrainingConfig):
+        self.parameters, self.config = list(parameters), config
+        self.first = [torch.zeros_like(p) for p in parameters]
+        self.second = [torch.zeros_like(p) for p in parameters]
+
+    @torch.no_grad()
+    def step(self, gradients: Sequence[Tensor], step: int, rate: float) -> None:
+        """Apply step number ``step`` (from 0) with learning rate ``rate``."""
+        beta1, beta2 = self.config.betas
+        gradients = list(gradients)
+        torch._foreach_lerp_(self.first, gradients, 1 - beta1)
+        torch._foreach_mul_(self.second, beta2)
+        torch._foreach_addcmul_(self.second, gradients, gradients, 1 - beta2)
+        corrected = torch._foreach_div(self.second, 1 - beta2 ** (step + 1))
+        torch._foreach_add_(corrected, self.config.epsilon**2)
+        torch._foreach_sqrt_(corrected)
+        torch._foreach_mul_(self.parameters, 1 - rate * self.config.weight_decay)
+        scale = -rate / (1 - beta1 ** (step + 1))
+        torch._foreach_addcdiv_(self.parameters, self.first, corrected, scale)
+
+
+def loss_weights(model: DiffusionModel, timesteps: Tensor, gamma: float | None) -> Tensor:
+    """min(SNR, γ)/SNR for ε-prediction (Hang et al., 2023, arXiv 2303.09556), or ones."""
+    if gamma is None:
+        return torch.ones(len(timesteps), device=timesteps.device)
+    alpha = model.alphas_cumprod[timesteps]
+    return (gamma * (1 - alpha) / alpha).clamp(max=1)
+
+
+def clipped(gradients: Sequence[Tensor], norm: float | None) -> Sequence[Tensor]:
+    """Gradients scaled down to a joint ℓ2 norm of at most ``norm``; None leaves them."""
+    if norm is None:
+        return gradients
+    total = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients]))
+    return torch._foreach_mul(list(gradients), (norm / (total + 1e-6)).clamp(max=1.0))
+
+
+class Run:
+    """A training run that saves its whole state and goes on from it.
+
+    Args:
+        folder: where ``state.safetensors`` and ``losses.jsonl`` are kept.
+        weights: per-sample weights, default ones (see :class:`KeyedBatches`).
+    """
+
+    def __init__(
+        self,
+        model: DiffusionModel,
+        config: TrainingConfig,
+        inputs: Float[Tensor, "n *kept"],
+        ids: Sequence[str],
+        names: Sequence[str | None],
+        folder: Path | None = None,
+        weights: Tensor | None = None,
+    ):
+        self.model, self.config, self.folder = model, config, folder
+        weights = torch.ones(len(ids)) if weights is None else weights
+        self.batches = KeyedBatches(model, config, inputs, ids, names, weights)
+        self.steps = config.steps
+        self.parameters = model.parameters()
+        self.optimiser = SmoothAdamW(list(self.parameters.values()), config)
+        self.average = {name: p.detach().clone() for name, p in self.parameters.items()}
+        self.step, self._part = 0, config.batch_size
+        self._losses: list[str] = []
+        if folder and (folder / "state.safetensors").exists():
+            self._load()
+
+    def train(
+        self,
+        report: Callable[[Progress], None] = lambda progress: None,
+        at_steps: Callable[[int], None] = lambda step: None,
+    ) -> None:
+        """Train to the last step. ``at_steps`` is called after each step, with the steps done."""
+        self.model.unet.train()
+        while self.step < self.steps:
+            value = self._step()
+            report(Progress(self.step, self.steps, value))
+            if self.folder and (self.step % self.config.save_every == 0 or self.step == self.steps):
+                self._save()
+            at_steps(self.step)
+        self.model.unet.eval()
+
+    def _step(self) -> float:
+        config, parameters = self.config, list(self.parameters.values())
+        batch = self.batches(self.step)
+        if len(batch.x):
+            (sums, errors), self._part = with_smaller_batches(lambda size: self._gradients(batch, size), self._part)
+            gradients, value = clipped(sums, config.clip), errors.mean().item()
+        else:
+            gradients, value = [torch.zeros_like(p) for p in parameters], math.nan
+        self.optimiser.step(gradients, self.step, learning_rate(config, self.step, self.steps))
+        decay = min(config.ema_decay, (1 + self.step) / (10 + self.step))
+        torch._foreach_lerp_(list(self.average.values()), [p.detach() for p in parameters], 1 - decay)
+        self._losses.append(json.dumps({"step": self.step, "loss": round(value, 6)}))
+        self.step += 1
+        return value
+
+    def _gradients(self, batch: _Batch, size: int) -> tuple[list[Tensor], Tensor]:
+        """The objective's gradients, ``size`` samples a pass, and each sample's error."""
+        model, config, parameters = self.model, self.config, list(self.parameters.values())
+        sums: list[Tensor] = []
+        errors = []
+        for part in batch.parts(size):
+            autocast = torch.autocast(model.device.type, torch.bfloat16, enabled=config.precision == "bf16")
+            with autocast, keyed_dropout(model.unet, config.dropout, config.dropout_modules, part.keys):
+                x_t = model.add_noise(part.x, part.noise, part.timesteps)
+                prediction = model.predict(x_t, part.timesteps, part.condition).float()
+            found = (prediction - part.noise).square().flatten(1).mean(1)
+            weights = part.weights * loss_weights(model, part.timesteps, config.min_snr_gamma)
+            scale = underflow_scale(model, prediction[0].numel() * config.batch_size)
+            gradients = torch.autograd.grad((weights * found).sum() * scale / config.batch_size, parameters)
+            if scale != 1:
+                gradients = tuple(torch._foreach_div(list(gradients), scale))
+            errors.append(found.detach())
+            if sums:
+                torch._foreach_add_(sums, list(gradients))
+            else:
+                sums = list(gradients)
+        return sums, torch.cat(errors)
+
+    @contextlib.contextmanager
+    def averaged_weights(self) -> Iterator[None]:
+        """Lend the model the exponential moving average of its parameters."""
+        kept = {name: p.detach().clone() for name, p in self.parameters.items()}
+        with torch.no_grad():
+            for name, p in self.parameters.items():
+                p.copy_(self.average[name])
+        self.model.unet.eval()
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, p in self.parameters.items():
+                    p.copy_(kept[name])
+            self.model.unet.train()
+
+    @torch.no_grad()
+    def use_average(self) -> None:
+        """Give the model the moving average of its parameters for good: the training is over."""
+        for name, p in self.parameters.items():
+            p.copy_(self.average[name])
+        self.model.unet.eval()
+
+    def _save(self) -> None:
+        assert self.folder is not None
+        state = {"step": torch.tensor(self.step)}
+        for name, p, m, v in zip(
+            self.parameters, self.optimiser.parameters, self.optimiser.first, self.optimiser.second, strict=True
+        ):
+            state |= {f"parameter/{name}": p.detach(), f"first/{name}": m, f"second/{name}": v}
+            state[f"average/{name}"] = self.average[name]
+        log = self.folder / "losses.jsonl"
+        kept = log.read_text().splitlines()[: self.step - len(self._losses)] if log.exists() else []
+        write_bytes(log, ("\n".join(kept + self._losses) + "\n").encode())
+        write_bytes(self.folder / "state.safetensors", save({k: t.contiguous() for k, t in state.items()}))
+        self._losses = []
+
+    def _load(self) -> None:
+        assert self.folder is not None
+        state = load_file(self.folder / "state.safetensors")
+        self.step = int(state["step"])
+        with torch.no_grad():
+            for i, (name, p) in enumerate(self.parameters.items()):
+                p.copy_(state[f"parameter/{name}"])
+                self.optimiser.first[i].copy_(state[f"first/{name}"])
+                self.optimiser.second[i].copy_(state[f"second/{name}"])
+                self.average[name].copy_(state[f"average/{name}"])

@@ -1,0 +1,142 @@
+"""Training a study's model, from the start that the study names: whole, on a half, or by any recipe."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from dtrak.config import TrainingConfig
+from dtrak.models.base import DiffusionModel, new_scheduler, new_unet, save_model
+from dtrak.models.loading import frequent_prompts, load_any
+from dtrak.models.lora import add_lora
+from dtrak.study.folder import StudyFolder, base_path, member_name, weights_digest
+from dtrak.training import loop
+from dtrak.utils.errors import DtrakError
+from dtrak.utils.files import exclusive, write_json
+from dtrak.utils.noise import keyed_generator
+
+
+def initial_model(folder: StudyFolder, device: torch.device | str = "cpu") -> DiffusionModel:
+    """The model that training starts from: new, or the base with what is to be tuned."""
+    return _initial_model(folder).to(device)
+
+
+def _initial_model(folder: StudyFolder) -> DiffusionModel:
+    study = folder.study
+    labels = folder.table.labels
+    if study.model.kind == "text-to-image" and study.training.method != "lora":
+        raise DtrakError("A text-to-image model is tuned by LoRA alone.", hint="Set training.method: lora.")
+    torch.manual_seed(study.training.seed)
+    if study.model.unet:
+        offset = 0 if study.model.null_class is None else 1
+        classes = study.model.classes or {label: i + offset for i, label in enumerate(labels)}
+        return DiffusionModel(
+            new_unet(study.model.unet),  # type: ignore[arg-type]
+            new_scheduler(),
+            study.resolution,
+            classes,
+            study.model.null_class,
+        )
+    model = load_any(study, base_path(study), None, frequent_prompts(folder))
+    if model.num_class_embeds:
+        taken = set(model.classes.values()) | {model.null_class}
+        free = [i for i in range(model.num_class_embeds) if i not in taken]
+        new = [label for label in labels if label not in model.classes]
+        if len(new) > len(free):
+            raise DtrakError(f"The base has {len(free)} free classes; the data has {len(new)} new labels.")
+        model.classes = {label: model.classes.get(label, -1) for label in labels}
+        model.classes |= dict(zip(new, free, strict=False))
+    if study.training.method == "lora":
+        return add_lora(model, study.training)
+    return model
+
+
+def training_run(
+    folder: StudyFolder,
+    config: TrainingConfig,
+    place: Path | None = None,
+    weights: Tensor | None = None,
+    device: torch.device | str = "cpu",
+) -> loop.Run:
+    """A training of the study's model by a recipe, from the start that the study names.
+
+    Args:
+        place: where its state is kept; None keeps none.
+        weights: of the training images, default ones; 0 leaves an image out.
+    """
+    model = initial_model(StudyFolder(folder.study.model_copy(update={"training": config})), device)
+    table = folder.table
+    inputs = model.training_inputs(table.pixels[: table.train_size])
+    return loop.Run(model, config, inputs, table.train_ids, table.names[: table.train_size], place, weights)
+
+
+def train_study(
+    folder: StudyFolder,
+    report: Callable[[loop.Progress], None] = lambda progress: None,
+    on_save: Callable[[DiffusionModel, int], None] = lambda model, step: None,
+    device: torch.device | str = "cpu",
+) -> list[Path]:
+    """Train the study's model, or resume it; returns the checkpoints' directories.
+
+    Args:
+        on_save: called with a model that carries the averaged weights each time the state is saved.
+    """
+    with exclusive(folder.root, f"study '{folder.study.name}'"):
+        config = folder.study.training
+        run = training_run(folder, config, folder.model_dir / "run", device=device)
+        model = run.model
+        wanted = {round(share * config.steps): f"checkpoint-{share:.2f}" for share in config.checkpoints}
+
+        def at_step(step: int) -> None:
+            if step in wanted:
+                with run.averaged_weights():
+                    save_model(model, folder.model_dir / wanted[step], torch.float16)
+            if step % config.save_every == 0:
+                with run.averaged_weights():
+                    on_save(model, step)
+
+        run.train(report, at_step)
+        names = [wanted[step] for step in sorted(wanted)]
+        paths = [folder.model_dir / name for name in names]
+        content = {
+            "checkpoints": names,
+            "config": config.model_dump(mode="json"),
+            "data": folder.table.fingerprint(),
+            "weights": {path.name: weights_digest(path) for path in paths},
+        }
+        write_json(folder.model_dir / "training.json", content)
+        return paths
+
+
+def half_mask(ids: Sequence[str], number: int) -> Bool[np.ndarray, " n"]:
+    """A random half of the training set, keyed by its number."""
+    mask = np.zeros(len(ids), dtype=bool)
+    mask[keyed_generator("half", number, "").permutation(len(ids))[: len(ids) // 2]] = True
+    return mask
+
+
+def train_member(
+    folder: StudyFolder,
+    number: int,
+    report: Callable[[loop.Progress], None] = lambda progress: None,
+    device: torch.device | str = "cpu",
+) -> Path:
+    """Train an ensemble member, or resume it: the study's recipe on a random half, for as many epochs.
+
+    Half of the images are left out by weight 0, so a step sees about half a batch (see
+    :class:`dtrak.training.loop.KeyedBatches`); all else is drawn as for the whole set.
+    """
+    with exclusive(folder.root, f"study '{folder.study.name}'"):
+        path, table = folder.model_dir / member_name(number), folder.table
+        mask = half_mask(table.train_ids, number)
+        run = training_run(folder, folder.study.training, path / "run", torch.from_numpy(mask).float(), device)
+        run.train(report)
+        with run.averaged_weights():
+            save_model(run.model, path, torch.float16)
+        used = [sample for sample, kept in zip(table.train_ids, mask, strict=True) if kept]
+        content = {"number": number, "images": len(used), "precision": folder.study.training.precision}
+        write_json(path / "member.json", {**content, "data": table.fingerprint()})
+        return path

@@ -1,0 +1,1 @@
+"""Errors, files, keyed randomness, text."""

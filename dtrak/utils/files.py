@@ -1,0 +1,187 @@
+"""Files that are whole or absent: everything is written as ``name.HOST-PID.part``, flushed, then renamed.
+
+A reader that finds ``name`` may trust it; a ``.part`` whose writer is gone is what an interruption left.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from dtrak.utils.errors import DtrakError
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path) -> Iterator[IO[bytes]]:
+    """Open ``path`` for binary writing so that it appears complete or not at all.
+
+    Raises:
+        DtrakError: the disk is full or the folder cannot be written; ``path`` is left as it was.
+    """
+    part = part_of(path)
+    try:
+        with _told_of_disk(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with part.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+    _note(path)
+
+
+@contextlib.contextmanager
+def atomic_files(folder: Path) -> Iterator[Path]:
+    """A scratch folder whose files go to ``folder`` once all are there, each complete or not at all.
+
+    Raises:
+        DtrakError: the disk is full or the folder cannot be written.
+    """
+    part = part_of(folder)
+    try:
+        with _told_of_disk(folder):
+            part.mkdir(parents=True)
+            yield part
+            for path in sorted(path for path in part.rglob("*") if path.is_file()):
+                target = folder / path.relative_to(part)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                path.replace(target)
+                _note(target)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def part_of(path: Path) -> Path:
+    """Where ``path`` lies until it is whole; another process that makes the same file has another place."""
+    return path.with_name(f"{path.name}.{_writer()}.part")
+
+
+@contextlib.contextmanager
+def _told_of_disk(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DtrakError(
+            f"Could not write {path}: {error.strerror or error}.",
+            hint="Free some space or choose another workspace (DTRAK_WORKSPACE); "
+            "the same command resumes where this one stopped.",
+        ) from error
+
+
+_noting: list[list[Path]] = []
+
+
+@contextlib.contextmanager
+def noted() -> Iterator[list[Path]]:
+    """The files that this process writes meanwhile, in the order in which they become whole."""
+    written: list[Path] = []
+    _noting.append(written)
+    try:
+        yield written
+    finally:
+        _noting[:] = [other for other in _noting if other is not written]
+
+
+def _note(path: Path) -> None:
+    for written in _noting:
+        written.append(path)
+
+
+def _host() -> str:
+    return socket.gethostname().replace(".", "_")
+
+
+def _writer() -> str:
+    return f"{_host()}-{os.getpid()}"
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what writers of this machine that are no longer alive, or nobody named, left unfinished."""
+    for part in folder.rglob("*.part"):
+        host, dash, number = part.name.removesuffix(".part").rpartition(".")[2].rpartition("-")
+        if not dash or (host == _host() and number.isdecimal() and not _alive(int(number))):
+            shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write ``content`` to ``path`` atomically."""
+    with atomic_write(path) as file:
+        file.write(content)
+
+
+def write_json(path: Path, value: Any, indent: int | None = 2) -> None:
+    """Write ``value`` as key-sorted JSON, atomically.
+
+    Args:
+        indent: None puts everything on one line, for long lists of numbers.
+    """
+    write_bytes(path, (json.dumps(value, indent=indent, sort_keys=True, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON; a damaged file is an error that names it."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DtrakError(f"Could not read {path}: {error}.") from error
+
+
+def write_npy(path: Path, array: np.ndarray) -> None:
+    """Write ``array`` as ``.npy``, atomically."""
+    with atomic_write(path) as file:
+        np.save(file, array, allow_pickle=False)
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest(value: Any, length: int = 16) -> str:
+    """A short hexadecimal digest of a JSON-serialisable value, the same on every machine."""
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:length]
+
+
+@contextlib.contextmanager
+def exclusive(folder: Path, what: str) -> Iterator[None]:
+    """Hold ``folder`` for one writer; a second one is told so at once. A killed holder lets go.
+
+    Raises:
+        DtrakError: another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise DtrakError(
+            f"Another process is working on {what}.",
+            hint="Wait for it to end, or stop it; then run the same command again.",
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,152 @@
+"""What the Evaluate and Creators pages and the reliability card say, from numbers that are known."""
+
+import csv
+import io
+import json
+
+import numpy as np
+import pytest
+
+from dtrak.app.creators import sentence, standings, to_csv, to_html, to_json
+from dtrak.app.evaluate import (
+    DATASETS,
+    best,
+    curves,
+    interval_text,
+    published,
+    reliability,
+    sanity_rows,
+    table_rows,
+    verdict,
+)
+from dtrak.app.figures import distance_boxes, lds_bars, lds_curves, standing_bars
+from dtrak.data import Record
+from dtrak.evaluation.results import Evaluation, Row
+from dtrak.methods.settings import Setting
+
+BEHIND = {"generated": 200, "held-out": 32}
+
+
+def row(setting, mean, low=None, high=None, gain=(0.0, -0.1, 0.1), queries="generated", curve=(0.1, 0.2, 0.05)):
+    low, high = mean - 0.02 if low is None else low, mean + 0.02 if high is None else high
+    method = setting.split(",")[0]
+    return Row(method, setting, queries, mean, mean + 0.01, (low, high), gain, 64, 2, (0.1, 1.0), curve)
+
+
+def evaluation(*rows, stale=""):
+    return Evaluation(tuple(rows), BEHIND, stale)
+
+
+@pytest.mark.parametrize(
+    ("gain", "words"),
+    [
+        ((0.1, 0.05, 0.15), "D-TRAK beats TRAK here"),
+        ((-0.1, -0.15, -0.05), "D-TRAK does not beat TRAK here"),
+        ((0.01, -0.05, 0.06), "D-TRAK is not told apart from TRAK here"),
+    ],
+)
+def test_the_verdict_says_what_was_measured(gain, words):
+    found = evaluation(row("dtrak", 0.2 + gain[0], gain=gain), row("trak", 0.2))
+    assert words in verdict(found, "generated")
+    assert verdict(found, "held-out") == ""
+
+
+def test_the_leader_is_named_with_those_within_its_interval():
+    found = evaluation(row("dtrak", 0.3), row("trak", 0.29), row("pixel-cos", 0.1), row("datamodel", 0.5))
+    text = best(found, "generated")
+    assert text.startswith("Highest is D-TRAK with 30.0 (28.0 to 32.0).")
+    assert "TRAK." in text
+    assert "Pixel" not in text
+
+
+def test_reliability_says_how_sure_it_is():
+    found = evaluation(row("dtrak", 0.3), row("trak", 0.01, -0.05, 0.07), row("dtrak", 0.2, queries="held-out"))
+    good = reliability(found, Setting("dtrak", damping=5.0), generated=True)
+    assert (good.kind, good.row.queries) == ("measured", "generated")
+    assert "LDS 30.0 (28.0 to 32.0) on 200 generated images, against 64 retrained models" in good.text
+    assert reliability(found, Setting("dtrak"), generated=False).row.queries == "held-out"
+    weak = reliability(found, Setting("trak"), generated=True)
+    assert weak.kind == "weak"
+    assert "not told apart from guessing" in weak.text
+    worse = reliability(evaluation(row("trak", -0.1, -0.15, -0.05)), Setting("trak"), generated=True)
+    assert "worse than guessing" in worse.text
+    curve = tuple(np.linspace(0, 0.16, 17))
+    named = reliability(evaluation(row("dtrak", 0.3, curve=curve)), Setting("dtrak", damping=1.0), generated=True)
+    assert "λ chosen on other models (about 0.32); at λ = 1, as here, it is 8.0 on all of them" in named.text
+    assert reliability(found, Setting("dtrak", timesteps=3), generated=True).kind == "unknown"
+    assert reliability(None, Setting("dtrak"), generated=True).kind == "unknown"
+    assert (
+        "the model changed"
+        in reliability(evaluation(row("dtrak", 0.3), stale="the model changed"), Setting(), True).text
+    )
+
+
+def test_tables_and_curves_hold_what_was_measured():
+    found = evaluation(
+        row("dtrak", 0.3),
+        row("dtrak,timesteps=1", 0.1),
+        row("dtrak,timesteps=10", 0.3),
+        row("dtrak,timesteps=5,strategy=cumulative", 0.05),
+        row("dtrak,timesteps=5", 0.2),
+        row("dtrak,timesteps=5,projection_dim=64", 0.2),
+        row("dtrak,timesteps=5,projection_dim=64,checkpoint=checkpoint-0.50", 0.15),
+        row("dtrak,checkpoint=randomised", 0.0),
+        row("random", 0.0),
+        row("trak", -0.2),
+    )
+    (table,) = table_rows([row("dtrak", 0.3)])
+    assert table == {"method": "D-TRAK", "LDS": 30.0, "95 % from": 28.0, "to": 32.0, "over TRAK": 0.0,
+                     "oracle λ": 31.0, "λ chosen": "0.1 and 1"}  # fmt: skip
+    (along,) = curves(found, "timesteps", "generated", ())
+    assert (along.values, along.lds) == ((1, 5, 10), (0.1, 0.2, 0.3))
+    (along,) = curves(found, "checkpoint", "generated", ())
+    assert (along.values, along.lds) == (("checkpoint-0.50", "last"), (0.15, 0.2))
+    (along,) = curves(found, "strategy", "generated", ())
+    assert set(zip(along.values, along.lds, strict=True)) == {("uniform", 0.2), ("cumulative", 0.05)}
+    damping = curves(found, "damping", "generated", (-1, 0, 1))
+    assert damping[0].values == (0.1, 1, 10)
+    assert damping[0].lds == (0.1, 0.2, 0.05)
+    assert curves(found, "draws", "generated", ()) == []
+    assert {r.setting for r in sanity_rows(found, "generated")} == {"dtrak,checkpoint=randomised", "random"}
+    assert interval_text(row("trak", -0.2)) == "−20.0 (−22.0 to −18.0)"
+    figure = lds_bars(["a", "b"], [30.0, 1.0], [28.0, -1.0], [32.0, 3.0], [31.0, 2.0])
+    assert list(figure.data[0].x) == [1.0, 30.0]
+    assert list(figure.data[0].error_x.arrayminus) == [2.0, 2.0]
+    assert list(lds_curves(damping, "λ", True).data[0].y) == pytest.approx([10, 20, 5])
+    assert [box.name for box in distance_boxes({"Random": [1.0], "TRAK": [2.0]}, "ℓ2").data] == ["Random", "TRAK"]
+
+
+def test_published_numbers_are_those_of_the_paper():
+    for dataset in DATASETS:
+        assert published(dataset, "generated")
+    rows = {r.method: r for r in published("cifar2", "held-out")}
+    assert (rows["D-TRAK · K = 100"].lds, rows["D-TRAK · K = 100"].deviation) == (33.74, 0.37)
+    assert rows["TRAK · K = 10"].lds == 11.42
+    assert rows["Empirical influence · M = 64"].lds == 6.00
+    assert "Journey-TRAK · K = 10" not in rows
+
+
+def test_standings_sum_to_one_and_tell_prolific_from_influential():
+    records = [Record(str(i), None, f"flag {i}", "many" if i < 8 else "=few", "", "train") for i in range(10)]
+    scores = [np.array([1.0] * 8 + [4.0, -3.0]), np.array([1.0] * 8 + [4.0, 0.0])]
+    many, few = standings(records, scores)
+    assert (many.creator, many.images, many.share_of_data) == ("many", 8, 0.8)
+    assert many.total == pytest.approx(8 / 12)
+    assert few.total == pytest.approx(4 / 12)
+    assert few.per_image == pytest.approx((4 / 12) / 0.2)
+    assert many.total_low <= many.total <= many.total_high
+    assert "2 are too few" in sentence(few)
+    many_pictures = standings(records, scores * 5)
+    assert ": more than an average image" in sentence(many_pictures[1])
+    assert ": less than an average image" in sentence(many_pictures[0])
+    table = list(csv.DictReader(io.StringIO(to_csv([many, few]).decode("utf-8-sig"))))
+    assert [r["creator"] for r in table] == ["many", "'=few"]
+    content = json.loads(to_json("tiny", "dtrak", "LDS 3", few, [{"seed": 1}]))
+    assert content["standing"]["images"] == 2
+    page = to_html(
+        "A & B", "D-TRAK", "LDS <3>", few, [("data:x", "flag <8>")], [("data:y", "Seed 1")], "credit"
+    ).decode()
+    assert "flag &lt;8&gt;" in page
+    assert "http" not in page
+    assert len(standing_bars([many, few]).data[0].x) == 2
+    assert standings(records, [np.zeros(10)])[0].total == 0

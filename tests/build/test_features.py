@@ -1,0 +1,196 @@
+"""A build gives the same bytes for any workers, after any kill, and only one runs at a time."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import types
+
+import numpy as np
+import pytest
+
+from dtrak.build import features as building
+from dtrak.build.features import build_features, build_indexes
+from dtrak.build.verify import verify_study
+from dtrak.execution.engines import Local
+from dtrak.execution.processes import SPAWN, Processes, in_processes, one_process_each
+from dtrak.index.faiss_index import AttributionIndex
+from dtrak.index.store import FeatureStore
+from dtrak.methods.attributor import Attributor
+from dtrak.utils.errors import DtrakError
+from dtrak.utils.files import _host, exclusive, remove_leftovers
+from tests.helpers import hashes
+
+
+@pytest.fixture
+def small_shards(monkeypatch):
+    monkeypatch.setattr(building, "SHARD_SIZE", 4)
+
+
+def test_workers_change_no_byte(fresh, tiny, small_shards, monkeypatch, tmp_path):
+    monkeypatch.setenv("DTRAK_WORKSPACE", str(tmp_path / "workspace"))
+    build_indexes(fresh, build_features(fresh, Local(2)))
+    two = hashes(fresh.root)
+    for name in ("features", "index"):
+        (fresh.root / name).rename(fresh.root / f"old-{name}")
+    build_indexes(fresh, build_features(fresh, Local(1)))
+    assert hashes(fresh.root) == two
+
+
+def test_shard_size_changes_no_number(fresh, tiny, small_shards, monkeypatch, built, tmp_path):
+    monkeypatch.setenv("DTRAK_WORKSPACE", str(tmp_path / "workspace"))
+    for store in build_features(fresh, Local(1)):
+        other = FeatureStore.open(built / "tiny" / "features" / store.fingerprint)
+        np.testing.assert_array_equal(store.read(), other.read())
+
+
+def test_a_killed_build_resumes_to_the_same_bytes(fresh, source):
+    command = [sys.executable, "-m", "index_builder", "build", str(source / "tiny.yaml"), "--workers", "2"]
+    for seconds in (2.5, 4, 5.5):
+        process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
+        time.sleep(seconds)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+    resumed = hashes(fresh.root)
+    for name in ("features", "index"):
+        (fresh.root / name).rename(fresh.root / f"old-{name}")
+    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+    assert hashes(fresh.root) == resumed
+    assert not list(fresh.root.rglob("features/**/*.part"))
+
+
+def test_resume_computes_only_what_is_missing(fresh, small_shards, monkeypatch):
+    stores = build_features(fresh, Local(1))
+    before = hashes(fresh.root)
+    stores[0].discard(1)
+    (stores[0].folder / "shard-00001.npy.part").write_bytes(b"half")
+    seen = []
+    real = building.extract_rows
+    monkeypatch.setattr(building, "extract_rows", lambda *a: seen.append(a[2]) or real(*a))
+    build_features(fresh, Local(1))
+    assert seen == [range(4, 8)]
+    assert hashes(fresh.root) == before
+
+
+def _maker(work):
+    return work
+
+
+def _basename():
+    return os.path.basename
+
+
+def _die_once(path):
+    """The first call kills its process, the others answer."""
+    if not os.path.exists(path):
+        open(path, "w").close()
+        os._exit(9)
+    return os.path.basename(path)
+
+
+def test_processes_do_not_run_the_main_module_again(tmp_path, monkeypatch):
+    (tmp_path / "script.py").write_text("raise SystemExit(3)")
+    script = types.ModuleType("__main__")
+    script.__file__ = str(tmp_path / "script.py")
+    monkeypatch.setitem(sys.modules, "__main__", script)
+    assert list(in_processes(_basename, (), ["x/a"], Processes(2))) == ["a"]
+
+
+def _die(path):
+    os._exit(9)
+
+
+def test_the_work_of_a_dead_process_is_done_by_another(tmp_path):
+    paths = [str(tmp_path / name) for name in "abc"]
+    assert sorted(in_processes(_maker, (_die_once,), paths[:1], Processes(1))) == ["a"]
+    with pytest.raises(DtrakError, match="without a word"):
+        list(in_processes(_maker, (_die,), paths, Processes(2)))
+
+
+def test_a_second_builder_is_told(fresh):
+    with exclusive(fresh.root, "x"), pytest.raises(DtrakError, match="Another process"):
+        build_features(fresh, Local(1))
+
+
+def test_features_without_their_index_are_no_other_fingerprint(fresh):
+    build_features(fresh)
+    with pytest.raises(DtrakError, match="is not built") as told:
+        Attributor(fresh).index("trak")
+    assert "build" in told.value.hint
+
+
+def test_verify_finds_and_repairs_damage(fresh):
+    build_indexes(fresh, build_features(fresh, Local(1)))
+    assert verify_study(fresh) == []
+    shard = next(fresh.features.glob("*/shard-00000.npy"))
+    shard.write_bytes(shard.read_bytes()[:-4] + b"\0\0\0\1")
+    next(fresh.index.glob("*/vectors.faiss")).write_bytes(b"junk")
+    problems = verify_study(fresh, repair=True)
+    assert len(problems) == 2
+    build_indexes(fresh, build_features(fresh, Local(1)))
+    assert verify_study(fresh) == []
+
+
+def test_a_full_disk_leaves_nothing_corrupt(fresh, monkeypatch):
+    import dtrak.utils.files
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(dtrak.utils.files.os, "fsync", full)
+        with pytest.raises(DtrakError, match="No space left"):
+            build_features(fresh, Local(1))
+    assert not list(fresh.root.rglob("features/**/*.part"))
+    stores = build_features(fresh, Local(1))
+    assert all(store.verify() == [] for store in stores)
+
+
+def test_index_of_a_built_study(tiny):
+    for folder in tiny.index.iterdir():
+        if folder.is_dir():
+            index = AttributionIndex(folder, FeatureStore.open(tiny.features / folder.name))
+            np.testing.assert_allclose(index.norms, np.linalg.norm(index.features, axis=1), rtol=1e-5)
+
+
+def _refuse(task, shared):
+    raise DtrakError(f"no {task}", hint="another")
+
+
+def _count(task, shared):
+    shared[task] += 1
+    if task == 0:
+        time.sleep(60)
+
+
+def test_a_process_a_task_tells_its_error_and_ends_when_unwanted():
+    with pytest.raises(DtrakError, match="no 1"):
+        one_process_each(_refuse, [1], Processes(1), None, lambda: None)
+    counted = SPAWN.Array("i", 2)
+    start = time.monotonic()
+
+    def enough():
+        if sum(counted) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        one_process_each(_count, [0, 1], Processes(2), counted, enough)
+    assert time.monotonic() - start < 50
+    with pytest.raises(DtrakError, match="ended with"):
+        one_process_each(_die_alone, [1], Processes(1), None, lambda: None)
+
+
+def _die_alone(task, shared):
+    os._exit(9)
+
+
+def test_only_what_the_dead_left_unfinished_is_removed(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    mine, theirs = f"{_host()}-{os.getpid()}", f"elsewhere-{dead.pid}"
+    for writer in (mine, theirs, f"{_host()}-{dead.pid}"):
+        (tmp_path / f"shard-00000.npy.{writer}.part").write_bytes(b"half")
+    remove_leftovers(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(f"shard-00000.npy.{w}.part" for w in (mine, theirs))

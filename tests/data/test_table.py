@@ -1,0 +1,131 @@
+"""Any image file is read or refused by name, and the build goes on."""
+
+import io
+import struct
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from dtrak.config import load_study
+from dtrak.data import BadImage, load_table, open_image, prepare, to_model_pixels
+from dtrak.data.table import split_of
+from dtrak.utils.errors import DtrakError
+from tests.conftest import drawn_image, write_images, write_study
+
+
+def encoded(image, kind="PNG", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "I"])
+def test_every_mode_becomes_rgb(mode):
+    image = Image.new("RGB", (8, 8), (200, 200, 200))
+    if mode.startswith("I"):
+        image = Image.fromarray(np.full((8, 8), 200 * 257, np.uint16 if mode == "I;16" else np.int32))
+    else:
+        image = image.convert(mode)
+    content = encoded(image, "TIFF" if mode in ("CMYK", "I") else "PNG")
+    pixels = np.asarray(open_image(content))
+    assert pixels.shape == (8, 8, 3)
+    if mode != "1":
+        assert abs(int(pixels[0, 0, 0]) - 200) <= 4  # the web palette has no 200
+
+
+def test_transparency_is_white():
+    assert np.asarray(open_image(encoded(Image.new("RGBA", (4, 4), (0, 0, 0, 0))))).min() == 255
+
+
+def bomb():
+    content = bytearray(encoded(Image.new("RGB", (1, 1))))
+    content[16:24] = struct.pack(">II", 100_000, 100_000)
+    return bytes(content)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"no image", encoded(drawn_image(0), "JPEG")[:200], bomb()], ids=["empty", "text", "cut", "bomb"]
+)
+def test_bad_files_are_refused(content):
+    with pytest.raises(BadImage):
+        open_image(content)
+
+
+def test_pixels_are_centred_and_square():
+    image = Image.new("RGB", (40, 20), "red")
+    assert to_model_pixels(image, 16).shape == (16, 16, 3)
+
+
+def test_prepare_names_what_it_leaves_out(tmp_path):
+    write_images(tmp_path / "images", 8)
+    (tmp_path / "images" / "round" / "cut.jpg").write_bytes(encoded(drawn_image(1), "JPEG")[:150])
+    (tmp_path / "images" / "square" / "copy.png").write_bytes((tmp_path / "images/square/00.png").read_bytes())
+    (tmp_path / "images" / "metadata.csv").unlink()
+    study = load_study(str(write_study(tmp_path)))
+    report = prepare(study, tmp_path / "data")
+    assert [r["id"] for r in report.refused] == ["round/cut.jpg"]
+    assert [{d["id"], d["same_as"]} for d in report.duplicates] == [{"square/copy.png", "square/00.png"}]
+    table = load_table(tmp_path / "data")
+    assert report.train + report.heldout == len(table.records) == 8
+    assert {r.label for r in table.records} == {"round", "square"}
+
+
+def test_parquet_is_the_same_road(tmp_path):
+    rows = [
+        {"image": {"bytes": encoded(drawn_image(i)), "path": None}, "artist": f"a{i}", "style": "round", "key": f"k{i}"}
+        for i in range(4)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "data.parquet")
+    data = {"kind": "parquet", "path": "data.parquet", "id_column": "key", "licence": "CC0", "holdout": 0}
+    study = load_study(str(write_study(tmp_path, data=data)))
+    assert prepare(study, tmp_path / "out").train == 4
+    record = load_table(tmp_path / "out").records[2]
+    assert (record.id, record.creator, record.label, record.licence) == ("k2", "a2", "round", "CC0")
+    wrong = load_study(str(write_study(tmp_path, data=data | {"image_column": "picture"})))
+    with pytest.raises(DtrakError, match="image_column"):
+        prepare(wrong, tmp_path / "out2")
+
+
+def test_a_file_that_metadata_names_and_is_missing_is_reported(tmp_path):
+    write_images(tmp_path / "images", 4)
+    with (tmp_path / "images" / "metadata.csv").open("a") as file:
+        file.write("round/99.png,round,gone,nobody,CC0\n")
+    report = prepare(load_study(str(write_study(tmp_path))), tmp_path / "data")
+    assert report.refused == [{"id": "round/99.png", "reason": "the file is missing or empty"}]
+
+
+def test_metadata_reaches_the_table(tiny):
+    record = tiny.table.records[0]
+    assert record.caption.startswith("picture")
+    assert record.creator.startswith("artist")
+    assert record.licence == "CC0"
+    assert [r.split for r in tiny.table.records] == ["train"] * 14 + ["heldout"] * 2
+    assert open_image(tiny.table.original(record.id)).size == (16, 16)
+
+
+def test_split_depends_on_seed_and_ids_alone(tiny):
+    ids = [record.id for record in tiny.table.records]
+    assert split_of(tiny.study, ids) == split_of(tiny.study, ids[::-1])
+
+
+def test_an_empty_folder_is_an_error(tmp_path):
+    (tmp_path / "images").mkdir()
+    with pytest.raises(DtrakError):
+        prepare(load_study(str(write_study(tmp_path))), tmp_path / "data")
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"resolution": -1}, "resolution"),
+        ({"features": [{"output": "nonsense"}]}, "features"),
+        ({"data": {"kind": "imagefolder"}}, "path"),
+        ({"colour": 1}, "colour"),
+    ],
+)
+def test_a_wrong_configuration_names_the_key(tmp_path, change, named):
+    with pytest.raises(DtrakError, match=named):
+        load_study(str(write_study(tmp_path, **change)))

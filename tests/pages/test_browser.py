@@ -1,0 +1,143 @@
+"""The app in a real browser: what a person does, end to end, on the tiny study."""
+
+import json
+import re
+
+import pytest
+from playwright.sync_api import expect
+
+from dtrak.app.views import format_score
+from dtrak.config import load_study
+from dtrak.methods.attributor import Attributor
+from dtrak.methods.queries import generate_query
+from dtrak.methods.settings import Setting
+from dtrak.models.sampling import GenerationSettings
+from dtrak.study.folder import StudyFolder
+from tests.browser import choose, generate, pictures_load, settle, top_tile, visit
+from tests.conftest import drawn_image
+
+
+def test_from_seed_to_the_librarys_answer(context, server, built, source, monkeypatch):
+    monkeypatch.setenv("DTRAK_WORKSPACE", str(built))
+    page = context.new_page()
+    generate(page, server, 11)
+    pictures_load(page)
+    page.get_by_role("button", name="Attribute").click()
+    tile = top_tile(page)
+    pictures_load(page)
+    attributor = Attributor(StudyFolder(load_study(str(source / "tiny.yaml"))))
+    label = next(iter(attributor.model.classes))
+    query = generate_query(attributor, GenerationSettings(11, 6, label, 1.0))
+    answer = attributor.attribute(query, attributor.features(query, [Setting("dtrak")]), "dtrak")
+    assert tile.get_attribute("data-id") == answer.proponents[0].record.id
+    assert tile.get_attribute("data-score") == format_score(answer.proponents[0].score)
+
+
+def test_a_copied_url_opens_the_same_view(context, browser, server):
+    page = context.new_page()
+    generate(page, server, 12)
+    page.get_by_role("button", name="Attribute").click()
+    top_tile(page)
+    choose(page, "Method", "TRAK")
+    page.wait_for_url(re.compile("method="))
+    settle(page)
+    found = top_tile(page)
+    expected = (found.get_attribute("data-id"), found.get_attribute("data-score"))
+    other = browser.new_context()
+    again = top_tile(visit(other.new_page(), page.url))
+    assert (again.get_attribute("data-id"), again.get_attribute("data-score")) == expected
+    other.close()
+
+
+def test_a_click_opens_the_training_image_whole(context, server):
+    page = context.new_page()
+    generate(page, server, 13)
+    page.get_by_role("button", name="Attribute").click()
+    tile = top_tile(page)
+    sample_id = tile.get_attribute("data-id")
+    tile.click()
+    expect(page.get_by_text(sample_id)).to_be_visible(timeout=60_000)
+    assert "id=" in page.url
+    pictures_load(page)
+    page.get_by_role("link", name="Back to the attribution").click()
+    top_tile(page)
+
+
+def test_cancel_stops_within_a_second_and_keeps_nothing(context, server, built):
+    page = context.new_page()
+    visit(page, f"{server}/generate?seed=900&steps=200&images=8")
+    before = set((built / "tiny" / "runs").glob("*"))
+    page.get_by_role("button", name="Generate", exact=True).click()
+    page.get_by_role("button", name="Cancel").click()
+    expect(page.get_by_text("Cancelled. Nothing was kept.")).to_be_visible(timeout=5_000)
+    assert set((built / "tiny" / "runs").glob("*")) == before
+
+
+def test_a_downloaded_png_restores_its_settings(context, server, tmp_path):
+    page = context.new_page()
+    generate(page, server, 14)
+    with page.expect_download() as download:
+        page.get_by_role("button", name="PNG", exact=True).click()
+    download.value.save_as(tmp_path / "image.png")
+    other = context.new_page()
+    visit(other, f"{server}/generate")
+    other.locator("input[type=file]").set_input_files(tmp_path / "image.png")
+    expect(other.get_by_text("Settings restored")).to_be_visible(timeout=30_000)
+    expect(other.get_by_role("spinbutton", name="Seed")).to_have_value("14")
+
+
+def test_junk_is_refused_with_a_way_out(context, server, tmp_path):
+    (tmp_path / "junk.png").write_bytes(b"this is no picture")
+    page = context.new_page()
+    visit(page, f"{server}/attribution")
+    page.locator("input[type=file]").set_input_files(tmp_path / "junk.png")
+    page.get_by_role("button", name="Attribute this image").click()
+    expect(page.get_by_text("This image cannot be used")).to_be_visible()
+    page = visit(context.new_page(), f"{server}/generate")
+    page.locator("input[type=file]").set_input_files(tmp_path / "junk.png")
+    expect(page.get_by_text("carries no settings")).to_be_visible()
+
+
+def test_an_upload_is_attributed(context, server, tmp_path):
+    drawn_image(50).resize((40, 30)).save(tmp_path / "mine.jpg")
+    page = context.new_page()
+    visit(page, f"{server}/attribution")
+    page.locator("input[type=file]").set_input_files(tmp_path / "mine.jpg")
+    page.get_by_role("button", name="Attribute this image").click()
+    top_tile(page)
+    expect(page.get_by_text("Uploaded image")).to_be_visible()
+
+
+def test_two_users_at_once_get_their_own_pictures(context, browser, server, built):
+    other = browser.new_context()
+    pages = [context.new_page(), other.new_page()]
+    for page, seed in zip(pages, (21, 22), strict=True):
+        visit(page, f"{server}/generate?seed={seed}&steps=60&images=2")
+    for page in pages:
+        page.get_by_role("button", name="Generate", exact=True).click()
+    for page, seed in zip(pages, (21, 22), strict=True):
+        expect(page.get_by_role("button", name="Attribute")).to_have_count(2, timeout=60_000)
+        expect(page.get_by_text(f"Seed {seed + 1}")).to_be_visible()
+    runs = [json.loads(p.read_text())["settings"] for p in (built / "tiny" / "runs").glob("*/run.json")]
+    assert {21, 22, 23} <= {s["seed"] for s in runs if s}
+    other.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_pages_fit_a_phone_in_light_and_dark(browser, server, scheme):
+    context = browser.new_context(viewport={"width": 390, "height": 800}, color_scheme=scheme)
+    page = context.new_page()
+    for name in ("", "generate", "attribution", "ablate", "compare", "about"):
+        visit(page, f"{server}/{name}")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    background = page.evaluate("getComputedStyle(document.querySelector('[data-testid=stApp]')).backgroundColor")
+    brightness = sum(int(v) for v in re.findall(r"\d+", background)[:3])
+    assert (brightness > 600) == (scheme == "light")
+    context.close()
+
+
+def test_unknown_ids_have_a_way_out(context, server):
+    page = visit(context.new_page(), f"{server}/attribution?run=doesnotexist")
+    expect(page.get_by_text("There is no run")).to_be_visible()
+    page = visit(context.new_page(), f"{server}/sample?id=doesnotexist")
+    expect(page.get_by_role("link", name="Go to Attribution")).to_be_visible()

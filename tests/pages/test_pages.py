@@ -1,0 +1,283 @@
+"""Each page by AppTest: it renders, and its empty and error states say what to do."""
+
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from dtrak.analysis.evidence import null_band
+from dtrak.app.jobs import queue_beside
+from dtrak.app.runs import read_settings
+from dtrak.app.service import study_service
+from dtrak.config import ROOT
+from dtrak.methods.settings import Setting
+from dtrak.models.sampling import GenerationSettings
+from tests.helpers import wait_until
+
+
+@pytest.fixture
+def app(tiny, source, monkeypatch):
+    monkeypatch.setenv("DTRAK_CONFIGS", str(source))
+    return AppTest.from_file("../app.py", default_timeout=60)
+
+
+@pytest.fixture
+def run(tiny, source, monkeypatch):
+    monkeypatch.setenv("DTRAK_CONFIGS", str(source))
+    service = study_service("tiny")
+    job = service.generate([GenerationSettings(3, 5, "round", 1.0)])
+    wait_until(lambda: not job.active, 30)
+    found = service.runs.load(job.result[0])
+    features = service.compute_features(found, [Setting("dtrak")])
+    wait_until(lambda: not features.active, 30)
+    return found
+
+
+def text(app):
+    return " ".join(element.value for element in [*app.markdown, *app.info, *app.warning, *app.error, *app.caption])
+
+
+def test_home(app):
+    app.run()
+    assert not app.exception
+    assert "14 training images" in text(app)
+
+
+def test_home_and_about_do_without_what_is_slow_to_import(tiny, source, monkeypatch):
+    monkeypatch.setenv("DTRAK_CONFIGS", str(source))
+    program = """
+import sys, dtrak.app.widgets
+from streamlit.testing.v1 import AppTest
+dtrak.app.widgets.load = lambda: None
+app = AppTest.from_file("app.py", default_timeout=60).run()
+titles = [app.title[0].value, app.switch_page("pages/about.py").run().title[0].value]
+assert not app.exception
+slow = {"torch", "diffusers", "peft", "transformers", "faiss", "scipy", "numba"}
+print(*titles, *slow & sys.modules.keys(), sep=";")
+"""
+    found = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "Which training images shaped this one?;About"
+
+
+def test_what_needs_torch_waits_for_it(monkeypatch):
+    def script():
+        import dtrak.app.widgets
+
+        dtrak.app.widgets.wait_until_loaded()
+
+    loading = threading.Thread(target=time.sleep, args=(1,))
+    loading.start()
+    monkeypatch.setattr("dtrak.app.widgets.load", lambda: loading)
+    assert not AppTest.from_function(script).run().exception
+    assert not loading.is_alive()
+
+
+def test_home_without_an_index_gives_the_command(app, monkeypatch, tmp_path):
+    monkeypatch.setenv("DTRAK_WORKSPACE", str(tmp_path))
+    app.run()
+    assert not app.exception
+    assert "index_builder build tiny" in app.code[0].value
+
+
+def test_a_study_of_the_paper_says_what_it_needs(monkeypatch, tmp_path):
+    monkeypatch.setenv("DTRAK_WORKSPACE", str(tmp_path))
+    app = AppTest.from_file("../app.py", default_timeout=60)
+    app.run()
+    app.selectbox(key="study").set_value("cifar2").run()
+    assert not app.exception
+    assert [line.split()[3] for line in app.code[0].value.splitlines()] == ["prepare", "train", "build"]
+    assert "uoft-cs/cifar10" in text(app)
+    assert "1 A100" in text(app)
+
+
+def test_generate_with_a_text_to_image_model(paintings, monkeypatch):
+    monkeypatch.setenv("DTRAK_WORKSPACE", str(paintings / "workspace"))
+    monkeypatch.setenv("DTRAK_CONFIGS", str(paintings))
+    app = AppTest.from_file("../app.py", default_timeout=60)
+    app.run()
+    app.switch_page("pages/generate.py").run()
+    assert not app.exception
+    assert app.text_area(key="prompt").value.endswith("painting")
+    assert app.slider(key="guidance").value == 2.0
+    app.text_area(key="prompt").set_value("a round square")
+    app.text_input(key="negative").set_value("round")
+    app.slider(key="lora").set_value(0.5)
+    app.slider(key="steps").set_value(5)
+    app.button(key="generate").click().run()
+    assert not app.exception
+    service = study_service("paintings")
+    wanted = GenerationSettings(7, 5, "a round square", 2.0, "round", 0.5)
+    wait_until(lambda: service.find([wanted]) is not None, 30)
+    app.run()
+    (run,) = service.find([wanted])
+    assert app.button(key=f"attribute-{run.id}")
+    assert read_settings(service.runs.image_bytes(run)) == wanted
+    app.query_params["run"] = run.id
+    app.switch_page("pages/attribution.py").run()
+    assert not app.exception
+    assert "LoRA scale 0.5" in text(app)
+    next(b for b in app.button if b.label == "Attribute the held-out image").click().run()
+    assert service.runs.latest(1)[0].settings is None
+    assert service.runs.latest(1)[0].label.endswith("painting")  # the caption, not the style
+
+
+def test_a_lora_scale_of_another_study_stays_there(app, run):
+    app.run()
+    app.session_state["lora"] = 0.5
+    app.switch_page("pages/generate.py").run()
+    app.number_input(key="seed").set_value(3)
+    app.slider(key="steps").set_value(5)
+    app.run()
+    assert app.button(key=f"attribute-{run.id}")  # found, so at scale 1
+
+
+def test_generate(app, run):
+    app.run()
+    app.switch_page("pages/generate.py").run()
+    assert not app.exception
+    assert "press Generate" in text(app)
+    app.number_input(key="seed").set_value(3)
+    app.slider(key="steps").set_value(5)
+    app.run()
+    assert app.button(key=f"attribute-{run.id}")
+
+
+def test_attribution_without_a_run(app):
+    app.run()
+    app.switch_page("pages/attribution.py").run()
+    assert not app.exception
+
+
+def test_attribution_of_an_unknown_run(app):
+    app.query_params["run"] = "nothing"
+    app.run()
+    app.switch_page("pages/attribution.py").run()
+    assert "There is no run" in text(app)
+
+
+def test_attribution(app, run):
+    app.query_params["run"] = run.id
+    app.run()
+    app.query_params["run"] = run.id
+    app.switch_page("pages/attribution.py").run()
+    assert not app.exception
+    assert {"Proponents", "Opponents", "By creator", "By class"} <= {s.value for s in app.subheader}
+    assert "standard deviations" in text(app)
+
+
+def test_attribution_in_a_large_study_ranks_before_it_knows_what_chance_gives(app, run, monkeypatch):
+    monkeypatch.setattr("dtrak.app.evidence.LARGE", 0)
+    held = threading.Event()
+    monkeypatch.setattr("dtrak.app.evidence.null_band", lambda *a: held.wait(30) and null_band(*a))
+    app.run()
+    app.query_params.update({"run": run.id, "damping_dtrak": "-0.25"})  # a setting that nobody asked about before
+    app.switch_page("pages/attribution.py").run()
+    assert not app.exception
+    assert "Proponents" in {s.value for s in app.subheader}
+    assert "standard deviations" not in text(app)
+    held.set()
+    wait_until(lambda: not queue_beside().active(), 30)
+    app.run()
+    assert "standard deviations" in text(app)
+    assert "resamples" in text(app)
+
+
+def test_ablate(app, run):
+    app.run()
+    app.query_params["run"] = run.id
+    app.switch_page("pages/ablate.py").run()
+    assert not app.exception
+    assert "Ranked 14 images" in text(app)
+    assert {m.label for m in app.metric} >= {"Cost"}
+    before = app.selectbox(key="ablate_timesteps").value
+    app.selectbox(key="ablate_timesteps").set_value(1 if before != 1 else 5).run()
+    assert not app.exception
+    assert "Overlap, previous" in {m.label for m in app.metric}
+
+
+def test_ablate_survives_a_nonsense_link(app, run):
+    app.run()
+    app.query_params["run"] = run.id
+    app.query_params["pins"] = "foo;dtrak,timesteps=500"
+    app.query_params["setting"] = "dtrak,timesteps=1"
+    app.switch_page("pages/ablate.py").run()
+    assert not app.exception
+    assert "There is no method 'foo'" in text(app)
+    assert app.selectbox(key="ablate_timesteps").value == 1
+
+
+def test_ablate_without_a_run(app):
+    app.run()
+    app.switch_page("pages/ablate.py").run()
+    assert not app.exception
+
+
+def test_compare(app, run):
+    app.run()
+    app.query_params["run"] = run.id
+    app.query_params["lanes"] = "trak;dtrak;nonsense"
+    app.switch_page("pages/compare.py").run()
+    assert not app.exception
+    assert "There is no method 'nonsense'" in text(app)
+
+
+def test_sample(app, tiny):
+    record = tiny.table.records[0]
+    app.run()
+    app.query_params["id"] = record.id
+    app.switch_page("pages/sample.py").run()
+    assert not app.exception
+    assert app.title[0].value == record.caption
+    assert record.creator in text(app)
+
+
+def test_unknown_sample(app):
+    app.run()
+    app.query_params["id"] = "nothing"
+    app.switch_page("pages/sample.py").run()
+    assert "no such training image" in text(app)
+
+
+def test_about(app):
+    app.run()
+    app.switch_page("pages/about.py").run()
+    assert not app.exception
+    assert "What it is not" in text(app)
+
+
+def test_evaluate(app):
+    app.run()
+    app.switch_page("pages/evaluate.py").run()
+    assert not app.exception
+    assert "6 subset models" in text(app)
+    assert "TRAK" in text(app)
+    assert "Sanity" in text(app)
+    assert {"Methods", "What each choice is worth", "Counterfactuals", "Published elsewhere"} <= {
+        s.value for s in app.subheader
+    }
+    app.segmented_control(key="queries").set_value("held-out").run()
+    app.segmented_control(key="ablation").set_value("timesteps").run()
+    assert not app.exception
+
+
+def test_evaluate_before_anything_was_measured(app, tiny, monkeypatch):
+    monkeypatch.setattr("dtrak.app.service.load_evaluation", lambda folder: None)
+    monkeypatch.setattr("dtrak.app.service.load_counterfactuals", lambda folder: None)
+    study_service("tiny").__dict__.pop("evaluation", None)
+    app.run()
+    app.switch_page("pages/evaluate.py").run()
+    study_service("tiny").__dict__.pop("evaluation", None)
+    assert not app.exception
+    assert "not measured yet" in text(app)
+    assert "index_builder retrain tiny" in app.code[0].value
+
+
+def test_creators(app, run):
+    app.run()
+    app.switch_page("pages/creators.py").run()
+    assert not app.exception
+    assert "of the training images" in text(app)
+    assert "LDS" in text(app)
