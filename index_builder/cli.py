@@ -4,22 +4,23 @@ Results go to standard output, progress and messages to standard error; a failur
 a wrong call with 2.
 """
 
-import functools
 import json
-import time
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from dtrak.build.costs import INDEX_PART
 from dtrak.build.status import study_status
-from dtrak.config import load_study, study_names
+from dtrak.config import ROOT, load_study, study_names, workspace
 from dtrak.execution.share import Share
 from dtrak.methods.settings import Setting
 from dtrak.study.folder import StudyFolder
 from dtrak.utils.errors import DtrakError
+from dtrak.utils.progress import progress
 from index_builder.measuring import counterfactual, evaluate, retrain
 from index_builder.options import (
     BatchOption,
@@ -32,13 +33,12 @@ from index_builder.options import (
     takes_setting,
 )
 from index_builder.planning import plan
-from index_builder.steps import compute, prepare_data, require_prepared
-from index_builder.terminal import errors, progress
+from index_builder.terminal import errors, show_messages
 
 app = typer.Typer(
-    name="index_builder",
-    help="Build and ask indexes of a diffusion model's training images.\n\n"
-    "STUDY is a name in configs/ or the path of a YAML file.",
+    name="dtrak",
+    help="Find the training images that influenced a generated image.\n\n"
+    "STUDY is the name of a study or the path of its YAML file.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -57,6 +57,25 @@ def main() -> None:
     except KeyboardInterrupt:
         errors.print("Stopped. What is finished is kept; the same command resumes.")
         raise SystemExit(130) from None
+
+
+@app.callback()
+def _configure() -> None:
+    show_messages()
+
+
+@app.command("app")
+def open_app(
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Of 127.0.0.1.")] = 8501,
+    headless: Annotated[bool, typer.Option(help="Do not open a browser.")] = False,
+) -> None:
+    """Open the app in a browser; it listens on this machine alone."""
+    command = [
+        sys.executable, "-m", "streamlit", "run", "app.py", "--server.address", "127.0.0.1", "--server.port", str(port),
+        "--server.headless", str(headless).lower(), "--browser.gatherUsageStats", "false",
+    ]  # fmt: skip
+    environment = os.environ | {"DTRAK_WORKSPACE": str(workspace())}
+    raise SystemExit(subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode)
 
 
 @app.command()
@@ -82,6 +101,7 @@ def prepare(
     device: DeviceOption = "cpu",
 ) -> None:
     """Read and check the images of STUDY, and fetch the model it names on a hub; what is left out is named."""
+    from dtrak.build.pipeline import prepare_data
     from dtrak.study.folder import hub_folder
 
     folder = StudyFolder(load_study(study))
@@ -105,6 +125,7 @@ def train(
     device: DeviceOption = "cpu",
 ) -> None:
     """Train the model of STUDY, or resume its training; a base it needs is trained first."""
+    from dtrak.build.pipeline import prepare_data
     from dtrak.study.folder import needs_training
     from dtrak.training.loop import Progress as Step
     from dtrak.training.study import train_member, train_study
@@ -142,60 +163,22 @@ def build(
     shard: ShardOption = None,
 ) -> None:
     """Compute the features of STUDY and build its index, then what the ablations need; resumes, does nothing twice."""
-    from dtrak.build.features import ablation_parts, build_indexes
-    from dtrak.linalg.conjugate_gradients import road
+    from dtrak.api import Study
 
-    folder = StudyFolder(load_study(study))
-    built = functools.partial(compute, folder, engine=engine_for(device), batch_size=batch_size, device=device)
+    opened, engine = Study(load_study(study)), engine_for(device)
     if shard is not None:
-        share = Share.parse(shard)
-        require_prepared(folder)
-        more = {} if index_only else ablation_parts(folder.study.ablations)
-        built({INDEX_PART: folder.study.features, **more}, share=share)
+        opened.build_share(Share.parse(shard), engine, batch_size, device, index_only=index_only)
         errors.print(f"Share {shard} is done. When all are: python -m index_builder merge {study}")
         return
-    prepare_data(folder)
-    errors.print(f"Features of '{folder.study.name}', each part with the time and space that it took:")
-    stores = built({INDEX_PART: folder.study.features})
-    for rows, columns in dict.fromkeys((store.rows, store.dim) for store in stores):
-        errors.print(road(rows, columns))
-    build_indexes(folder, stores)
-    _write_example(folder, device)
-    errors.print(f"Index of '{folder.study.name}' is ready in {folder.index}.")
-    if not index_only:
-        if folder.study.ablations:
-            built(ablation_parts(folder.study.ablations))
-        _embed(folder)
+    opened.build(index_only=index_only, engine=engine, batch_size=batch_size, device=device)
 
 
 @app.command()
 def merge(study: StudyArgument, device: DeviceOption = "cpu") -> None:
-    """Build the index of STUDY from what its shares computed; names what is still missing."""
-    from dtrak.build.features import build_indexes, open_stores
+    """Build the index of STUDY from what its shares computed; lists what is still missing."""
+    from dtrak.api import Study
 
-    folder = StudyFolder(load_study(study))
-    require_prepared(folder)
-    stores = open_stores(folder, folder.study.features)
-    lacking = sum(len(store.missing()) for store in stores)
-    if lacking:
-        of = sum(len(store.shards) for store in stores)
-        raise DtrakError(
-            f"{lacking} of {of} shards of the index's features are missing.",
-            hint=f"Run the shares that did not finish again, or python -m index_builder build {study}.",
-        )
-    build_indexes(folder, stores)
-    _write_example(folder, device)
-    _embed(folder)
-    errors.print(f"Index of '{folder.study.name}' is ready in {folder.index}.")
-
-
-def _embed(folder: StudyFolder) -> None:
-    from dtrak.methods.similarity import Embedder, train_embeddings
-
-    start = time.monotonic()
-    rows = train_embeddings(folder, lambda: Embedder(folder.study.embedding))
-    seconds, size = time.monotonic() - start, rows.nbytes / 1e6
-    errors.print(f"  embeddings by {folder.study.embedding}: {seconds:.0f} s, {size:.0f} MB")
+    Study(load_study(study)).merge(device)
 
 
 for command in (plan, retrain, evaluate, counterfactual):
@@ -249,8 +232,8 @@ def attribute(
     from dtrak.app.evaluate import reliability
     from dtrak.evaluation.results import load_evaluation
     from dtrak.methods.attributor import Attributor
-    from dtrak.methods.attributor import as_json as to_json
     from dtrak.methods.queries import generate_query, query_from_file
+    from dtrak.methods.ranking import as_json as to_json
     from dtrak.models.sampling import GenerationSettings
 
     attributor = Attributor(StudyFolder(load_study(study)), device)
@@ -292,11 +275,3 @@ def scores(
         refused = write_scores(attributor, queries, out, setting, lambda done, total: advance(done, "", total))
     for name, reason in refused:
         errors.print(f"Left out {name}: {reason}")
-
-
-def _write_example(folder: StudyFolder, device: str) -> None:
-    from dtrak.app.example import example_is_current, write_example
-
-    if not example_is_current(folder):
-        with errors.status("drawing the example for the home page"):
-            write_example(folder, device)

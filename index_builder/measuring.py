@@ -10,10 +10,11 @@ import typer
 
 from dtrak.config import load_study
 from dtrak.execution.share import Share
-from dtrak.methods.base import METHODS
+from dtrak.methods.registry import METHODS
 from dtrak.methods.settings import Setting
 from dtrak.study.folder import StudyFolder
 from dtrak.utils.files import exclusive
+from dtrak.utils.progress import progress
 from index_builder.options import (
     BatchOption,
     DeviceOption,
@@ -25,8 +26,7 @@ from index_builder.options import (
     TruthFamily,
     takes_engine,
 )
-from index_builder.steps import compute, prepare_data, require_prepared
-from index_builder.terminal import errors, progress
+from index_builder.terminal import errors
 
 
 @takes_engine
@@ -43,6 +43,7 @@ def retrain(
     shard: ShardOption = None,
 ) -> None:
     """Train STUDY again on random halves and keep what each model loses on fixed queries; resumes."""
+    from dtrak.build.pipeline import prepare_data, require_prepared
     from dtrak.build.retrain import retrain_subsets
 
     folder = StudyFolder(load_study(study))
@@ -82,21 +83,9 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Say how well each built method, and each choice of the ablations, predicts the retrained models of STUDY."""
-    from dtrak.build.features import ablation_parts, evaluation_sets
-    from dtrak.evaluation.measure import evaluate as measure
-    from dtrak.evaluation.measure import judges
-    from dtrak.evaluation.results import save_evaluation
-    from dtrak.methods.attributor import Attributor
+    from dtrak.build.measure import evaluate_study
 
-    folder = StudyFolder(load_study(study))
-    attributor = Attributor(folder, device)
-    truth, _ = judges(attributor)
-    errors.print("Features of the queries that the models were asked about:")
-    compute(folder, ablation_parts(evaluation_sets(folder)), engine_for(device), batch_size, device)
-    with progress("evaluate", None) as show:
-        rows = measure(attributor, report=lambda what, done, total: show(done, what, total))
-    fitted = None if attributor.why_not("datamodel") else attributor.subsets("fit")
-    save_evaluation(folder, rows, truth, fitted)
+    rows = evaluate_study(StudyFolder(load_study(study)), engine_for(device), batch_size, device)
     if as_json:
         print(json.dumps([row.as_dict() for row in rows], indent=2))
         return

@@ -10,7 +10,7 @@ import typer
 
 from dtrak.config import LAST
 from dtrak.execution.engines import Engine, local
-from dtrak.methods.base import METHODS
+from dtrak.methods.registry import METHODS
 from dtrak.methods.settings import Setting, parse_damping
 
 StudyArgument = Annotated[str, typer.Argument(metavar="STUDY", help="A name in configs/, or the path of a YAML file.")]

@@ -1,32 +1,20 @@
-"""Messages and progress on standard error."""
+"""Messages on standard error."""
 
-import contextlib
-import sys
-from collections.abc import Callable, Iterator
-from typing import Any
+import logging
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from dtrak.utils.progress import console
 
-errors = Console(stderr=True, highlight=False, soft_wrap=True)
+errors = console
 
 
-@contextlib.contextmanager
-def progress(title: str, total: int | None) -> Iterator[Callable[..., None]]:
-    """A bar; gives ``advance(done, note, total)``."""
-    columns: list[Any] = [
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-    ]
-    with Progress(*columns, console=errors, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task(title, total=total, note="")
+class _Messages(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        console.print(record.getMessage(), markup=False, style="yellow" if record.levelno > logging.INFO else None)
 
-        def advance(done: int, note: str = "", total: int | None = total) -> None:
-            bar.update(task, completed=done, note=note, total=total)
 
-        yield advance
+def show_messages() -> None:
+    """Print what the library logs."""
+    logger = logging.getLogger("dtrak")
+    logger.setLevel(logging.INFO)
+    logger.handlers = [_Messages()]
+    logger.propagate = False

@@ -7,11 +7,10 @@ import streamlit as st
 
 from dtrak.analysis.comparison import agreement
 from dtrak.app.ablate import POWERS, damping_curve, setting_cost
-from dtrak.app.elements import enlarged_png
 from dtrak.app.figures import damping_figure
 from dtrak.app.service import all_scores
 from dtrak.app.trust import reliability_card
-from dtrak.app.views import change_badges, default_power, tiles, top_scored
+from dtrak.app.views import change_badges, default_power, tiles
 from dtrak.app.widgets import (
     choose_run,
     current_service,
@@ -23,10 +22,13 @@ from dtrak.app.widgets import (
 )
 from dtrak.build.costs import read_costs
 from dtrak.config import LAST
-from dtrak.methods.base import METHODS
 from dtrak.methods.choices import changed, offer
+from dtrak.methods.influence import GradientMethod
+from dtrak.methods.ranking import top_scored
+from dtrak.methods.registry import METHODS
 from dtrak.methods.settings import AUTO, Setting
 from dtrak.utils.errors import DtrakError
+from dtrak.utils.images import enlarged_png
 from dtrak.utils.text import percent
 
 SHOWN = 12
@@ -41,7 +43,7 @@ attributor, table = service.attributor, service.attributor.table
 run = choose_run(service)
 if run is None:
     st.stop()
-methods = [m for m in attributor.methods() if m.family == "gradient" and m.models == "one" and not m.trajectory]
+methods = [m for m in attributor.methods() if isinstance(m, GradientMethod) and m.one_model and m.light]
 whose = (service.folder.study.name, table.fingerprint(), run.id)
 if not methods:
     st.info("No gradient features are built.")

@@ -6,7 +6,7 @@ import streamlit as st
 
 from dtrak.app.widgets import hand_over_to_app
 from dtrak.config import load_study
-from dtrak.methods.base import METHODS
+from dtrak.methods.registry import METHODS
 
 hand_over_to_app()
 st.title("About")

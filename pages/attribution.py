@@ -15,21 +15,12 @@ from dtrak.analysis.evidence import (
     split_by_block,
     split_by_timestep,
 )
-from dtrak.app.elements import enlarged_png, plain
+from dtrak.app.elements import plain
 from dtrak.app.exports import to_csv, to_html, to_json
 from dtrak.app.figures import score_histogram, share_bars, split_bars
 from dtrak.app.jobs import queue_beside
 from dtrak.app.trust import reliability_card
-from dtrak.app.views import (
-    default_power,
-    effective_number,
-    evidence_badges,
-    shares,
-    tiles,
-    top_scored,
-    unstable,
-    z_score,
-)
+from dtrak.app.views import default_power, effective_number, evidence_badges, shares, tiles, unstable, z_score
 from dtrak.app.what_if import what_if
 from dtrak.app.widgets import (
     choose_run,
@@ -41,11 +32,12 @@ from dtrak.app.widgets import (
     wait_for,
 )
 from dtrak.data import BadImage
-from dtrak.methods.attributor import Attribution
-from dtrak.methods.base import METHODS
 from dtrak.methods.queries import query_from_bytes
+from dtrak.methods.ranking import Ranking, top_scored
+from dtrak.methods.registry import METHODS
 from dtrak.methods.settings import Setting
 from dtrak.utils.errors import DtrakError
+from dtrak.utils.images import enlarged_png
 from dtrak.utils.text import percent
 
 ANY = "any"
@@ -132,14 +124,14 @@ with left:
         st.caption(f"λ = {damping:.3g} × mean eigenvalue")
     st.caption(method.formula)
     setting = Setting(method.name, damping=damping)
-    if method.family == "embedding":
-        st.caption(f"The embedding is {service.folder.study.embedding}.")
+    if note := method.note(service.attributor):
+        st.caption(note)
     collapse = False
     if service.duplicates is not None:
         help_text = "Training images that look nearly the same become one tile, with their count."
         collapse = st.toggle("Merge duplicates", value=True, key="collapse", bind="query-params", help=help_text)
     damp = False
-    if method.family == "gradient":
+    if method.uses_features:
         help_text = "Subtract what each image gets from unrelated queries; scores become z-scores."
         damp = st.toggle("Damp hubs", key="damp", bind="query-params", help=help_text)
     with st.expander("Another image"):
@@ -147,7 +139,7 @@ with left:
         upload()
 
 
-def verdict(answer: Attribution, null: Null | None) -> None:
+def verdict(answer: Ranking, null: Null | None) -> None:
     """Whether the top proponent stands above chance."""
     z = z_score(answer)
     if null is None:
@@ -252,15 +244,15 @@ def exports() -> None:
     name, study = f"{run.id}-{setting.text}", service.folder.study
     credit, measured = study.data.credit or "", service.reliability(setting, run).text
     columns = st.columns(3)
-    columns[0].download_button("CSV", partial(to_csv, answer, table, stable), f"{name}.csv", "text/csv",
+    columns[0].download_button("CSV", partial(to_csv, answer, stable), f"{name}.csv", "text/csv",
                                on_click="ignore", key="export-csv", width="stretch")  # fmt: skip
     columns[1].download_button(
-        "JSON", partial(to_json, study.name, described, answer, table, null, stable, measured), f"{name}.json",
+        "JSON", partial(to_json, study.name, described, answer, null, stable, measured), f"{name}.json",
         "application/json", on_click="ignore", key="export-json", width="stretch",
     )  # fmt: skip
     columns[2].download_button(
         "Report (HTML)",
-        partial(to_html, study.title or study.name, described, run.pixels, [answer], table, null, stable, credit,
+        partial(to_html, study.title or study.name, described, run.pixels, [answer], null, stable, credit,
                 measured),
         f"{name}.html", "text/html", on_click="ignore", key="export-html", width="stretch",
     )  # fmt: skip
@@ -290,10 +282,13 @@ with right:
     reliability_card(service, setting, run)
     hub = None if null is None else hubs(null, top)
     groups = service.duplicates if collapse else None
-    scores = damp_hubs(answer.scores, null) if damp and null is not None else answer.scores
+    answer = answer.merged(groups)
+    if damp and null is not None:
+        answer = answer.rescored(damp_hubs(answer.scores, null), "z-score")
+        null = None  # it belongs to the method's own scores
     badges = evidence_badges(table, stable, hub, groups)
     st.subheader("Proponents")
-    proponents = top_scored(scores, table, top, 1, groups)
+    proponents = answer.proponents
     gallery(
         tiles(proponents, table, badges, unstable(table, stable) if stable and not damp else ()),
         "proponent",
@@ -304,7 +299,7 @@ with right:
             f"The percentage on a tile: in how many of {stable.resamples} resamples the image stays in the top "
             f"{stable.top}; what stays in fewer than half is faded."
         )
-    opponents = top_scored(scores, table, top, -1, groups)
+    opponents = answer.opponents
     if opponents:
         st.subheader("Opponents")
         gallery(tiles(opponents, table), "opponent", "opponents")

@@ -4,11 +4,11 @@ import streamlit as st
 
 from dtrak.analysis.comparison import contrast, disagreements
 from dtrak.app.ablate import lane_agreements
-from dtrak.app.elements import describe, enlarged_png, plain
+from dtrak.app.elements import describe, plain
 from dtrak.app.figures import score_scatter
 from dtrak.app.service import Lane, StudyService
 from dtrak.app.trust import reliability_card, short
-from dtrak.app.views import tiles, top_scored
+from dtrak.app.views import tiles
 from dtrak.app.widgets import (
     choose_run,
     current_service,
@@ -20,8 +20,10 @@ from dtrak.app.widgets import (
     settings_of,
     show_error,
 )
+from dtrak.methods.ranking import top_scored
 from dtrak.methods.settings import Setting
 from dtrak.utils.errors import DtrakError
+from dtrak.utils.images import enlarged_png
 from dtrak.utils.text import percent
 
 DEFAULT = ("trak", "dtrak")

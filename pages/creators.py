@@ -16,15 +16,16 @@ from dtrak.app.creators import (
     to_json,
     total_in_words,
 )
-from dtrak.app.elements import data_url, plain
+from dtrak.app.elements import plain
 from dtrak.app.figures import standing_bars
 from dtrak.app.trust import reliability_card
 from dtrak.app.views import tiles
 from dtrak.app.widgets import current_service, gallery, hand_over_to_app, show_error
-from dtrak.methods.attributor import Scored
-from dtrak.methods.base import METHODS
+from dtrak.methods.ranking import Scored
+from dtrak.methods.registry import METHODS
 from dtrak.methods.settings import Setting
 from dtrak.utils.errors import DtrakError
+from dtrak.utils.images import data_url
 from dtrak.utils.text import percent
 
 MOST_IMAGES = 24
@@ -34,7 +35,7 @@ st.title("Creators")
 service = current_service()
 table = service.attributor.table
 records = list(table.records[: table.train_size])
-methods = [m.name for m in service.attributor.methods() if not m.trajectory and m.family != "truth"]
+methods = [m.name for m in service.attributor.methods() if not m.generated_only and not m.fitted]
 if not methods:
     st.info("No method is built yet. In a terminal:")
     st.code(f"python -m index_builder build {service.folder.study.name}", language=None)

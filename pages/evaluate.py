@@ -3,7 +3,6 @@
 import numpy as np
 import streamlit as st
 
-from dtrak.app.elements import enlarged_png
 from dtrak.app.evaluate import (
     CHOICES,
     DATASETS,
@@ -20,8 +19,9 @@ from dtrak.app.figures import NEUTRAL, distance_boxes, lds_bars, lds_curves
 from dtrak.app.widgets import current_service, hand_over_to_app
 from dtrak.evaluation.counterfactual import COMPARED, Counterfactuals, mean_with_interval
 from dtrak.evaluation.results import POWERS, Evaluation
-from dtrak.methods.base import METHODS
+from dtrak.methods.registry import METHODS
 from dtrak.methods.settings import Setting
+from dtrak.utils.images import enlarged_png
 
 KINDS = {"generated": "Generated images", "held-out": "Held-out images"}
 

@@ -2,12 +2,13 @@
 
 import streamlit as st
 
-from dtrak.app.elements import describe, enlarged_png, plain
+from dtrak.app.elements import describe, plain
 from dtrak.app.trust import reliability_card
 from dtrak.app.widgets import current_service, hand_over_to_app
 from dtrak.data import BadImage, open_image
-from dtrak.methods.base import METHODS
+from dtrak.methods.registry import METHODS
 from dtrak.methods.settings import Setting
+from dtrak.utils.images import enlarged_png
 
 hand_over_to_app()
 service = current_service()
@@ -52,7 +53,7 @@ with right:
 
 if record.split == "train":
     st.subheader("Pictures it affects most")
-    method = next((m.name for m in service.attributor.methods() if m.family == "gradient"), None)
+    method = next((m.name for m in service.attributor.methods() if m.uses_features), None)
     found = service.reverse(sample_id, Setting(method)) if method else []
     if not found:
         st.caption("No kept picture has its features computed yet; attribute one first.")

@@ -29,7 +29,7 @@ from dtrak.evaluation.results import save_evaluation
 from dtrak.execution.engines import Local
 from dtrak.methods.attributor import Attributor
 from dtrak.methods.query import Query
-from dtrak.methods.retrained import load_subsets
+from dtrak.methods.subsets import load_subsets
 from dtrak.study.folder import StudyFolder
 from tests.stable_diffusion import build_paintings
 

@@ -111,3 +111,21 @@ def flat(chunk):
     """The gradients of a chunk, for each output as one vector a row."""
     of_outputs = zip(*chunk.gradients, strict=True)
     return [torch.cat([gradient.flatten(1) for gradient in gradients], dim=1) for gradients in of_outputs]
+
+
+def gauss_newton(network, batches):
+    """The Gauss–Newton matrix over all tuned weights, from whole Jacobians: (1/N) Σ_n Jᵀ (2/D) J.
+
+    ``batches`` are inputs, one data point a row.
+    """
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    total, count = 0.0, 0
+    for x in batches:
+        prediction = network(x)
+        for row in prediction:
+            outputs = row.flatten()
+            jacobian = torch.stack([
+                torch.cat([g.flatten() for g in torch.autograd.grad(o, parameters, retain_graph=True)]) for o in outputs
+            ])  # fmt: skip
+            total, count = total + 2 / len(outputs) * jacobian.T @ jacobian, count + 1
+    return total / count

@@ -9,13 +9,17 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from dtrak.analysis.comparison import ranks
 from dtrak.gradients.extractor import network_blocks
 from dtrak.methods.attributor import Attributor, Features
-from dtrak.methods.base import METHODS
+from dtrak.methods.base import Normaliser
+from dtrak.methods.influence import GradientMethod
 from dtrak.methods.query import Query
 from dtrak.methods.readout import Readout
+from dtrak.methods.registry import METHODS
 from dtrak.methods.selection import Side
 from dtrak.methods.settings import Setting
 from dtrak.utils.errors import DtrakError
@@ -115,12 +119,12 @@ def split_by_timestep(attributor: Attributor, setting: Setting, query: Query, fe
     Raises:
         DtrakError: the setting's timesteps are not kept apart, or its score is not a sum of parts.
     """
-    side, readout, damping = _linear(attributor, setting)
+    method, side, readout, damping = _linear(attributor, setting)
     if not side.apart:
         raise DtrakError("The timesteps of this setting are not stored apart.", hint="Set apart: true and build.")
     parts = attributor.query_parts(side, features)
     used = [p for source in side.sources for p, w in zip(source.config.pairs(), source.weights, strict=True) if w]
-    scores = _part_scores(setting, readout, damping, parts)
+    scores = _part_scores(method.divided_by(setting), readout, damping, parts)
     names = [f"t = {t}" + (f", draw {draw + 1}" if draw else "") for t, draw in used]
     order = sorted(range(len(used)), key=lambda i: used[i])
     return Split([names[i] for i in order], scores[order], [used[i][0] for i in order])
@@ -134,7 +138,7 @@ def split_by_block(
     Raises:
         DtrakError: the blocks were not computed for this setting, or its score is not a sum of parts.
     """
-    side, readout, damping = _linear(attributor, setting)
+    method, side, readout, damping = _linear(attributor, setting)
     source = side.sources[0]
     feature = features.get(attributor.needs(setting, query)[0].key)
     whole = len(side.sources) == 1 and source.whole
@@ -146,7 +150,7 @@ def split_by_block(
     rescale = np.sqrt(source.config.projection_dim / side.dim)
     blocks = feature.blocks[:, : side.dim].astype(np.float64) * rescale
     names = list(network_blocks(list(attributor.variant(setting.checkpoint).parameters())))
-    return Split(names, _part_scores(setting, readout, damping, blocks, rows), [])
+    return Split(names, _part_scores(method.divided_by(setting), readout, damping, blocks, rows), [])
 
 
 def null_band(attributor: Attributor, setting: Setting) -> Null:
@@ -159,8 +163,8 @@ def null_band(attributor: Attributor, setting: Setting) -> Null:
         DtrakError: the method has no features to draw directions in.
     """
     method = METHODS[setting.method]
-    if method.family != "gradient":
-        raise DtrakError("The null band is worked out for gradient methods.", hint="Choose one of them.")
+    if not isinstance(method, GradientMethod):
+        raise DtrakError("The significance test is for methods that use gradients.", hint="Choose one of them.")
     lists = []
     heldout = 0
     sides = attributor.sides(setting)
@@ -175,11 +179,11 @@ def null_band(attributor: Attributor, setting: Setting) -> Null:
         others = []
     for number, side in enumerate(sides):
         readout = attributor.readout(side)
-        damping = readout.damping(method.damping if setting.damping is None else setting.damping)
+        damping = readout.damping(method.wanted_damping(setting))
         size = min(RANDOM_DIRECTIONS, most), side.dim
         random = keyed_generator("null", 0, "", number).standard_normal(size)
         queries = np.concatenate([others[number], random]) if others else random
-        lists.append(readout.scores(queries, damping, setting.normaliser or method.normaliser, method.residual))
+        lists.append(method.row_scores(readout, queries, damping, setting))
     return Null.of(np.mean(lists, axis=0), heldout)
 
 
@@ -207,19 +211,18 @@ def stability(attributor: Attributor, setting: Setting, query: Query, features: 
     Raises:
         DtrakError: the setting's timesteps are not kept apart, or its score is not a sum of parts.
     """
-    side, readout, _ = _linear(attributor, setting)
+    method, side, readout, _ = _linear(attributor, setting)
     parts = attributor.query_parts(side, features)
     if len(parts) < 2:
         raise DtrakError("A single timestep cannot be resampled.", hint="Choose more timesteps, stored apart.")
-    method = METHODS[setting.method]
-    wanted = method.damping if setting.damping is None else setting.damping
+    wanted = method.wanted_damping(setting)
     random = keyed_generator("stability", 0, query.id)
     drawn = []
     half = side.dim // 2
     for columns in (slice(0, half), slice(half, 2 * half)) if half else (slice(None),):
         reduced = readout.half(columns)
         damping = reduced.damping(wanted)
-        norms = reduced.row_norms(damping, setting.normaliser or method.normaliser)
+        norms = reduced.row_norms(damping, method.divided_by(setting))
         scores = reduced.inner(parts[:, columns], damping) / norms
         counts = random.multinomial(len(parts), np.full(len(parts), 1 / len(parts)), RESAMPLES // 2)
         drawn.append(counts @ scores)
@@ -274,38 +277,37 @@ def near_duplicates(
     """
     flat = pixels.reshape(len(pixels), -1).astype(np.float32)
     squares = (flat**2).sum(1)
-    group = np.arange(len(flat))
+    pairs = []
     for start in range(0, len(flat), 256):
         block = flat[start : start + 256]
         apart = squares[start : start + 256, None] + squares - 2 * block @ flat.T
-        for place, other in np.argwhere(apart <= distance**2 * flat.shape[1]):
-            row = start + place
-            if row < other:
-                low, high = sorted((group[row], group[other]))
-                group[group == high] = low
-    return group
+        pairs.append(np.add(np.argwhere(apart <= distance**2 * flat.shape[1]), (start, 0)))
+    rows, others = np.concatenate(pairs).T
+    graph = coo_array((np.ones(len(rows), bool), (rows, others)), (len(flat), len(flat)))
+    _, component = connected_components(graph, directed=False)
+    _, first = np.unique(component, return_index=True)
+    return first[component]
 
 
-def _linear(attributor: Attributor, setting: Setting) -> tuple[Side, Readout, float | None]:
+def _linear(attributor: Attributor, setting: Setting) -> tuple[GradientMethod, Side, Readout, float | None]:
     method = METHODS[setting.method]
-    if method.family != "gradient" or method.models != "one" or method.trajectory or method.residual:
+    if not isinstance(method, GradientMethod) or not method.splits:
         raise DtrakError(
             f"A score of {method.title} is not a sum over timesteps or blocks.",
             hint="Choose a method of one model, such as D-TRAK or TRAK.",
         )
     (side,) = attributor.sides(setting)
     readout = attributor.readout(side)
-    return side, readout, readout.damping(method.damping if setting.damping is None else setting.damping)
+    return method, side, readout, readout.damping(method.wanted_damping(setting))
 
 
 def _part_scores(
-    setting: Setting,
+    normaliser: Normaliser,
     readout: Readout,
     damping: float | None,
     parts: Float[np.ndarray, "parts k"],
     rows: Sequence[int] | None = None,
 ) -> Float[np.ndarray, "parts n"]:
-    normaliser = setting.normaliser or METHODS[setting.method].normaliser
     norms = readout.row_norms(damping, normaliser)
     if normaliser == "cosine":
         norms = norms * (np.linalg.norm(parts.sum(0)) or 1.0)

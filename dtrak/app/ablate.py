@@ -10,8 +10,9 @@ from jaxtyping import Float
 from dtrak.analysis.comparison import Agreement, agreement, rank_biased_overlap
 from dtrak.build.costs import Cost
 from dtrak.methods.attributor import Attributor, Features
-from dtrak.methods.base import METHODS
+from dtrak.methods.influence import GradientMethod
 from dtrak.methods.query import Query
+from dtrak.methods.registry import METHODS
 from dtrak.methods.settings import Setting
 
 POWERS = np.arange(-4.0, 4.01, 0.5)
@@ -54,14 +55,13 @@ def damping_curve(
 ) -> list[float]:
     """Rank-biased overlap with the setting's own ranking, for each λ = 10^power; of methods of one model."""
     method = METHODS[setting.method]
-    if method.damping is None:
+    if not isinstance(method, GradientMethod) or method.damping is None:
         return []
     (side,) = attributor.sides(setting)
     reference, _ = attributor.scores(setting, query, features)
-    vector = attributor.query_vector(setting, side, features, query)
-    normaliser = setting.normaliser or method.normaliser
+    vector = method.query_vector(attributor, setting, side, features, query)
     dampings = 10.0 ** np.array(powers)
-    every = attributor.readout(side).sweep(vector, dampings, normaliser, method.residual)
+    every = method.sweep(attributor.readout(side), vector, dampings, setting)
     return [rank_biased_overlap(scores, reference) for scores in every]
 
 

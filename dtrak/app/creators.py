@@ -6,7 +6,6 @@ against the creator's share of the data; sums favour the prolific, means the few
 """
 
 import csv
-import html
 import io
 import json
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from dtrak.app.exports import STYLE
+from dtrak.app.exports import no_formula, template
 from dtrak.data import Record
 from dtrak.evaluation.counterfactual import mean_with_interval
 from dtrak.utils.text import percent
@@ -121,8 +120,7 @@ def to_csv(found: Sequence[Standing]) -> bytes:
     writer.writeheader()
     for standing in found:
         content = {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in asdict(standing).items()}
-        name = standing.creator
-        writer.writerow({**content, "creator": f"'{name}" if name[:1] in tuple("=+-@\t\r") else name})
+        writer.writerow({**content, "creator": no_formula(standing.creator)})
     return buffer.getvalue().encode("utf-8-sig")
 
 
@@ -145,26 +143,8 @@ def to_html(
         pictures: that the statement rests on, likewise.
     """
 
-    def strip(title: str, entries: Sequence[tuple[str, str]]) -> str:
-        cells = "".join(
-            f"<figure style='display:inline-block;margin:6px;width:96px'><img src='{url}' width='96' "
-            f"alt='{html.escape(text, True)}'><figcaption>{html.escape(text)}</figcaption></figure>"
-            for url, text in entries
-        )
-        return f"<h2>{title}</h2>{cells}"
-
-    return "\n".join(
-        [
-            "<!doctype html><html lang='en'><meta charset='utf-8'>",
-            "<meta name='viewport' content='width=device-width, initial-scale=1'>",
-            f"<title>Statement, {html.escape(found.creator)}</title><style>{STYLE}</style>",
-            f"<h1>{html.escape(found.creator)}</h1><p>Study {html.escape(study)}, by {html.escape(method)}.</p>",
-            f"<p>{html.escape(sentence(found))}</p>",
-            f"<p><b>Measured reliability of the method:</b> {html.escape(measured)}</p>",
-            "<p>Totals favour creators of many images, means creators of few; both are stated. Scores are estimates of "
-            "what removing images would do. They are no share of authorship, and no proof.</p>",
-            strip("Images with the most influence", images),
-            strip("Pictures that this rests on", pictures),
-            f"<p>{html.escape(credit)}</p></html>",
-        ]
-    ).encode()
+    page = template("statement.html").render(
+        study=study, method=method, measured=measured, creator=found.creator, sentence=sentence(found), credit=credit,
+        strips=[("Images with the most influence", images), ("Generated pictures in this statement", pictures)],
+    )  # fmt: skip
+    return page.encode()

@@ -1,31 +1,8 @@
-"""What every page draws with: pictures as PNG, and words as they stand. Quick to import."""
+"""Words as every page shows them. Quick to import."""
 
-import base64
-import io
 import re
 
-import numpy as np
-from jaxtyping import UInt8
-from PIL import Image
-
 from dtrak.data import Record
-
-TILE = 128  # pixels on the screen
-
-
-def data_url(pixels: UInt8[np.ndarray, "r r 3"], size: int = TILE) -> str:
-    """A picture as a data URL; small ones are enlarged without blurring."""
-    return "data:image/png;base64," + base64.b64encode(enlarged_png(pixels, size)).decode()
-
-
-def enlarged_png(pixels: UInt8[np.ndarray, "r r 3"], size: int = TILE) -> bytes:
-    """A PNG of about ``size`` pixels; small images are enlarged by a whole factor, without blurring."""
-    image = Image.fromarray(np.ascontiguousarray(pixels))
-    if image.width < size:
-        image = image.resize((image.width * -(-size // image.width),) * 2, Image.Resampling.NEAREST)
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def describe(record: Record) -> str:

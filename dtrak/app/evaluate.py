@@ -9,7 +9,7 @@ from typing import Any, Literal
 from dtrak.config import LAST, RANDOMISED, ROOT
 from dtrak.evaluation.counterfactual import Counterfactuals
 from dtrak.evaluation.results import Evaluation, Row
-from dtrak.methods.base import METHODS
+from dtrak.methods.registry import METHODS
 from dtrak.methods.settings import Setting
 
 PUBLISHED = ROOT / "assets" / "published_lds.csv"
@@ -107,7 +107,7 @@ def verdict(evaluation: Evaluation, queries: str) -> str:
 
 def best(evaluation: Evaluation, queries: str) -> str:
     """Which methods lead, in one sentence."""
-    rows = [row for row in evaluation.own(queries) if METHODS[row.method].family != "truth"]
+    rows = [row for row in evaluation.own(queries) if not METHODS[row.method].fitted]
     if not rows:
         return ""
     first = rows[0]
@@ -150,7 +150,7 @@ def sanity_rows(evaluation: Evaluation, queries: str) -> list[Row]:
         row
         for row in evaluation.rows
         if row.queries == queries
-        and (METHODS[row.method].family == "random" or Setting.parse(row.setting).checkpoint == RANDOMISED)
+        and (METHODS[row.method].control or Setting.parse(row.setting).checkpoint == RANDOMISED)
     ]
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dtrak.analysis.evidence import Null, Stability, null_band, stability
 from dtrak.app.jobs import Job, queue_beside
-from dtrak.methods.base import METHODS
+from dtrak.methods.registry import METHODS
 from dtrak.methods.settings import Setting
 from dtrak.utils.errors import DtrakError
 from dtrak.utils.latest import Latest
@@ -90,6 +90,6 @@ class Behind:
         return found
 
     def _is_large(self, setting: Setting) -> bool:
-        if METHODS[setting.method].family != "gradient":
+        if not METHODS[setting.method].uses_features:
             return False
         return self._service.attributor.table.train_size * self._service.attributor.sides(setting)[0].dim > LARGE

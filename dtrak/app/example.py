@@ -6,10 +6,10 @@ Reading it must be quick: what only writing needs is imported there.
 from dataclasses import dataclass
 from typing import Any
 
-from dtrak.app.elements import enlarged_png
 from dtrak.config import load_study
 from dtrak.study.folder import StudyFolder
 from dtrak.utils.files import read_json, write_bytes, write_json
+from dtrak.utils.images import enlarged_png
 
 EXAMPLE_SEED = 6  # of the demo's first ones, a flag that people can name
 SHOWN = 5

@@ -12,7 +12,7 @@ from dtrak.app.creators import Standing
 from dtrak.app.evaluate import Curve
 from dtrak.app.views import Share, format_score
 from dtrak.data import Table
-from dtrak.methods.attributor import Attribution
+from dtrak.methods.ranking import Ranking
 
 Scores = Float[np.ndarray, " n"]
 WHISKER = {"thickness": 1.5, "width": 4, "color": "#e0a43a"}
@@ -21,13 +21,13 @@ HISTOGRAM_BINS = 61  # odd: one of them is around zero
 POSITIVE, NEGATIVE, NEUTRAL = "#2f6fdb", "#c4532d", "#8a93a3"
 
 
-def score_histogram(attribution: Attribution, null: Null | None = None) -> go.Figure:
+def score_histogram(ranking: Ranking, null: Null | None = None) -> go.Figure:
     """All scores, log counts, with the shown proponents and opponents marked on one signed scale.
 
     Args:
         null: shades what the top score of an unrelated query stays below.
     """
-    scores: Float[np.ndarray, " n"] = attribution.scores
+    scores: Float[np.ndarray, " n"] = ranking.scores
     limit = 1.05 * (float(np.abs(scores).max()) or 1.0)
     counts, edges = np.histogram(scores, HISTOGRAM_BINS, (-limit, limit))  # here: the browser gets the counts alone
     figure = go.Figure()
@@ -40,8 +40,8 @@ def score_histogram(attribution: Attribution, null: Null | None = None) -> go.Fi
         hovertemplate="%{y} images<br>score %{x}<extra></extra>",
     )
     for side, name, colour in (
-        (attribution.proponents, "proponents shown", POSITIVE),
-        (attribution.opponents, "opponents shown", NEGATIVE),
+        (ranking.proponents, "proponents shown", POSITIVE),
+        (ranking.opponents, "opponents shown", NEGATIVE),
     ):
         figure.add_scatter(
             x=[s.score for s in side],
@@ -61,7 +61,7 @@ def score_histogram(attribution: Attribution, null: Null | None = None) -> go.Fi
         height=260,
         margin={"l": 8, "r": 8, "t": 8, "b": 8},
         bargap=0.05,
-        xaxis_title="score",
+        xaxis_title=ranking.unit,
         yaxis={"title": "images (log)", "type": "log", "dtick": 1},
         legend={"orientation": "h", "y": -0.35},
     )

@@ -24,10 +24,12 @@ from dtrak.evaluation.removal import Removal, Task, draw_all, drawn, is_drawn
 from dtrak.evaluation.results import Evaluation, load_evaluation
 from dtrak.evaluation.whatif import random_rows
 from dtrak.execution.engines import Local, cores
-from dtrak.methods.attributor import Attribution, Attributor, Features, Need
+from dtrak.methods.attributor import Attributor, Features
+from dtrak.methods.base import Need
 from dtrak.methods.query import Query, QuerySet
-from dtrak.methods.retrained import SubsetTruth
+from dtrak.methods.ranking import Ranking
 from dtrak.methods.settings import Setting
+from dtrak.methods.subsets import SubsetTruth
 from dtrak.models.sampling import GenerationSettings, sample
 from dtrak.study.folder import StudyFolder, trained_model_config, truth_folders
 from dtrak.utils.errors import DtrakError
@@ -127,7 +129,7 @@ class StudyService:
         def work(job: Job) -> None:
             groups: dict[tuple[str, bool], list[Need]] = {}
             for need in missing:
-                groups.setdefault((need.config.model, need.trajectory is not None), []).append(need)
+                groups.setdefault((need.config.model, need.make is not None), []).append(need)
             for done, group in enumerate(groups.values()):
                 job.progress(done, len(groups))
                 for key, feature in self.attributor.compute(self.query(run), group).items():
@@ -145,7 +147,7 @@ class StudyService:
         settings = run.settings if run.model == self.model_fingerprint else None
         return Query(run.pixels, run.label, settings)
 
-    def attribute(self, run: Run, setting: Setting, top: int) -> Attribution | None:
+    def attribute(self, run: Run, setting: Setting, top: int) -> Ranking | None:
         """The answer, or None while the run's features are not computed; the latest are kept."""
         return self.ask(run, setting, _attribute, top)
 
@@ -274,7 +276,7 @@ def all_scores(
     return attributor.scores(setting, query, features)
 
 
-def _attribute(attributor: Attributor, setting: Setting, query: Query, features: Features, top: int) -> Attribution:
+def _attribute(attributor: Attributor, setting: Setting, query: Query, features: Features, top: int) -> Ranking:
     return attributor.attribute(query, features, setting, top)
 
 

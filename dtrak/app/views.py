@@ -10,9 +10,10 @@ from jaxtyping import Bool, Float, Int
 
 from dtrak.analysis.comparison import ranks
 from dtrak.analysis.evidence import STABLE, Hubs, Stability
-from dtrak.app.elements import data_url, describe
+from dtrak.app.elements import describe
 from dtrak.data import Record, Table
-from dtrak.methods.attributor import Attribution, Scored
+from dtrak.methods.ranking import Ranking, Scored
+from dtrak.utils.images import data_url
 from dtrak.utils.text import percent
 
 Badge = tuple[str, str, str]  # text, kind ("", "up" or "down"), and what it means
@@ -48,25 +49,6 @@ def tiles(
         }
         for place, s in enumerate(scored, 1)
     ]
-
-
-def top_scored(
-    scores: Float[np.ndarray, " n"],
-    table: Table,
-    count: int,
-    sign: int = 1,
-    groups: Int[np.ndarray, " n"] | None = None,
-) -> list[Scored]:
-    """The first ``count`` images by ``sign · score``, those of the sign only; of each group only the first."""
-    found: list[Scored] = []
-    seen: set[int] = set()
-    for row in np.argsort(-sign * scores, kind="stable").tolist():
-        if sign * scores[row] <= 0 or len(found) == count:
-            break
-        if groups is None or int(groups[row]) not in seen:
-            found.append(Scored(table.records[row], float(scores[row])))
-            seen.add(row if groups is None else int(groups[row]))
-    return found
 
 
 def change_badges(
@@ -162,10 +144,10 @@ def effective_number(scores: Float[np.ndarray, " n"]) -> float:
     return float(np.exp(-(share * np.log(share)).sum()))
 
 
-def z_score(attribution: Attribution) -> float:
+def z_score(ranking: Ranking) -> float:
     """How many standard deviations of all scores the top proponent lies above their mean."""
-    spread = float(attribution.scores.std()) or 1.0
-    return (float(attribution.scores.max()) - float(attribution.scores.mean())) / spread
+    spread = float(ranking.scores.std()) or 1.0
+    return (float(ranking.scores.max()) - float(ranking.scores.mean())) / spread
 
 
 def default_power(damping: float) -> float:

@@ -3,22 +3,23 @@
 import numpy as np
 import streamlit as st
 
-from dtrak.app.elements import describe, enlarged_png
+from dtrak.app.elements import describe
 from dtrak.app.jobs import retraining_queue
 from dtrak.app.runs import Run
 from dtrak.app.service import StudyService
 from dtrak.app.widgets import show_error, wait_for
 from dtrak.evaluation.counterfactual import compare
 from dtrak.evaluation.whatif import predict
-from dtrak.methods.attributor import Attribution
+from dtrak.methods.ranking import Ranking
 from dtrak.study.folder import check_retrainable
 from dtrak.utils.errors import DtrakError
+from dtrak.utils.images import enlarged_png
 from dtrak.utils.text import percent
 
 TOP, CREATOR, CLASS, HAND = "Top proponents", "A creator", "A class", "By hand"
 
 
-def what_if(service: StudyService, run: Run, answer: Attribution) -> None:
+def what_if(service: StudyService, run: Run, answer: Ranking) -> None:
     """Choose training images, see the predicted effect, and train again without them."""
     st.markdown("Choose training images. What would this picture be without them?")
     removed = _choose(service, answer)
@@ -50,7 +51,7 @@ def _most(share: float) -> str:
     return percent(share) if share < 0.995 else "over 99 %"
 
 
-def _choose(service: StudyService, answer: Attribution) -> list[str]:
+def _choose(service: StudyService, answer: Ranking) -> list[str]:
     table = service.attributor.table
     records = table.records[: table.train_size]
     kinds = [TOP, *([CREATOR] if len({r.creator for r in records}) > 1 else []),

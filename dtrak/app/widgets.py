@@ -16,14 +16,13 @@ import streamlit as st
 from streamlit.runtime.pages_manager import PagesManager
 
 from dtrak.app.components import component_file
-from dtrak.app.elements import data_url, enlarged_png
 from dtrak.app.jobs import Job, JobQueue, queue
 from dtrak.build.status import commands_left, study_status
 from dtrak.config import load_study, study_names
-from dtrak.methods.base import METHODS
 from dtrak.methods.settings import Setting
 from dtrak.study.folder import StudyFolder
 from dtrak.utils.errors import DtrakError
+from dtrak.utils.images import data_url, enlarged_png
 
 if TYPE_CHECKING:
     from dtrak.app.runs import Run
@@ -145,8 +144,7 @@ def settings_of(param: str, service: StudyService, default: str = "") -> list[Se
     for text in filter(None, st.query_params.get(param, default).split(";")):
         try:
             setting = Setting.parse(text)
-            if METHODS[setting.method].family == "gradient":
-                service.attributor.sides(setting)
+            service.attributor.sides(setting)
             found[setting.text] = setting
         except DtrakError as error:
             st.warning(f"{error.message} {error.hint or ''}")

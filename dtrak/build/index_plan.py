@@ -19,7 +19,7 @@ from dtrak.index.store import FeatureStore
 from dtrak.index.whitening import TYPICAL
 from dtrak.linalg.conjugate_gradients import fits, road
 from dtrak.linalg.kernel import Kernel
-from dtrak.methods.base import METHODS
+from dtrak.methods.registry import METHODS
 from dtrak.methods.training_side import TrainingSide
 from dtrak.study.folder import StudyFolder
 from dtrak.utils.errors import DtrakError

@@ -8,7 +8,7 @@ from dtrak.config import Study
 from dtrak.evaluation.subsets import SubsetModel, is_done, query_set, retrain
 from dtrak.execution.engines import Engine
 from dtrak.execution.share import Share
-from dtrak.methods.retrained import Family, belongs_to
+from dtrak.methods.subsets import Family, belongs_to
 from dtrak.study.folder import StudyFolder, check_retrainable
 from dtrak.utils.files import exclusive, remove_leftovers
 

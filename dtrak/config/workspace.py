@@ -65,7 +65,7 @@ def load_study(name_or_path: str) -> Study:
         problems = "\n".join(f"  {_where(e['loc'])}: {e['msg']}" for e in error.errors())
         raise DtrakError(
             f"{path} does not describe a study:\n{problems}",
-            hint="The README lists every key.",
+            hint="docs/configuration.md lists every key.",
         ) from error
 
 

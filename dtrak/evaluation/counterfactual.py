@@ -21,10 +21,10 @@ from dtrak.evaluation.results import model_and_data, what_changed
 from dtrak.execution.engines import Engine
 from dtrak.execution.share import Share
 from dtrak.methods.attributor import Attributor
-from dtrak.methods.base import METHODS
+from dtrak.methods.embeddings import pixel_vectors
 from dtrak.methods.query import QuerySet, load_query_set
+from dtrak.methods.registry import METHODS
 from dtrak.methods.settings import Setting
-from dtrak.methods.similarity import pixel_vectors
 from dtrak.study.folder import StudyFolder, check_retrainable, truth_folders
 from dtrak.utils.errors import DtrakError
 from dtrak.utils.files import atomic_write, read_json, write_json
@@ -188,7 +188,7 @@ def counterfactual(
 def removals(attributor: Attributor, setting: Setting, asked: QuerySet, number: int, count: int) -> list[list[str]]:
     """The ids that a method would leave out for a query: one list, or one for each random set."""
     ids = attributor.table.train_ids
-    if METHODS[setting.method].family == "random":
+    if METHODS[setting.method].control:
         return [
             [ids[row] for row in keyed_generator("random removal", n, "").permutation(len(ids))[:count]]
             for n in range(RANDOM_SETS)

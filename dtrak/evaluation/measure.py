@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -11,13 +10,12 @@ from dtrak.config import LAST, RANDOMISED
 from dtrak.evaluation.lds import Score, bootstrap, lds, lds_with_interval
 from dtrak.evaluation.results import POWERS, Row
 from dtrak.methods.attributor import Attributor
-from dtrak.methods.base import METHODS
 from dtrak.methods.choices import changed, offer, stored
 from dtrak.methods.query import QuerySet, load_query_set
-from dtrak.methods.retrained import SubsetTruth
+from dtrak.methods.registry import METHODS
 from dtrak.methods.settings import Setting
+from dtrak.methods.subsets import SubsetTruth
 from dtrak.utils.errors import DtrakError
-from dtrak.utils.files import digest, write_npy
 
 LEAST_MODELS = 4
 HALF_RESAMPLES = 500
@@ -46,7 +44,7 @@ def evaluate(
     rows = []
     for done, setting in enumerate(chosen):
         report(setting.title, done, len(chosen))
-        generated_only = METHODS[setting.method].trajectory
+        generated_only = METHODS[setting.method].generated_only
         try:
             every = score_matrices(attributor, setting, asked)
         except DtrakError:
@@ -115,20 +113,7 @@ def score_matrices(attributor: Attributor, setting: Setting, asked: QuerySet) ->
     Raises:
         DtrakError: something is not built.
     """
-    method = METHODS[setting.method]
-    if method.family != "gradient":
-        return [np.stack([attributor.scores(setting, query, {})[0] for query in asked.queries])]
-    free = method.damping is not None and setting.damping is None
-    dampings: list[Any] = [10.0**p for p in POWERS] if free else [setting.damping]
-    sides, vectors = attributor.sides(setting), _vectors(attributor, setting, asked)
-    totals: list[Any] = [0.0] * len(dampings)
-    for side, matrix in zip(sides, vectors, strict=True):
-        readout = attributor.readout(side)
-        used = [readout.damping(damping) for damping in dampings]
-        normaliser = setting.normaliser or method.normaliser
-        for i, scores in enumerate(readout.each(matrix, used, normaliser, method.residual)):
-            totals[i] = totals[i] + scores / len(sides)
-    return totals
+    return METHODS[setting.method].score_matrices(attributor, setting, asked, [10.0**p for p in POWERS])
 
 
 def score_now(
@@ -163,28 +148,6 @@ def _trak(attributor: Attributor, judged: tuple[SubsetTruth, QuerySet]) -> dict[
     except DtrakError:
         return {}
     return {name: _crossfit(every, truth, part) for name, part in asked.groups.items()}
-
-
-def _vectors(attributor: Attributor, setting: Setting, asked: QuerySet) -> list[Float[np.ndarray, "q k"]]:
-    if METHODS[setting.method].trajectory:
-        return [_along_paths(attributor, setting, asked)]
-    return [attributor.queries(side) for side in attributor.sides(setting, "truth")]
-
-
-def _along_paths(attributor: Attributor, setting: Setting, asked: QuerySet) -> Float[np.ndarray, "q k"]:
-    """φ of each generated query along its sampling path; a pass a sampler's step, so it is kept on disk."""
-    (side,) = attributor.sides(setting)
-    path = attributor.folder.root / "truth" / "paths"
-    rows = np.zeros((len(asked.queries), side.dim), np.float32)
-    for place, query in enumerate(asked.queries):
-        if query.settings is None:
-            continue
-        kept = path / f"{digest([need.key for need in attributor.needs(setting, query)])}.npy"
-        if not kept.exists():
-            features = attributor.features(query, [setting], by_block=False)
-            write_npy(kept, attributor.query_vector(setting, side, features, query))
-        rows[place] = np.load(kept)
-    return rows
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from dtrak.methods.query import load_query_set
-from dtrak.methods.retrained import SubsetTruth
 from dtrak.methods.settings import Setting
+from dtrak.methods.subsets import SubsetTruth
 from dtrak.study.folder import StudyFolder, model_digest, truth_folders
 from dtrak.utils.files import read_json, write_json
 

@@ -28,7 +28,7 @@ from dtrak.execution.threads import task_threads
 from dtrak.methods.attributor import Attributor
 from dtrak.methods.queries import generate_query
 from dtrak.methods.query import Query, QuerySet, generated_settings, load_query_set, save_query_set
-from dtrak.methods.retrained import Family, belongs_to, subset_mask
+from dtrak.methods.subsets import Family, belongs_to, subset_mask
 from dtrak.models.base import DiffusionModel
 from dtrak.study.folder import StudyFolder, check_retrainable, model_digest, truth_folders
 from dtrak.training.study import training_run

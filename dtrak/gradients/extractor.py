@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from dtrak.config import FeatureConfig
@@ -202,6 +202,28 @@ class FeatureExtractor:
             mean = (self._projectors[i].result(blocks[i]) / count).cpu().numpy() if blocks else None
             result[i] = SampleFeature((found if self.configs[i].apart else found / count).cpu().numpy(), seen, mean)
         return result
+
+
+def mean_gradient(
+    model: DiffusionModel,
+    pixels: UInt8[np.ndarray, "r r 3"],
+    sample_id: str,
+    label: str | None,
+    config: FeatureConfig,
+    batch_size: int = 16,
+) -> dict[str, Tensor]:
+    """What a feature set projects for one image, unprojected: a gradient a tuned parameter, by name."""
+    schedule = NoiseSchedule(
+        tuple(config.timestep_list(model.num_timesteps)), config.noise_draws, config.noise_seed, config.first_draw
+    )
+    x, told = model.encode(pixels[None])[0], model.condition([label])
+    total: dict[str, Tensor] = {}
+    with task_threads():
+        for chunk in gradient_chunks(model, x, sample_id, told, schedule, [config.output], batch_size):
+            for name, (gradient,) in zip(model.parameters(), chunk.gradients, strict=True):
+                part = gradient.sum(0) / len(schedule.pairs)
+                total[name] = total[name] + part if name in total else part
+    return total
 
 
 def extract_rows(extractor: FeatureExtractor, table: Table, rows: Sequence[int]) -> list[SampleFeature]:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Float64
 from scipy.linalg import eigh
+from scipy.optimize import brentq
 
 BLOCK = 2**20  # numbers cast to float64 at a time: they stay in the processor's cache
 LARGE = 2**23  # the same where products of matrices want larger blocks
@@ -103,12 +104,12 @@ class Kernel:
         values = self.eigenvalues[self.eigenvalues > self.eigenvalues[-1] * 1e-12]
         if not values.size:
             return 1.0
-        low, high = np.log(values[0] * 1e-3), np.log(values[-1] * 1e3)
-        for _ in range(60):
-            middle = (low + high) / 2
-            kept = (values / (values + np.exp(middle))).sum()
-            low, high = (middle, high) if kept > len(values) / 2 else (low, middle)
-        return float(np.exp(low) / self.mean_eigenvalue)
+
+        def too_many(log_damping: float) -> float:
+            return float((values / (values + np.exp(log_damping))).sum() - len(values) / 2)
+
+        found = brentq(too_many, np.log(values[0] * 1e-3), np.log(values[-1] * 1e3), xtol=1e-12)
+        return float(np.exp(found) / self.mean_eigenvalue)
 
     def absolute(self, damping: float) -> float:
         """λ itself for a relative damping."""

@@ -1,226 +1,154 @@
-"""Attribution methods, each a short composition over the same feature stores.
+"""What an attribution method is.
 
-A method is (features of the train side, features of the query side, preconditioner, row normaliser):
-the train side is a store of its output function, the query side the same feature (or one along the
-sampling trajectory), the preconditioner the kernel at some damping or the identity, and each score
-may be divided by a norm that belongs to its training row; with several models, scores are averaged.
-Methods of other families compare images, or read the truth of retrained models. Formulas as in
-Zheng et al. (ICLR 2024) and the papers named with each.
+A method says what it is (title, formula, source), what it needs, and which choices it takes, and it computes: the
+features a query must have, the scores of all training samples, and the same for many queries at several λ. To add
+one, write a file with a :class:`Method`, and name it in :mod:`dtrak.methods.registry`. Nothing here imports torch.
 """
 
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from dtrak.utils.errors import DtrakError
+import numpy as np
+from jaxtyping import Float, Float64, Int
 
+from dtrak.config import FeatureConfig, Split
+from dtrak.utils.files import digest
+
+if TYPE_CHECKING:
+    from dtrak.index.faiss_index import QueryFeature
+    from dtrak.methods.attributor import Attributor
+    from dtrak.methods.query import Query, QuerySet
+    from dtrak.methods.selection import Side
+    from dtrak.methods.settings import Setting
+    from dtrak.methods.training_side import TrainingSide
+Features = dict[str, "QueryFeature"]  # of one query, by the keys of their needs
+Scores = Float64[np.ndarray, " n"]
+Ends = tuple[Int[np.ndarray, " top"], Int[np.ndarray, " top"]]
+Damping = float | Literal["auto"] | None
 Normaliser = Literal["none", "norm", "influence", "cosine"]
-Family = Literal["gradient", "pixel", "embedding", "truth", "random"]
 
 
 @dataclass(frozen=True)
-class Method:
+class Need:
+    """A feature that a query must have.
+
+    Attributes:
+        config: the feature set of the training side that it belongs to.
+        identity: everything its numbers depend on.
+        make: computes it, where it is not just the query's own feature of that set.
+    """
+
+    config: FeatureConfig
+    identity: dict[str, Any]
+    make: Callable[[Attributor, Query], QueryFeature] | None = None
+
+    @property
+    def key(self) -> str:
+        """The fingerprint of the query's feature."""
+        return digest(self.identity)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method(ABC):
     """One way to score training samples for a query.
 
     Attributes:
         name: on the command line and in URLs.
         title: as people read it.
-        formula: for the page.
+        formula: in the notation of docs/glossary.md.
         source: the paper.
-        output: the output function of its features; empty for methods that use no gradient.
-        damping: the default λ, relative to the kernel's mean non-zero eigenvalue; None for no kernel.
+        needs: what must be there, in words.
+        output: the output function of its features; empty without features.
+        damping: the default λ, relative to the kernel's mean non-zero eigenvalue; None where there is no kernel.
         normaliser: what a score is divided by: nothing, ‖φₙ‖, ‖(ΦᵀΦ + λI)⁻¹ φₙ‖ ("influence"), or
             ‖φₙ‖ ‖φ(x)‖ ("cosine").
-        family: what is compared: gradients, pixels, embeddings, the truth, or nothing.
-        models: the last checkpoint (or one that is chosen), all checkpoints, or the ensemble's members
-            beside the last checkpoint; scores are averaged over them.
-        trajectory: whether the query is looked at along the path it was sampled by.
-        residual: whether DAS's residual and leverage terms enter.
+        choices: fields of a :class:`Setting` that may be changed.
+        uses_features: whether it compares stored features; others compare images, or read retrained models.
+        splits: whether a score is a sum over timesteps and blocks, so that its parts can be shown.
+        fitted: whether it is fitted to retrained models, so that it is no fair rival of those that are not.
+        control: whether it is a negative control.
+        generated_only: whether the query must have been generated here.
+        light: whether the query's feature costs no more than a few passes of the network.
     """
 
     name: str
     title: str
     formula: str
     source: str
+    needs: str = "nothing but the images"
     output: str = ""
     damping: float | None = None
     normaliser: Normaliser = "none"
-    family: Family = "gradient"
-    models: Literal["one", "checkpoints", "ensemble"] = "one"
-    trajectory: bool = False
-    residual: bool = False
+    choices: ClassVar[frozenset[str]] = frozenset()
+    uses_features: ClassVar[bool] = False
+    splits: ClassVar[bool] = False
+    fitted: ClassVar[bool] = False
+    control: ClassVar[bool] = False
+    generated_only: ClassVar[bool] = False
+    light: ClassVar[bool] = True
+
+    def takes(self, choice: str) -> bool:
+        """Whether a field of a :class:`Setting` may be changed."""
+        return choice in self.choices
+
+    def require(self, study: TrainingSide) -> None:
+        """Refuse a study that lacks what the method needs.
+
+        Raises:
+            DtrakError: it says what to build.
+        """
+
+    def sides(self, study: TrainingSide, setting: Setting, split: Split = "train") -> list[Side]:
+        """The stored features behind a setting, one a model; none for methods without features.
+
+        Raises:
+            DtrakError: the study does not list them.
+        """
+        return []
+
+    def query_needs(self, study: Attributor, setting: Setting, query: Query) -> list[Need]:
+        """The features that the query must have.
+
+        Raises:
+            DtrakError: the study lacks them, or the query cannot have them.
+        """
+        return []
+
+    @abstractmethod
+    def scores(
+        self, study: Attributor, setting: Setting, query: Query, features: Features
+    ) -> tuple[Scores, float | None]:
+        """The scores of all training samples in float64, and the λ that was used.
+
+        Raises:
+            DtrakError: something that the method needs is not built.
+        """
+
+    def score_matrices(
+        self, study: Attributor, setting: Setting, asked: QuerySet, dampings: Sequence[float]
+    ) -> list[Float[np.ndarray, "q n"]]:
+        """The scores of all queries: a matrix for each λ, or one alone where λ does not enter.
+
+        Raises:
+            DtrakError: something is not built.
+        """
+        return [np.stack([self.scores(study, setting, query, {})[0] for query in asked.queries])]
+
+    def ends(
+        self, study: Attributor, setting: Setting, query: Query, features: Features, damping: float | None, top: int
+    ) -> Ends | None:
+        """Both ends of the ranking as the index finds them, where it can."""
+        return None
+
+    def note(self, study: TrainingSide) -> str:
+        """What a page adds to the formula."""
+        return ""
 
 
 LOSS, SQUARE = "loss", "mean-squared-l2-norm"
 PARK = "Park et al., ICML 2023 (arXiv 2303.14186), for diffusion as in Zheng et al."
 ZHENG = "Zheng et al., ICLR 2024 (arXiv 2311.00500)"
-
-METHODS: dict[str, Method] = {
-    method.name: method
-    for method in (
-        Method(
-            name="dtrak",
-            title="D-TRAK",
-            output=SQUARE,
-            damping=0.316,
-            formula="τ(x, n) = φ(x)ᵀ (ΦᵀΦ + λI)⁻¹ φₙ,  φ = P ∇_θ ‖ε_θ‖² / D",
-            source=ZHENG,
-        ),
-        Method(
-            name="trak",
-            title="TRAK",
-            output=LOSS,
-            damping=3.16,
-            formula="τ(x, n) = φ(x)ᵀ (ΦᵀΦ + λI)⁻¹ φₙ,  φ = P ∇_θ ‖ε_θ − ε‖² / D",
-            source=PARK,
-        ),
-        Method(
-            name="grad-dot",
-            title="Gradient dot",
-            output=LOSS,
-            formula="τ(x, n) = φ(x)ᵀ φₙ,  φ of the loss",
-            source="Charpiat et al., NeurIPS 2019",
-        ),
-        Method(
-            name="grad-cos",
-            title="Gradient cosine",
-            output=LOSS,
-            formula="τ(x, n) = φ(x)ᵀ φₙ / (‖φ(x)‖ ‖φₙ‖),  φ of the loss",
-            source="Charpiat et al., NeurIPS 2019",
-            normaliser="cosine",
-        ),
-        Method(
-            name="relative-if",
-            title="Relative IF",
-            output=LOSS,
-            damping=3.16,
-            formula="τ(x, n) = φ(x)ᵀ (ΦᵀΦ + λI)⁻¹ φₙ / ‖(ΦᵀΦ + λI)⁻¹ φₙ‖,  φ of the loss",
-            source="Barshan et al., AISTATS 2020",
-            normaliser="influence",
-        ),
-        Method(
-            name="renormalised-if",
-            title="Renormalised IF",
-            output=LOSS,
-            damping=3.16,
-            formula="τ(x, n) = φ(x)ᵀ (ΦᵀΦ + λI)⁻¹ φₙ / ‖φₙ‖,  φ of the loss",
-            source="Hammoudeh & Lowd, CCS 2022",
-            normaliser="norm",
-        ),
-        Method(
-            name="tracin",
-            title="TracInCP",
-            output=LOSS,
-            models="checkpoints",
-            formula="τ(x, n) = mean over checkpoints c of φ_c(x)ᵀ φ_c,ₙ,  φ of the loss",
-            source="Pruthi et al., NeurIPS 2020",
-        ),
-        Method(
-            name="gas",
-            title="GAS",
-            output=LOSS,
-            models="checkpoints",
-            normaliser="cosine",
-            formula="τ(x, n) = mean over checkpoints c of φ_c(x)ᵀ φ_c,ₙ / (‖φ_c(x)‖ ‖φ_c,ₙ‖),  φ of the loss",
-            source="Hammoudeh & Lowd, CCS 2022",
-        ),
-        Method(
-            name="journey-trak",
-            title="Journey-TRAK",
-            output=LOSS,
-            damping=3.16,
-            trajectory=True,
-            formula="as TRAK, φ(x) the mean over the sampler's steps t of P ∇_θ ‖ε_θ(√ᾱ_t x̂₀ + √(1−ᾱ_t) ε) − ε‖² / D",
-            source="Georgiev et al., 2023 (arXiv 2312.06205)",
-        ),
-        Method(
-            name="dtrak-ensemble",
-            title="D-TRAK ensemble",
-            output=SQUARE,
-            damping=0.316,
-            models="ensemble",
-            formula="mean over models of D-TRAK's τ, each with its own features and kernel",
-            source=ZHENG,
-        ),
-        Method(
-            name="trak-ensemble",
-            title="TRAK ensemble",
-            output=LOSS,
-            damping=3.16,
-            models="ensemble",
-            formula="mean over models of TRAK's τ, each with its own features and kernel",
-            source=PARK,
-        ),
-        Method(
-            name="das",
-            title="DAS",
-            output="mean",
-            damping=0.316,
-            residual=True,
-            formula="τ(x, n) = (φ(x)ᵀ (ΦᵀΦ + λI)⁻¹ φₙ · rₙ / (1 − φₙᵀ (ΦᵀΦ + λI)⁻¹ φₙ))²,  φ of mean(ε_θ), "
-            "rₙ = √mean((ε_θ − ε)²)",
-            source="Lin et al., ICLR 2025 (arXiv 2410.18639); over the mean of the timesteps' gradients",
-        ),
-        Method(
-            name="pixel-dot",
-            title="Pixel dot",
-            family="pixel",
-            formula="τ(x, n) = xᵀ xₙ,  pixels in [−1, 1]",
-            source=f"a baseline of {ZHENG}",
-        ),
-        Method(
-            name="pixel-cos",
-            title="Pixel cosine",
-            family="pixel",
-            normaliser="cosine",
-            formula="τ(x, n) = xᵀ xₙ / (‖x‖ ‖xₙ‖),  pixels in [−1, 1]",
-            source=f"a baseline of {ZHENG}",
-        ),
-        Method(
-            name="embedding-dot",
-            title="Embedding dot",
-            family="embedding",
-            formula="τ(x, n) = e(x)ᵀ e(xₙ),  e an image embedding",
-            source=f"a baseline of {ZHENG}, there with CLIP",
-        ),
-        Method(
-            name="embedding-cos",
-            title="Embedding cosine",
-            family="embedding",
-            normaliser="cosine",
-            formula="τ(x, n) = e(x)ᵀ e(xₙ) / (‖e(x)‖ ‖e(xₙ)‖),  e an image embedding",
-            source=f"a baseline of {ZHENG}, there with CLIP",
-        ),
-        Method(
-            name="empirical-influence",
-            title="Empirical influence",
-            family="truth",
-            formula="τ(x, n) = mean loss of x over models trained without n − mean over models trained with n",
-            source="Feldman & Zhang, NeurIPS 2020",
-        ),
-        Method(
-            name="datamodel",
-            title="Datamodel",
-            family="truth",
-            formula="τ(x, n) = −wₙ,  w the ridge regression of the loss of x on which images a model was trained with",
-            source="Ilyas et al., ICML 2022",
-        ),
-        Method(
-            name="random",
-            title="Random",
-            family="random",
-            formula="τ(x, n) uniform in [−1, 1]",
-            source="the null",
-        ),
-    )
-}
-
-
-def get_method(name: str) -> Method:
-    """The method of that name.
-
-    Raises:
-        DtrakError: there is none.
-    """
-    if name not in METHODS:
-        raise DtrakError(f"There is no method '{name}'.", hint=f"Methods: {', '.join(METHODS)}.")
-    return METHODS[name]

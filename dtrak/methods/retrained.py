@@ -1,125 +1,49 @@
-"""What models retrained on subsets lose, and the methods that read this truth instead of estimating it.
+"""Methods that read models retrained on random subsets, family ``fit``: the truth as far as so many models tell it."""
 
-Masks follow from (family, number); :mod:`dtrak.evaluation.subsets` trains the models. The family "lds"
-is for scoring methods, "fit" for methods that are fitted to truth: they never meet.
-"""
+from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-from jaxtyping import Bool, Float
 
-from dtrak.data import drawn
-from dtrak.methods.query import load_query_set
-from dtrak.study.folder import StudyFolder, recipe_digest, truth_folders
+from dtrak.methods.base import Features, Method, Scores
 from dtrak.utils.errors import DtrakError
-from dtrak.utils.files import digest, read_json
-from dtrak.utils.noise import keyed_generator
 
-Family = Literal["lds", "fit"]
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
+
+    from dtrak.methods.attributor import Attributor
+    from dtrak.methods.query import Query
+    from dtrak.methods.settings import Setting
+    from dtrak.methods.training_side import TrainingSide
+
 ALPHAS = (0.1, 1.0, 10.0)
 
 
-@dataclass(frozen=True)
-class SubsetTruth:
-    """The finished subset models of one family.
+@dataclass(frozen=True, kw_only=True)
+class FittedMethod(Method):
+    """An estimate from subset masks and a query's losses.
 
     Attributes:
-        masks: which images each was trained with.
-        losses: of each subset on each query, the mean over its seeds.
-        seeds: how many models stand behind each row.
-        recipe: how they were trained and asked: "steps", "precision", "timesteps".
+        estimate: from masks [m, n] and losses [m] to scores [n].
     """
 
-    masks: Bool[np.ndarray, "m n"]
-    losses: Float[np.ndarray, "m q"]
-    query_ids: tuple[str, ...]
-    seeds: int
-    recipe: dict[str, Any] = field(default_factory=dict)
+    estimate: Callable[..., Scores]
+    needs: str = "models retrained on the subsets of family fit"
+    fitted: ClassVar[bool] = True
 
-    def of(self, query_id: str) -> Float[np.ndarray, " m"]:
-        """The losses of one query.
+    def require(self, study: TrainingSide) -> None:
+        """See :class:`Method`."""
+        study.subsets("fit")
 
-        Raises:
-            DtrakError: the models were not evaluated on it.
-        """
-        if query_id not in self.query_ids:
-            raise DtrakError(
-                "The retrained models were not evaluated on this image.",
-                hint="Choose a held-out image or one of the generated images that the ground truth was made for.",
-            )
-        return self.losses[:, self.query_ids.index(query_id)]
-
-
-def belongs_to(folder: StudyFolder) -> dict[str, str]:
-    """What a subset model's losses are valid for: digests of the training data, the recipe and the queries.
-
-    Raises:
-        DtrakError: the queries were not drawn yet.
-    """
-    found = {
-        "data": folder.table.fingerprint(),
-        "recipe": recipe_digest(folder),
-        "queries": digest(load_query_set(folder).ids),
-    }
-    asked = folder.study.truth.model_dump(mode="json", exclude={"path", "generated"}, exclude_defaults=True)
-    return found | ({"asked": digest(asked)} if asked else {})
-
-
-def load_subsets(folder: StudyFolder, family: Family) -> SubsetTruth:
-    """What is finished of a family, by the seeds that every subset has been trained with.
-
-    Models of another recipe, other data or other queries are passed over.
-
-    Raises:
-        DtrakError: nothing is.
-    """
-    paths = [path for root in truth_folders(folder) for path in sorted((root / family).glob("*.json"))]
-    hint = f"python -m index_builder retrain {folder.study.name}{' --family fit' if family == 'fit' else ''}"
-    if not paths:
-        raise DtrakError("This needs models retrained on subsets, and there are none yet.", hint=hint)
-    now, found = belongs_to(folder), dict[tuple[int, int], dict[str, Any]]()
-    for path in paths:
-        content = read_json(path)
-        if content.get("belongs_to") == now:
-            found.setdefault((content["number"], content["seed"]), content)
-    if not found:
-        raise DtrakError(
-            "The retrained models that there are belong to another recipe, other data or other queries.", hint=hint
-        )
-    every = [seed for _, seed in found]
-    first = max(sorted(set(every)), key=every.count)
-    numbers = sorted(number for number, seed in found if seed == first)
-    seeds = [seed for seed in sorted(set(every)) if all((number, seed) in found for number in numbers)]
-    used = [found[number, seed] for number in numbers for seed in seeds]
-    rows = np.array([content["losses"] for content in used]).reshape(len(numbers), len(seeds), -1).mean(1)
-    masks = np.stack([subset_mask(folder, family, n) for n in numbers])
-    recipe: dict[str, Any] = {
-        "steps": used[0]["steps"],
-        "timesteps": used[0]["timesteps"],
-        "precision": ", ".join(sorted({content["precision"] for content in used})),
-    }
-    return SubsetTruth(masks, rows, tuple(load_query_set(folder).ids), len(seeds), recipe)
-
-
-def subset_mask(folder: StudyFolder, family: Family, number: int) -> Bool[np.ndarray, " n"]:
-    """Which training images a subset model is trained with: half of them (see :class:`TruthConfig`)."""
-    table, first = folder.table, folder.study.truth.first_seed
-    mask = np.zeros(table.train_size, dtype=bool)
-    if first is not None:
-        other = first["fit" if family == "lds" else "lds"]
-        if first[family] < other <= first[family] + 2 * number and (other - first[family]) % 2 == 0:
-            raise DtrakError(
-                f"Half {number} of '{family}' is one of the other family's.", hint="Use fewer, or other first seeds."
-            )
-        labels = [record.label for record in table.records[: table.train_size]]
-        chosen = drawn(labels, table.train_size // 2, first[family] + 2 * number, folder.study.data.stratify)
-    else:
-        order = keyed_generator(f"subset-{family}", number, "").permutation(table.train_size)
-        chosen = order[: table.train_size // 2]
-    mask[chosen] = True
-    return mask
+    def scores(
+        self, study: Attributor, setting: Setting, query: Query, features: Features
+    ) -> tuple[Scores, float | None]:
+        """See :class:`Method`."""
+        truth = study.subsets("fit")
+        return self.estimate(truth.masks, truth.of(query.id)), None
 
 
 def empirical_influence(masks: Bool[np.ndarray, "m n"], losses: Float[np.ndarray, " m"]) -> Float[np.ndarray, " n"]:
@@ -140,3 +64,21 @@ def datamodel(masks: Bool[np.ndarray, "m n"], losses: Float[np.ndarray, " m"]) -
         raise DtrakError("A datamodel needs at least two subset models.", hint="Let the retraining go on.")
     folds = min(5, len(masks))
     return -RidgeCV(alphas=ALPHAS, cv=folds).fit(masks.astype(np.float64), losses).coef_
+
+
+METHODS: tuple[Method, ...] = (
+    FittedMethod(
+        name="empirical-influence",
+        title="Empirical influence",
+        estimate=empirical_influence,
+        formula="τ(x, n) = mean loss of x over models trained without n − mean over models trained with n",
+        source="Feldman & Zhang, NeurIPS 2020",
+    ),
+    FittedMethod(
+        name="datamodel",
+        title="Datamodel",
+        estimate=datamodel,
+        formula="τ(x, n) = −wₙ,  w the ridge regression of the loss of x on which images a model was trained with",
+        source="Ilyas et al., ICML 2022",
+    ),
+)

@@ -5,7 +5,8 @@ from typing import Any, Literal, get_args
 
 from dtrak.config import LAST
 from dtrak.gradients.outputs import OUTPUT_FUNCTIONS
-from dtrak.methods.base import METHODS, Normaliser, get_method
+from dtrak.methods.base import Normaliser
+from dtrak.methods.registry import METHODS, get_method
 from dtrak.utils.errors import DtrakError
 
 Strategy = Literal["uniform", "cumulative"]
@@ -56,13 +57,10 @@ class Setting:
         damping = self.damping
         valid = damping is None or damping == AUTO or (isinstance(damping, float) and LEAST_DAMPING <= damping < 1e12)
         _check(valid, "damping", damping, f"{LEAST_DAMPING:g} to 1e12, or auto")
-        if damping is not None and method.damping is None:
-            raise DtrakError(f"{method.title} has no damping.", hint="Leave the damping out.")
         changed = [f.name for f in fields(self) if f.name != "method" and getattr(self, f.name) != f.default]
-        if changed and method.family != "gradient":
-            raise DtrakError(f"{method.title} looks at no gradient and takes no {changed[0]}.", hint="Leave it out.")
-        if self.checkpoint != LAST and method.models != "one":
-            raise DtrakError(f"{method.title} uses several models by itself.", hint="Leave the checkpoint out.")
+        for name in changed:
+            if not method.takes(name):
+                raise DtrakError(f"{method.title} takes no {name}.", hint="Leave it out.")
 
     @property
     def text(self) -> str:

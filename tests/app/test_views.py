@@ -1,27 +1,23 @@
 """What pages show, tested without pages."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from dtrak.app.figures import score_histogram, share_bars
 from dtrak.app.views import default_power, effective_number, format_score, shares, tiles
-from dtrak.data import Record
-from dtrak.methods.attributor import Attribution, Scored
-from dtrak.methods.base import METHODS
+from dtrak.data import Record, Table
+from dtrak.methods.ranking import Ranking, Scored
+from dtrak.methods.settings import Setting
 
 RECORDS = [Record(str(i), "ab"[i % 2], f"picture {i}", f"artist {i // 2}", "CC0", "train") for i in range(4)]
 SCORES = np.array([3.0, 1.0, -2.0, 0.0])
 
 
-def attribution():
-    return Attribution(
-        METHODS["dtrak"],
-        0.1,
-        "f",
-        [Scored(RECORDS[0], 3.0), Scored(RECORDS[1], 1.0)],
-        [Scored(RECORDS[2], -2.0)],
-        SCORES,
-    )
+def ranking():
+    table = Table(Path(), tuple(RECORDS), np.zeros((4, 2, 2, 3), np.uint8))
+    return Ranking(Setting("dtrak"), 0.1, "f", table, SCORES)
 
 
 def test_shares_are_of_positive_mass_and_sum_to_one():
@@ -41,7 +37,7 @@ def test_scores_are_signed():
 
 
 def test_histogram_marks_what_is_shown_and_counts_everyone():
-    figure = score_histogram(attribution())
+    figure = score_histogram(ranking())
     bars = figure.data[0]
     assert abs(bars.x[-2] - 3) <= bars.width / 2
     assert bars.y[-2] == 1

@@ -6,8 +6,9 @@ from scipy.stats import spearmanr
 
 from dtrak.evaluation.lds import bootstrap, lds, lds_with_interval
 from dtrak.evaluation.measure import _crossfit, _row
-from dtrak.methods.retrained import SubsetTruth, datamodel, empirical_influence
+from dtrak.methods.retrained import datamodel, empirical_influence
 from dtrak.methods.settings import Setting
+from dtrak.methods.subsets import SubsetTruth
 from dtrak.utils.noise import keyed_generator
 from tests.oracle import bootstrapped_lds
 

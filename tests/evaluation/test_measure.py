@@ -10,11 +10,11 @@ from dtrak.evaluation.measure import all_settings, evaluate, judges, score_matri
 from dtrak.evaluation.results import load_evaluation, save_evaluation
 from dtrak.execution.engines import Local
 from dtrak.methods.attributor import Attributor
-from dtrak.methods.base import METHODS
 from dtrak.methods.choices import stored
 from dtrak.methods.query import load_query_set
-from dtrak.methods.retrained import load_subsets
+from dtrak.methods.registry import METHODS
 from dtrak.methods.settings import Setting
+from dtrak.methods.subsets import load_subsets
 from dtrak.models.loading import load_study_model
 from dtrak.utils.errors import DtrakError
 

@@ -9,8 +9,8 @@ from dtrak.evaluation.subsets import SubsetModel, is_done, query_losses, query_s
 from dtrak.execution.engines import Local
 from dtrak.methods.attributor import Attributor
 from dtrak.methods.query import Query, load_query_set
-from dtrak.methods.retrained import load_subsets, subset_mask
 from dtrak.methods.settings import Setting
+from dtrak.methods.subsets import load_subsets, subset_mask
 from dtrak.utils.errors import DtrakError
 
 

@@ -13,7 +13,7 @@ from dtrak.build.retrain import retrain_subsets
 from dtrak.evaluation.subsets import query_set
 from dtrak.execution.engines import Local
 from dtrak.execution.share import Share
-from dtrak.methods.retrained import load_subsets
+from dtrak.methods.subsets import load_subsets
 from dtrak.study.folder import StudyFolder
 from dtrak.utils.errors import DtrakError
 from tests.helpers import call, hashes

@@ -7,10 +7,12 @@ from dtrak.config import LAST, FeatureConfig
 from dtrak.gradients.extractor import FeatureExtractor, extract_rows
 from dtrak.linalg.kernel import Kernel
 from dtrak.methods.attributor import Attributor
-from dtrak.methods.base import LOSS, METHODS, SQUARE
+from dtrak.methods.base import LOSS, SQUARE
+from dtrak.methods.influence import GradientMethod
 from dtrak.methods.queries import generate_query
 from dtrak.methods.query import Query
 from dtrak.methods.readout import Readout
+from dtrak.methods.registry import METHODS
 from dtrak.methods.retrained import datamodel, empirical_influence
 from dtrak.methods.selection import select
 from dtrak.methods.settings import Setting
@@ -18,7 +20,7 @@ from dtrak.models.sampling import GenerationSettings, trajectory
 from dtrak.utils.errors import DtrakError
 from tests import oracle
 
-GRADIENT = [m for m in METHODS.values() if m.family == "gradient" and not m.trajectory]
+GRADIENT = [m for m in METHODS.values() if isinstance(m, GradientMethod) and m.light]
 
 
 def direct(attributor, config, rows=None, query=None):
@@ -33,14 +35,14 @@ def direct(attributor, config, rows=None, query=None):
 @pytest.mark.parametrize("damping", [None, 0.03])
 def test_scores_and_ranks_equal_the_oracle(tiny, attributor, query, method, damping):
     if method.damping is None and damping is not None:
-        with pytest.raises(DtrakError, match="no damping"):
+        with pytest.raises(DtrakError, match="takes no damping"):
             Setting(method.name, damping=damping)
         return
     setting = Setting(method.name, damping=damping)
     features = attributor.features(query, [setting])
     answer = attributor.attribute(query, features, setting, top=5)
-    models = {"one": [LAST], "checkpoints": ["checkpoint-0.50", LAST], "ensemble": [LAST, "member-1"]}[method.models]
-    timesteps = 5 if method.models == "one" else 1
+    models = method.models_of(attributor, setting)
+    timesteps = 5 if method.one_model else 1
     expected = []
     for model in models:
         config = FeatureConfig(output=method.output, timesteps=timesteps, projection_dim=64, model=model)
@@ -152,7 +154,9 @@ def test_a_selection_equals_features_computed_for_it_alone(tiny, attributor, que
     np.testing.assert_allclose(
         attributor.readout(side).features, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max()
     )
-    vector = attributor.query_vector(setting, side, attributor.features(query, [setting]), query)
+    vector = METHODS[setting.method].query_vector(
+        attributor, setting, side, attributor.features(query, [setting]), query
+    )
     wanted = direct(attributor, config, query=query).vector
     np.testing.assert_allclose(vector, wanted, rtol=1e-3, atol=1e-4 * np.abs(wanted).max())
 
@@ -269,3 +273,9 @@ def test_blocks_and_timesteps_sum_to_the_whole(attributor, query):
 
 def test_every_stored_output_is_listed_once(tiny):
     assert select(tiny.study, Setting("dtrak"), SQUARE, LAST).dim == 64
+
+
+def test_models_of_each_kind(attributor):
+    assert METHODS["tracin"].models_of(attributor, Setting("tracin")) == ["checkpoint-0.50", LAST]
+    assert METHODS["dtrak-ensemble"].models_of(attributor, Setting("dtrak-ensemble")) == [LAST, "member-1"]
+    assert METHODS["dtrak"].models_of(attributor, Setting("dtrak", checkpoint="member-1")) == ["member-1"]

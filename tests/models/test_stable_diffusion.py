@@ -20,8 +20,8 @@ from dtrak.gradients.extractor import FeatureExtractor
 from dtrak.gradients.passes import NoiseSchedule, gradient_chunks
 from dtrak.methods.attributor import Attributor
 from dtrak.methods.query import Query
-from dtrak.methods.retrained import load_subsets
 from dtrak.methods.settings import Setting
+from dtrak.methods.subsets import load_subsets
 from dtrak.models.loading import load_study_model
 from dtrak.models.lora import lora_scaled
 from dtrak.models.sampling import GenerationSettings, generate, initial_noise, sample

@@ -1,0 +1,199 @@
+"""EK-FAC influence: the query's gradient is preconditioned over all tuned weights, then projected.
+
+Φ holds projected gradients of the loss, and the projection keeps inner products, so ``P (F + λI)⁻¹ ∇L(x)`` scores all
+training samples without another look at them. F is :mod:`dtrak.linalg.kfac`'s, fitted once to some training images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from dtrak.methods.base import LOSS, Features, Method, Need, Scores
+from dtrak.methods.influence import GradientMethod
+from dtrak.utils.errors import DtrakError
+from dtrak.utils.files import digest, exclusive, write_npy
+from dtrak.utils.noise import feature_noise, keyed_generator
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+    from torch import Tensor
+
+    from dtrak.config import FeatureConfig
+    from dtrak.index.faiss_index import QueryFeature
+    from dtrak.linalg.kfac import Kfac
+    from dtrak.methods.attributor import Attributor
+    from dtrak.methods.query import Query, QuerySet
+    from dtrak.methods.settings import Setting
+    from dtrak.methods.training_side import TrainingSide
+
+IMAGES, TIMESTEPS = 128, 4  # that F is fitted to: so many training images, each at so many keyed timesteps
+VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class EkfacMethod(GradientMethod):
+    """λ acts before the projection, so a query has a feature for each λ."""
+
+    needs: str = "features of the loss; EK-FAC factors, which build fits"
+    choices: ClassVar[frozenset[str]] = frozenset({"damping"})
+    light: ClassVar[bool] = False
+
+    @property
+    def splits(self) -> bool:  # type: ignore[override]
+        """The parts of the query are mixed by the preconditioner."""
+        return False
+
+    def require(self, study: TrainingSide) -> None:
+        """See :class:`Method`."""
+        super().require(study)
+        if not factors_path(study).exists():
+            name = study.folder.study.name
+            raise DtrakError(
+                f"The EK-FAC factors of '{name}' are not fitted yet.", hint=f"python -m index_builder build {name}"
+            )
+
+    def query_needs(self, study: Attributor, setting: Setting, query: Query) -> list[Need]:
+        """See :class:`Method`."""
+        self.require(study)
+        damping = self._damping(setting)
+        config = self._config(study, setting)
+        content = {**study.identity(config), "ekfac": factors_path(study).stem, "damping": damping}
+        return [Need(config, content, partial(_preconditioned, config, content, damping))]
+
+    def scores(
+        self, study: Attributor, setting: Setting, query: Query, features: Features
+    ) -> tuple[Scores, float | None]:
+        """See :class:`Method`."""
+        (side,) = self.sides(study, setting)
+        vector = study.present(features, self.query_needs(study, setting, query)[0].key).vector
+        return study.readout(side).scores(vector), self._damping(setting)
+
+    def score_matrices(
+        self, study: Attributor, setting: Setting, asked: QuerySet, dampings: Sequence[float]
+    ) -> list[Float[np.ndarray, "q n"]]:
+        """See :class:`Method`; the queries' features are kept on disk, for each takes a pass over its timesteps."""
+        self.require(study)
+        wanted = list(dampings) if setting.damping is None else [self._damping(setting)]
+        (side,) = self.sides(study, setting)
+        config = self._config(study, setting)
+        content = [study.identity(config), factors_path(study).stem, wanted]
+        rows = []
+        for query in asked.queries:
+            kept = study.folder.root / "truth" / "ekfac" / f"{digest([content, query.id])}.npy"
+            if not kept.exists():
+                write_npy(kept, _vectors(config, wanted, study, query))
+            rows.append(np.load(kept))
+        readout = study.readout(side)
+        return [readout.scores(matrix) for matrix in np.stack(rows, axis=1)]
+
+    def ends(self, *_: Any) -> None:
+        """The index is searched by the features it was built of."""
+        return None
+
+    def _damping(self, setting: Setting) -> float:
+        wanted = self.wanted_damping(setting)
+        if not isinstance(wanted, float):
+            raise DtrakError(f"{self.title} needs λ as a number.", hint="Leave 'auto' out.")
+        return wanted
+
+    def _config(self, study: TrainingSide, setting: Setting) -> FeatureConfig:
+        (side,) = self.sides(study, setting)
+        return side.sources[0].config.model_copy(update={"split": "train"})
+
+
+def factors_path(study: TrainingSide) -> Path:
+    """Where the factors of the study's model on its training images are kept."""
+    depends = ["ekfac", VERSION, study.model.fingerprint(), study.table.fingerprint(), IMAGES, TIMESTEPS]
+    return study.folder.root / "ekfac" / f"{digest(depends)}.safetensors"
+
+
+def fit_factors(study: TrainingSide, report: Callable[[int, int], None] = lambda done, total: None) -> bool:
+    """Fit the factors and keep them; False if that was done before.
+
+    Args:
+        report: called with (passes done, passes in all).
+    """
+    from dtrak.linalg.kfac import fit
+
+    path = factors_path(study)
+    if path.exists():
+        return False
+    with exclusive(study.folder.root, f"study '{study.folder.study.name}'"):
+        fit(study.model.unet, lambda: _batches(study, report)).save(path)
+    return True
+
+
+def _batches(study: TrainingSide, report: Callable[[int, int], None]) -> Iterator[tuple[Any, Tensor]]:
+    """One image a batch, at keyed timesteps with keyed noise and a keyed draw of v."""
+    import torch
+
+    model, table = study.model, study.table
+    order = keyed_generator("ekfac", 0, "images").permutation(table.train_size)[:IMAGES]
+    for done, row in enumerate(order.tolist()):
+        report(done, len(order))
+        sample = table.records[row].id
+        random = keyed_generator("ekfac", 0, sample)
+        steps = random.integers(model.num_timesteps, size=TIMESTEPS).tolist()
+        x = model.encode(table.pixels[row][None]).to(model.device).expand(TIMESTEPS, *model.latent_shape)
+        noise = torch.from_numpy(feature_noise(0, sample, [(t, 0) for t in steps], model.latent_shape))
+        timesteps = torch.tensor(steps, device=model.device)
+        x_t = model.add_noise(x, noise.to(model.device), timesteps)
+        told = model.condition([table.names[row]] * TIMESTEPS)
+        z = torch.from_numpy(random.standard_normal((1, TIMESTEPS, *model.latent_shape), np.float32))
+        size = x_t[0].numel()
+        yield partial(model.predict, x_t, timesteps, told), z.to(model.device) * (2 / size) ** 0.5
+
+
+def _vectors(
+    config: FeatureConfig, dampings: Sequence[float], study: Attributor, query: Query
+) -> Float[np.ndarray, "dampings k"]:
+    """P (F + λI)⁻¹ ∇L(x) for each λ."""
+    from dtrak.gradients.extractor import mean_gradient
+    from dtrak.gradients.projection import make_projector
+
+    model, factors = study.variant(config.model), _factors(study)
+    gradient = mean_gradient(model, query.pixels, query.id, query.label, config, study.batch_size)
+    like = next(iter(gradient.values()))
+    size = sum(g.numel() for g in gradient.values())
+    projector = make_projector(config.projection, size, config.projection_dim, config.projection_seed, model.device)
+    rows = []
+    for damping in dampings:
+        total, start = projector.begin(1, like), 0
+        for piece in factors.precondition(gradient, damping).values():
+            projector.add(total, piece[None], start)
+            start += piece.numel()
+        rows.append(projector.result(total)[0].cpu().numpy())
+    return np.stack(rows)
+
+
+def _factors(study: TrainingSide) -> Kfac:
+    from dtrak.linalg.kfac import Kfac
+
+    return Kfac.load(factors_path(study))
+
+
+def _preconditioned(
+    config: FeatureConfig, identity: dict[str, Any], damping: float, study: Attributor, query: Query
+) -> QueryFeature:
+    from dtrak.gradients.extractor import SampleFeature
+
+    vectors = _vectors(config, [damping], study, query).astype(np.float32)
+    return study.as_query_feature(SampleFeature(vectors, np.zeros((1, 2), np.float32)), identity)
+
+
+METHODS: tuple[Method, ...] = (
+    EkfacMethod(
+        name="ekfac",
+        title="EK-FAC influence",
+        output=LOSS,
+        damping=0.1,
+        formula="τ(x, n) = ⟨P (F + λI)⁻¹ ∇L(x), φₙ⟩,  F the Gauss–Newton matrix in EK-FAC form, φ of the loss",
+        source="Grosse et al., 2023 (arXiv 2308.03296); Mlodozeniec et al., ICLR 2025 (arXiv 2410.13850)",
+    ),
+)

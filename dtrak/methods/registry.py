@@ -1,0 +1,31 @@
+"""All attribution methods, in the order in which they are listed."""
+
+from dtrak.methods import checkpoints, control, ensembles, influence, journey, kfac, retrained, similarity
+from dtrak.methods.base import Method
+from dtrak.utils.errors import DtrakError
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        *influence.METHODS,
+        *kfac.METHODS,
+        *checkpoints.METHODS,
+        *journey.METHODS,
+        *ensembles.METHODS,
+        influence.DAS,
+        *similarity.METHODS,
+        *retrained.METHODS,
+        *control.METHODS,
+    )
+}
+
+
+def get_method(name: str) -> Method:
+    """The method of that name.
+
+    Raises:
+        DtrakError: there is none.
+    """
+    if name not in METHODS:
+        raise DtrakError(f"There is no method '{name}'.", hint=f"Methods: {', '.join(METHODS)}.")
+    return METHODS[name]

@@ -1,0 +1,62 @@
+"""One ranking: what changes the order changes everything that is made from it."""
+
+import csv
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from dtrak.app.exports import to_csv, to_html, to_json
+from dtrak.app.figures import score_histogram
+from dtrak.data import Record, Table
+from dtrak.methods.ranking import Ranking
+from dtrak.methods.settings import Setting
+
+RECORDS = tuple(Record(f"r{i}", None, f"<b>{i}</b>", "c", "CC0", "train") for i in range(5))
+TABLE = Table(Path(), RECORDS, np.zeros((5, 2, 2, 3), np.uint8))
+RANKING = Ranking(Setting("dtrak"), 0.1, "f", TABLE, np.array([1.0, 4.0, 3.0, -2.0, -1.0]), top=2)
+
+
+def ids(scored):
+    return [s.record.id for s in scored]
+
+
+def test_both_ends_are_listed_strongest_first():
+    assert ids(RANKING.proponents) == ["r1", "r2"]
+    assert ids(RANKING.opponents) == ["r3", "r4"]
+
+
+def test_rows_that_a_search_found_are_ordered_by_their_exact_scores():
+    found = replace(RANKING, ends=(np.array([2, 1]), np.array([4, 3])))
+    assert ids(found.proponents) == ids(RANKING.proponents)
+    assert ids(found.opponents) == ids(RANKING.opponents)
+
+
+def test_list_histogram_and_exports_show_the_same_after_any_change():
+    merged = RANKING.merged(np.array([0, 1, 1, 2, 3]))
+    for ranking in (RANKING, merged, merged.rescored(np.array([5.0, 1.0, 2.0, -1.0, -3.0]), "z-score")):
+        listed, opposed = ids(ranking.proponents), ids(ranking.opponents)
+        figure = score_histogram(ranking)
+        assert [c[0] for c in figure.data[1].customdata] == listed
+        assert [c[0] for c in figure.data[2].customdata] == opposed
+        assert figure.layout.xaxis.title.text == ranking.unit
+        rows = list(csv.DictReader(io.StringIO(to_csv(ranking).decode("utf-8-sig"))))
+        assert [row["id"] for row in rows][: len(listed)] == listed
+        assert list(ranking.to_pandas()["id"]) == [row["id"] for row in rows]
+        content = json.loads(to_json("s", {}, ranking, None, None))
+        assert [e["id"] for e in content["proponents"]] == listed
+        page = to_html("s", {}, TABLE.pixels[0], [ranking]).decode()
+        assert all(i in page for i in listed)
+
+
+def test_a_group_is_listed_once_by_its_strongest():
+    merged = RANKING.merged(np.array([0, 1, 1, 2, 3]))
+    assert ids(merged.proponents) == ["r1", "r0"]
+    assert [TABLE.records[row].id for row in merged.order()] == ["r1", "r0", "r4", "r3"]
+
+
+def test_the_gallery_of_a_notebook_escapes_captions():
+    assert "<b>1</b>" not in RANKING._repr_html_()
+    assert "&lt;b&gt;1" in RANKING._repr_html_()
