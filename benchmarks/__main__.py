@@ -72,7 +72,7 @@ def query_rows(folder: StudyFolder) -> list[Row]:
 
         seconds = median_seconds(ask)
     model = load_study_model(folder)
-    label = next(iter(model.classes))
+    label = model.names[0]
 
     def draw() -> None:
         for _ in sample(model, [GenerationSettings(0, 50, label)]):

@@ -3,17 +3,22 @@
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from benchmarks.reference import reference_seconds_per_sample
 from benchmarks.report import Row, median_seconds, medians, publish
-from dtrak.build.plan import new_network
 from dtrak.config import FeatureConfig, load_study
 from dtrak.execution.threads import task_threads
 from dtrak.gradients.extractor import FeatureExtractor
-from dtrak.models.base import DiffusionModel, new_scheduler
+from dtrak.models.base import DiffusionModel
+from dtrak.models.blank import new_network
+from dtrak.models.codec import PixelCodec
+from dtrak.models.conditioner import Conditioner
 from dtrak.models.loading import load_any, load_study_model
+from dtrak.models.pixel import PixelModel, new_scheduler
+from dtrak.models.process import EpsilonDiffusion
 from dtrak.study.folder import StudyFolder, trained_model_config
 from dtrak.utils.text import in_words
 
@@ -21,19 +26,44 @@ K, DIM = 10, 4096
 OUTPUTS = ("mean-squared-l2-norm", "loss")
 
 
-class Captioned(DiffusionModel):
-    """A text-to-image network alone: told random numbers in place of a caption, given noise in place of latents."""
+class RandomPrompts(Conditioner):
+    """Random numbers in place of a caption."""
 
-    def _check_input(self) -> int:
-        return 1
+    takes_text, names = True, []
+
+    def __init__(self, width: int):
+        self._width, self._device = width, "cpu"
+
+    def to(self, device: torch.device | str) -> None:
+        """See :class:`Conditioner`."""
+        self._device = device
 
     def condition(self, names: Sequence[str | None]) -> torch.Tensor:
-        """See :class:`DiffusionModel`."""
-        return torch.randn(1, 77, self.unet.config.cross_attention_dim).repeat(len(names), 1, 1)
+        """See :class:`Conditioner`."""
+        return torch.randn(1, 77, self._width, device=self._device).repeat(len(names), 1, 1)
+
+    def free_condition(self, count: int, negative: str = "") -> torch.Tensor:
+        """See :class:`Conditioner`."""
+        return self.condition([negative] * count)
 
     def told(self, condition: torch.Tensor | None) -> dict[str, torch.Tensor | None]:
-        """See :class:`DiffusionModel`."""
+        """See :class:`Conditioner`."""
         return {"encoder_hidden_states": condition}
+
+    def check_name(self, name: str | None) -> None:
+        """See :class:`Conditioner`."""
+
+
+class Captioned(PixelModel):
+    """A text-to-image network alone: told random numbers in place of a caption, given noise in place of latents."""
+
+    def __init__(self, network: torch.nn.Module, scheduler: Any, resolution: int):
+        config: Any = network.config
+        DiffusionModel.__init__(
+            self, network, PixelCodec(3, None, resolution), RandomPrompts(config.cross_attention_dim),
+            EpsilonDiffusion(scheduler), resolution,
+        )  # fmt: skip
+        self.codec.shape = (4, config.sample_size, config.sample_size)
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from collections.abc import Callable
 import torch
 
 from benchmarks.features import DIM, Captioned
-from dtrak.build.plan import new_network
 from dtrak.config import FeatureConfig, load_study
 from dtrak.gradients.extractor import FeatureExtractor
-from dtrak.models.base import DiffusionModel, new_scheduler
+from dtrak.models.blank import new_network
+from dtrak.models.pixel import PixelModel, new_scheduler
 
 
 def seconds(work: Callable[[], object], repeats: int = 5) -> float:
@@ -30,7 +30,7 @@ def measure(study_name: str, timesteps: int) -> dict[str, object]:
     """Milliseconds and peak memory of one image's feature and of its floor."""
     study = load_study(study_name)
     network, x, _ = new_network(study)
-    make = Captioned if study.model.kind == "text-to-image" else DiffusionModel
+    make = Captioned if study.model.kind == "text-to-image" else PixelModel
     model = make(network, new_scheduler(), study.resolution).to("cuda")
     x = torch.randn_like(x[0], device="cuda")
     parameters = list(model.parameters().values())
@@ -38,10 +38,6 @@ def measure(study_name: str, timesteps: int) -> dict[str, object]:
     batch, noise = x.expand(len(steps), *x.shape), torch.randn(len(steps), *x.shape, device="cuda")
     label = model.names[0] if model.names else None
     condition = model.condition([label] * len(steps))
-    condition = None if condition is None else condition.to("cuda")
-    model.condition = lambda names: (
-        condition if condition is None else condition[:1].expand(len(names), *condition.shape[1:])
-    )
 
     def floor() -> object:
         prediction = model.predict(model.add_noise(batch, noise, steps), steps, condition)

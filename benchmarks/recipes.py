@@ -25,8 +25,8 @@ from dtrak.config import TrainingConfig
 from dtrak.models.base import DiffusionModel
 from dtrak.models.lora import add_lora
 from dtrak.models.sampling import GenerationSettings, generate
-from dtrak.models.stable_diffusion import load_text_to_image
-from dtrak.training.loop import Run, learning_rate, loss_weights
+from dtrak.models.stable_diffusion import load_stable_diffusion
+from dtrak.training.loop import Run, learning_rate
 from dtrak.utils.noise import feature_noise, keyed_generator
 
 MODULES = (
@@ -88,7 +88,7 @@ def adjoint_norms(run: Run, states: list[tuple[list[Tensor], ...]], queries: lis
         batch = run.batches(step)
         x_t = run.model.add_noise(batch.x, batch.noise, batch.timesteps)
         errors = (run.model.predict(x_t, batch.timesteps, batch.condition) - batch.noise).square().flatten(1).mean(1)
-        weights = batch.weights * loss_weights(run.model, batch.timesteps, config.min_snr_gamma)
+        weights = batch.weights * run.model.process.loss_weights(batch.timesteps, config.min_snr_gamma)
         gradients = torch.autograd.grad((weights * errors).sum() / config.batch_size, parameters, create_graph=True)
         with torch.no_grad():
             g, rate = flat(gradients), learning_rate(config, step, run.steps)
@@ -120,15 +120,15 @@ def measure(name: str, keys: dict[str, Any], base: Path, faces: Path, out: Path,
     keys = {**COMMON, **keys}
     only_b = keys.pop("only_b", False)
     config = TrainingConfig(**keys)
-    model = load_text_to_image(base, 64, None, torch.float32)
+    model = load_stable_diffusion(base, 64, None, torch.float32)
     if config.method == "lora":
         add_lora(model, config)
-    for parameter_name, parameter in model.unet.named_parameters():
+    for parameter_name, parameter in model.network.named_parameters():
         if only_b and "lora_A" in parameter_name:
             parameter.requires_grad_(False)
     model.to(device)
     ids, captions, pixels = data["train"]
-    run = Run(model, config, model.training_inputs(pixels), ids, captions)
+    run = Run(model, config, model.codec.training_inputs(pixels), ids, captions)
     states: list[tuple[list[Tensor], ...]] = []
 
     def keep(*_: Any) -> None:

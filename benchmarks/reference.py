@@ -19,17 +19,17 @@ def reference_seconds_per_sample(
     """
     from trak.projectors import BasicProjector, ProjectionType
 
-    for module in model.unet.modules():
+    for module in model.network.modules():
         if isinstance(module, Attention):
             module.set_processor(AttnProcessor())  # fused attention has no batching rule under vmap
-    trained = {n: p.detach() for n, p in model.unet.named_parameters() if p.requires_grad}
-    frozen = {n: p.detach() for n, p in model.unet.named_parameters() if not p.requires_grad}
-    frozen |= dict(model.unet.named_buffers())
+    trained = {n: p.detach() for n, p in model.network.named_parameters() if p.requires_grad}
+    frozen = {n: p.detach() for n, p in model.network.named_parameters() if not p.requires_grad}
+    frozen |= dict(model.network.named_buffers())
 
     def objective(parameters: dict[str, Tensor], x_t: Tensor, t: Tensor, label: Tensor) -> Tensor:
         arguments = (x_t[None], t[None])
         keywords = {"class_labels": label[None]}
-        prediction = functional_call(model.unet, (parameters, frozen), arguments, keywords).sample
+        prediction = functional_call(model.network, (parameters, frozen), arguments, keywords).sample
         return prediction.square().mean()
 
     per_sample = vmap(grad(objective), in_dims=(None, 0, 0, 0))

@@ -248,7 +248,7 @@ class Study:
             return picture.query
         if isinstance(picture, Query):
             return picture
-        self.attributor.model.check_name(label)
+        self.attributor.model.conditioner.check_name(label)
         if isinstance(picture, str | Path):
             return query_from_file(self.attributor, Path(picture), label)[0]
         if not isinstance(picture, Image.Image):

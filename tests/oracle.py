@@ -27,13 +27,13 @@ def gradient(model, x, sample_id, condition, output, timesteps, draws=1, seed=0)
     """
     parameters = list(model.parameters().values())
     total = torch.zeros(sum(p.numel() for p in parameters), dtype=torch.float64)
-    alphas = model.alphas_cumprod.double()
-    betas = model.scheduler.betas.double()
+    alphas = model.process.alphas_cumprod.double()
+    betas = model.process._scheduler.betas.double()
     for draw in range(draws):
         for t in timesteps:
             noise = torch.from_numpy(feature_noise(seed, sample_id, [(t, draw)], tuple(x.shape))[0]).double()
             x_t = alphas[t] ** 0.5 * x.double() + (1 - alphas[t]) ** 0.5 * noise
-            prediction = model.unet(x_t[None], torch.tensor([t]), **model.told(condition)).sample[0]
+            prediction = model.network(x_t[None], torch.tensor([t]), **model.conditioner.told(condition)).sample[0]
             weight = betas[t] / (2 * (1 - betas[t]) * (1 - alphas[t]))
             value = output_value(output, prediction, noise, weight)
             gradients = torch.autograd.grad(value, parameters, allow_unused=True)

@@ -94,12 +94,12 @@ class StudyService:
     def generate(self, settings: list[GenerationSettings]) -> Job:
         """Queue the drawing of several images that differ in their seeds."""
         fingerprint = self.model_fingerprint
-        self.attributor.model.check_name(settings[0].label)
+        self.attributor.model.conditioner.check_name(settings[0].label)
 
         def work(job: Job) -> list[str]:
             model = self.attributor.model
             for step in sample(model, settings):
-                shown = step.done % model.preview_every == 0
+                shown = step.done % model.codec.preview_every == 0
                 job.progress(step.done, step.total, model.decode(step.x0) if shown else None)
             pixels = model.decode(step.x)
             return [

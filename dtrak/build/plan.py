@@ -11,19 +11,16 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from dtrak.config import FeatureConfig, Study, TrainingConfig, load_study
+from dtrak.config import FeatureConfig, Study
 from dtrak.evaluation.subsets import MOST_HELDOUT
-from dtrak.models.base import DiffusionModel, new_scheduler, new_unet
-from dtrak.models.lora import with_lora
-from dtrak.study.folder import StudyFolder, base_path
+from dtrak.models.blank import new_network
+from dtrak.study.folder import StudyFolder
 from dtrak.utils.errors import DtrakError
 from dtrak.utils.files import read_json
 
 UTILISATION = 0.3
 CORE = 30e9  # operations a second of one core in this project's training; see docs/scale.md
 RATES = {"float32": {"A100": 156e12, "H100": 495e12}, "bfloat16": {"A100": 312e12, "H100": 989e12}}
-ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
-SD_LATENT = 8  # pixels a side for one of the latent
 
 
 @dataclass(frozen=True)
@@ -75,48 +72,6 @@ def count_passes(study: Study) -> Passes:
         sum(p.numel() for p in tuned),
         forward.get_total_flops(),
         backward.get_total_flops(),
-    )
-
-
-def new_network(study: Study) -> tuple[torch.nn.Module, torch.Tensor, dict[str, torch.Tensor]]:
-    """The study's network with new weights and its LoRA, one input of its size, and what it is told."""
-    network: Any
-    if study.model.kind == "text-to-image":
-        from diffusers import UNet2DConditionModel
-
-        side = study.resolution // SD_LATENT
-        network = UNet2DConditionModel(sample_size=side, cross_attention_dim=768, attention_head_dim=8)
-        x, told = torch.zeros(1, 4, side, side), {"encoder_hidden_states": torch.zeros(1, 77, 768)}
-    else:
-        network = new_unet(study.model.unet or _architecture(study))
-        model = DiffusionModel(network, new_scheduler(), study.resolution)
-        x = torch.zeros(1, *model.latent_shape)
-        told = {"class_labels": torch.zeros(1, dtype=torch.long)} if model.num_class_embeds else {}
-    recipe = _adapter_recipe(study)
-    return (with_lora(network, recipe, "class_labels" in told) if recipe else network), x, told
-
-
-def _adapter_recipe(study: Study) -> TrainingConfig | None:
-    """Rank and modules of the study's adapter; None where the whole network is tuned."""
-    if study.training.method == "lora":
-        return study.training
-    if study.model.adapter is None:
-        return None
-    described = study.resolve(study.model.adapter) / "adapter_config.json"
-    content = read_json(described) if described.is_file() else {}
-    modules = content.get("target_modules") or ATTENTION  # what LoRA files of diffusers mostly hold
-    return TrainingConfig(method="lora", rank=content.get("r", 16), lora_modules=tuple(modules))
-
-
-def _architecture(study: Study) -> dict[str, object]:
-    if study.model.base and (unet := load_study(study.model.base).model.unet):
-        return unet
-    path = base_path(study)
-    for place in (path / "unet" / "config.json", path / "config.json"):
-        if place.is_file():
-            return {k: v for k, v in read_json(place).items() if not k.startswith("_") and v is not None}
-    raise DtrakError(
-        f"How the model of '{study.name}' is built is not known here.", hint="Set model.unet or model.path."
     )
 
 

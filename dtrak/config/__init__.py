@@ -3,6 +3,7 @@
 from dtrak.config.study import (
     LAST,
     RANDOMISED,
+    TIMES,
     DataConfig,
     FeatureConfig,
     ModelConfig,
@@ -29,6 +30,7 @@ __all__ = [
     "RANDOMISED",
     "ROOT",
     "SOURCE_FILE",
+    "TIMES",
     "DataConfig",
     "FeatureConfig",
     "ModelConfig",

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+TIMES = 1000  # the grid on which timesteps are named, for models of every family
 LAST = "last"  # the name of the study's own model among its checkpoints
 RANDOMISED = "randomised"  # the same network with its weights shuffled: what attributes without having learnt
 
@@ -150,7 +151,7 @@ class TruthConfig(_Frozen):
 
     path: Path | None = None
     generated: int = Field(200, ge=1)
-    timesteps: int = Field(10, ge=1, le=1000)
+    timesteps: int = Field(10, ge=1, le=TIMES)
     draws: int = Field(1, ge=1)
     first_seed: dict[Literal["lds", "fit"], int] | None = None
 
@@ -171,7 +172,7 @@ class FeatureConfig(_Frozen):
     """
 
     output: OutputName
-    timesteps: int = Field(10, ge=1, le=1000)
+    timesteps: int = Field(10, ge=1, le=TIMES)
     strategy: Literal["uniform", "cumulative"] = "uniform"
     noise_draws: int = Field(1, ge=1)
     first_draw: int = Field(0, ge=0)
@@ -184,17 +185,17 @@ class FeatureConfig(_Frozen):
     projection_seed: int = 0
     dtype: Literal["float32", "float16"] = "float32"
 
-    def timestep_list(self, num_timesteps: int = 1000) -> list[int]:
+    def timestep_list(self, num_timesteps: int = TIMES) -> list[int]:
         """``range(0, T, T//K)`` cut to K for uniform, ``range(K)`` for cumulative."""
         return timestep_list(self.timesteps, self.strategy, num_timesteps)
 
-    def pairs(self, num_timesteps: int = 1000) -> list[tuple[int, int]]:
+    def pairs(self, num_timesteps: int = TIMES) -> list[tuple[int, int]]:
         """All (timestep, draw) pairs, draws outermost."""
         draws = range(self.first_draw, self.first_draw + self.noise_draws)
         return [(t, draw) for draw in draws for t in self.timestep_list(num_timesteps)]
 
 
-def timestep_list(count: int, strategy: str, num_timesteps: int = 1000) -> list[int]:
+def timestep_list(count: int, strategy: str, num_timesteps: int = TIMES) -> list[int]:
     """``range(0, T, T//K)`` cut to K for "uniform", ``range(K)`` for "cumulative"."""
     if strategy == "cumulative":
         return list(range(count))

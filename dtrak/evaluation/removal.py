@@ -25,7 +25,7 @@ from dtrak.config import Study, TrainingConfig
 from dtrak.execution.engines import Engine, Local
 from dtrak.execution.processes import SPAWN, one_process_each
 from dtrak.execution.threads import task_threads
-from dtrak.models.base import DiffusionModel, save_model
+from dtrak.models.base import DiffusionModel
 from dtrak.models.loading import load_any
 from dtrak.models.sampling import GenerationSettings, generate
 from dtrak.study.folder import StudyFolder, base_path, check_retrainable, recipe_digest
@@ -116,7 +116,7 @@ def _trained(folder: StudyFolder, removal: Removal, report: Callable[[int], None
     run.use_average()
     keep = config.method == "lora" or not removal.removed
     if keep:
-        save_model(model, place / "model")
+        model.save(place / "model")
     write_json(place / "removal.json", asdict(removal))
     return _kept(folder, place).to(device) if keep else model
 

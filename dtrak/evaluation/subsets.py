@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dtrak.config import TruthConfig
+from dtrak.config import TIMES, TruthConfig
 from dtrak.execution.memory import with_smaller_batches
 from dtrak.execution.threads import task_threads
 from dtrak.methods.attributor import Attributor
@@ -107,7 +107,7 @@ def query_losses(
                 steps = torch.tensor([t for t, _ in chosen], device=x.device)
                 told = None if condition is None else condition.expand(len(chosen), *condition.shape[1:])
                 prediction = model.predict(model.add_noise(x, noise, steps), steps, told)
-                losses += (prediction - noise).square().flatten(1).mean(1).sum().item()
+                losses += (prediction - model.process.target(x, noise, steps)).square().flatten(1).mean(1).sum().item()
             return losses
 
         losses, size = with_smaller_batches(total, size)
@@ -117,8 +117,8 @@ def query_losses(
 
 def judged_timesteps(config: TruthConfig) -> list[int]:
     """The timesteps at which losses are measured: in the middle of as many equal parts."""
-    part = 1000 // config.timesteps
-    return list(range(part // 2, 1000, part))[: config.timesteps]
+    part = TIMES // config.timesteps
+    return list(range(part // 2, TIMES, part))[: config.timesteps]
 
 
 def is_done(folder: StudyFolder, subset: SubsetModel, now: dict[str, str] | None = None) -> bool:

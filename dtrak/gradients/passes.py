@@ -64,12 +64,6 @@ class Chunk:
     values: Float[Tensor, "pairs 2"]
 
 
-def elbo_weights(model: DiffusionModel, timesteps: Tensor) -> Float[Tensor, " n"]:
-    """w_t = β_t / (2 α_t (1 − ᾱ_t)), the weight of ``weighted-mse``."""
-    betas = model.scheduler.betas.to(model.device)[timesteps]
-    return betas / (2 * (1 - betas) * (1 - model.alphas_cumprod[timesteps]))
-
-
 def gradient_chunks(
     model: DiffusionModel,
     x: Float[Tensor, "*pairs c h w"],
@@ -100,9 +94,10 @@ def gradient_chunks(
         timesteps = torch.tensor([t for t, _ in chosen], device=model.device)
         told = None if condition is None else condition.expand(len(chosen), *condition.shape[1:])
         x_t = model.add_noise(images[start : numbers.stop], noise, timesteps)
-        batch = _Batch(x_t, noise, timesteps, told, elbo_weights(model, timesteps))
+        target = model.process.target(images[start : numbers.stop], noise, timesteps)
+        batch = _Batch(x_t, target, timesteps, told, model.process.elbo_weights(timesteps))
         gradients, prediction = (_apart if apart else _summed)(model, batch, outputs)
-        squares = [(prediction - noise).double().square(), prediction.double().square()]
+        squares = [(prediction - target).double().square(), prediction.double().square()]
         yield Chunk(numbers, gradients, torch.stack([s.flatten(1).mean(1) for s in squares], dim=1))
 
 
@@ -111,14 +106,14 @@ class _Batch:
     """One sample at several pairs."""
 
     x_t: Tensor
-    noise: Tensor
+    target: Tensor
     timesteps: Tensor
     condition: Tensor | None
     elbo_weights: Tensor
 
     def repeated(self, rows: int) -> "_Batch":
         """The first pair, so many times."""
-        parts = (self.x_t, self.noise, self.timesteps, self.condition, self.elbo_weights)
+        parts = (self.x_t, self.target, self.timesteps, self.condition, self.elbo_weights)
         return _Batch(*(None if p is None else p[:1].expand(rows, *p.shape[1:]) for p in parts))  # type: ignore[arg-type]
 
 
@@ -154,49 +149,49 @@ def _is_row_by_row(model: DiffusionModel, batch: _Batch) -> bool:
 
     What does not come a row at a time (a table of positions, say) has another length than one of these.
     """
-    if model.unet not in _row_by_row:
-        known = Recorder(model.unet).knows_layers
+    if model.network not in _row_by_row:
+        known = Recorder(model.network).knows_layers
         for rows in (1, 2) if known else ():
             recorder, _ = _recorded(model, batch.repeated(rows))
             known = known and recorder.keeps_apart(rows)
-        _row_by_row[model.unet] = known
-    return _row_by_row[model.unet]
+        _row_by_row[model.network] = known
+    return _row_by_row[model.network]
 
 
 def _recorded(model: DiffusionModel, batch: _Batch) -> tuple[Recorder, Tensor]:
-    recorder = Recorder(model.unet)
+    recorder = Recorder(model.network)
     with recorder.recording():
         return recorder, model.predict(batch.x_t, batch.timesteps, batch.condition)
 
 
 def _apart_by_vmap(model: DiffusionModel, batch: _Batch, outputs: Sequence[str]) -> tuple[Gradients, Tensor]:
     tuned = {name: p.detach() for name, p in model.parameters().items()}
-    scale = underflow_scale(model, batch.noise[0].numel())
+    scale = underflow_scale(model, batch.target[0].numel())
 
-    def one(x: Tensor, noise: Tensor, t: Tensor, told: Tensor | None, weight: Tensor) -> tuple[Any, ...]:
+    def one(x: Tensor, target: Tensor, t: Tensor, told: Tensor | None, weight: Tensor) -> tuple[Any, ...]:
         def predict(parameters: dict[str, Tensor]) -> Tensor:
-            keywords = model.told(None if told is None else told[None])
-            prediction = functional_call(model.unet, parameters, (x[None].to(model.dtype), t[None]), keywords).sample
+            keywords = model.conditioner.told(None if told is None else told[None])
+            prediction = functional_call(model.network, parameters, (x[None].to(model.dtype), t[None]), keywords).sample
             return prediction if prediction.dtype == torch.float64 else prediction.float()
 
         prediction, pull = vjp(predict, tuned)  # type: ignore[misc]
         found = []
         for name in outputs:
-            (gradients,) = pull(OUTPUT_FUNCTIONS[name](prediction, noise[None], weight[None]) * scale)
+            (gradients,) = pull(OUTPUT_FUNCTIONS[name](prediction, target[None], weight[None]) * scale)
             found.append(list(gradients.values()))
         return (prediction[0], *found)
 
     places = (0, 0, 0, None if batch.condition is None else 0, 0)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):  # fused attention has no rule for vmap
         prediction, *found = vmap(one, in_dims=places)(
-            batch.x_t, batch.noise, batch.timesteps, batch.condition, batch.elbo_weights
+            batch.x_t, batch.target, batch.timesteps, batch.condition, batch.elbo_weights
         )
     return _unscaled(zip(*found, strict=True), scale), prediction
 
 
 def _cotangents(outputs: Sequence[str], batch: _Batch, prediction: Tensor, scale: float) -> list[Tensor]:
     prediction = prediction.detach()
-    return [OUTPUT_FUNCTIONS[name](prediction, batch.noise, batch.elbo_weights) * scale for name in outputs]
+    return [OUTPUT_FUNCTIONS[name](prediction, batch.target, batch.elbo_weights) * scale for name in outputs]
 
 
 def _unscaled(gradients: Gradients, scale: float) -> Gradients:

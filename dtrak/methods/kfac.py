@@ -125,7 +125,7 @@ def fit_factors(study: TrainingSide, report: Callable[[int, int], None] = lambda
     if path.exists():
         return False
     with exclusive(study.folder.root, f"study '{study.folder.study.name}'"):
-        fit(study.model.unet, lambda: _batches(study, report)).save(path)
+        fit(study.model.network, lambda: _batches(study, report)).save(path)
     return True
 
 

@@ -25,7 +25,7 @@ def query_from_bytes(attributor: Attributor, content: bytes, label: str | None) 
         DtrakError: the model does not know the label.
     """
     study = attributor.folder.study
-    attributor.model.check_name(label)
+    attributor.model.conditioner.check_name(label)
     return Query(model_pixels(study, open_image(content, study.data.max_pixels)), label)
 
 
@@ -40,7 +40,7 @@ def query_from_file(attributor: Attributor, path: Path, label: str | None) -> tu
 
 def generate_query(attributor: Attributor, settings: GenerationSettings) -> Query:
     """Generate an image, as the page does, and make it a query."""
-    attributor.model.check_name(settings.label)
+    attributor.model.conditioner.check_name(settings.label)
     return Query(generate(attributor.model, [settings])[0], settings.label, settings)
 
 

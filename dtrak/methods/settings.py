@@ -3,7 +3,7 @@
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
-from dtrak.config import LAST
+from dtrak.config import LAST, TIMES
 from dtrak.gradients.outputs import OUTPUT_FUNCTIONS
 from dtrak.methods.base import Normaliser
 from dtrak.methods.registry import METHODS, get_method
@@ -52,7 +52,7 @@ class Setting:
         for name in ("timesteps", "draws", "projection_dim"):
             value = getattr(self, name)
             _check(value is None or value >= 1, name, value, "a whole number from 1")
-        _check((self.timesteps or 1) <= 1000, "timesteps", self.timesteps, "1 to 1000")
+        _check((self.timesteps or 1) <= TIMES, "timesteps", self.timesteps, f"1 to {TIMES}")
         _check(self.draws <= MOST_DRAWS, "draws", self.draws, f"1 to {MOST_DRAWS}")
         damping = self.damping
         valid = damping is None or damping == AUTO or (isinstance(damping, float) and LEAST_DAMPING <= damping < 1e12)

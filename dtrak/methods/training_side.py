@@ -10,7 +10,6 @@ from jaxtyping import Float
 from dtrak.config import LAST, FeatureConfig, Split
 from dtrak.data import Table
 from dtrak.gradients.extractor import identity
-from dtrak.gradients.passes import elbo_weights
 from dtrak.index.faiss_index import AttributionIndex
 from dtrak.index.store import FeatureStore, index_is_built
 from dtrak.methods.base import Method
@@ -209,7 +208,12 @@ class TrainingSide:
         size = int(np.prod(self.model.latent_shape))
 
         def elbo(timesteps: list[int]) -> np.ndarray:
-            return elbo_weights(self.model, torch.tensor(timesteps, device=self.model.device)).double().cpu().numpy()
+            return (
+                self.model.process.elbo_weights(torch.tensor(timesteps, device=self.model.device))
+                .double()
+                .cpu()
+                .numpy()
+            )
 
         return part_weights(source, values, size, elbo)
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 
 from dtrak.config import LAST, RANDOMISED, Study
-from dtrak.models.base import DiffusionModel, load_model, shuffle_weights
+from dtrak.models.base import DiffusionModel, shuffle_weights
+from dtrak.models.pixel import load_model
 from dtrak.study.folder import StudyFolder, model_variants, trained_model_config
 from dtrak.utils.errors import DtrakError
 
@@ -44,17 +45,17 @@ def load_study_model(folder: StudyFolder, device: torch.device | str = "cpu", va
     model = load_any(folder.study, config.path, config.adapter, frequent_prompts(folder)).to(device)
     if model.device.type == "cpu" and not model.takes_text:
         # Convolutions are quicker so, attention is not. Trainings keep the layout that their truth was made with.
-        model.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model
 
 
 def load_any(study: Study, path: Path, adapter: Path | None = None, prompts: Sequence[str] = ()) -> DiffusionModel:
-    """Load a model of the study's kind; see :func:`load_model` and :func:`load_text_to_image`."""
+    """Load a model of the study's kind; see :func:`load_model` and :func:`load_stable_diffusion`."""
     config = study.model
     if config.kind == "text-to-image":
-        from dtrak.models.stable_diffusion import load_text_to_image
+        from dtrak.models.stable_diffusion import load_stable_diffusion
 
-        return load_text_to_image(path, study.resolution, adapter, getattr(torch, config.dtype), prompts)
+        return load_stable_diffusion(path, study.resolution, adapter, getattr(torch, config.dtype), prompts)
     return load_model(path, study.resolution, adapter, config.classes, config.null_class)
 
 

@@ -10,13 +10,15 @@ from peft.tuners.lora import LoraLayer
 
 from dtrak.config import TrainingConfig
 from dtrak.models.base import DiffusionModel
+from dtrak.models.conditioner import ClassConditioner
 
 ModelT = TypeVar("ModelT", bound=DiffusionModel)
 
 
 def add_lora(model: ModelT, config: TrainingConfig) -> ModelT:
     """Freeze the model's network and add LoRA by a recipe; see :func:`with_lora`. Returns the model."""
-    model.unet = with_lora(model.unet, config, bool(model.num_class_embeds))
+    classes = isinstance(model.conditioner, ClassConditioner) and bool(model.conditioner.count)
+    model.network = with_lora(model.network, config, classes)
     return model
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
@@ -83,21 +82,20 @@ def sample(model: DiffusionModel, settings: Sequence[GenerationSettings]) -> Ite
     alike = {(s.steps, s.guidance, s.negative, s.lora_scale) for s in settings}
     if len(alike) > 1:
         raise ValueError("pictures drawn together may differ in seed and label only")
-    scheduler = DDIMScheduler.from_config(model.scheduler.config, clip_sample=model.clips)
-    scheduler.set_timesteps(first.steps)
+    sampler = model.process.sampler(first.steps, model.codec.clips)
     x = initial_noise([s.seed for s in settings], model.latent_shape).to(model.device)
     condition = model.condition([s.label for s in settings])
-    free = model.free_condition(len(settings), first.negative) if first.guidance != 1 else None
-    for done, timestep in enumerate(scheduler.timesteps.tolist(), 1):
+    free = model.conditioner.free_condition(len(settings), first.negative) if first.guidance != 1 else None
+    for done, timestep in enumerate(sampler.times, 1):
         t = torch.full((len(settings),), timestep, device=model.device)
-        with task_threads(), lora_scaled(model.unet, first.lora_scale):
+        with task_threads(), lora_scaled(model.network, first.lora_scale):
             noise = model.predict(x, t, condition)
             if free is not None:
                 away = model.predict(x, t, free)
                 noise = away + first.guidance * (noise - away)
-        result = scheduler.step(noise, timestep, x)
-        x = result.prev_sample
-        yield SamplingStep(done, first.steps, timestep, x, result.pred_original_sample)
+        stepped = sampler.step(noise, timestep, x)
+        x = stepped.x
+        yield SamplingStep(done, first.steps, timestep, x, stepped.x0)
 
 
 def generate(model: DiffusionModel, settings: Sequence[GenerationSettings]) -> UInt8[np.ndarray, "n r r 3"]:

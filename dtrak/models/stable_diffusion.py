@@ -1,46 +1,42 @@
-"""Stable Diffusion 1.x as attribution sees it: ε_θ of latents, told a caption.
+"""The family "text-to-image": Stable Diffusion 1.x, tuned by LoRA: ε of the VAE's latents, told a caption.
 
-The network works on the VAE's latents. ``encode`` takes the mode of the VAE's posterior, as features
-and evaluation do; training draws from the posterior. Features use the conditional branch alone.
-VAE and text encoder are never trained.
+Features use the conditional branch alone. VAE and text encoder are never trained.
 """
 
-import functools
 import hashlib
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from diffusers.loaders import StableDiffusionLoraLoaderMixin
-from jaxtyping import Float, UInt8
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
-from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils.logging import disable_progress_bar
 
 from dtrak.models.base import DiffusionModel
+from dtrak.models.codec import VaeCodec
+from dtrak.models.conditioner import PromptConditioner
+from dtrak.models.pixel import save_adapter
+from dtrak.models.process import EpsilonDiffusion
 from dtrak.utils.errors import DtrakError
-from dtrak.utils.files import digest, read_json
+from dtrak.utils.files import atomic_files, digest, read_json
 
-PROMPTS_KEPT = 1024
-IMAGES_A_PASS = 8
 LORA_FILE = "pytorch_lora_weights.safetensors"
 
 
-class TextToImageModel(DiffusionModel):
+class StableDiffusion(DiffusionModel):
     """A latent ε-prediction UNet with its VAE, text encoder and tokenizer.
 
     Args:
-        prompts: what pictures are drawn of where nobody names a prompt.
+        prompts: to choose from where nobody writes one.
     """
 
-    takes_text = True
-    preview_every = 10  # a VAE's pass costs more than the step itself
+    codec: VaeCodec
+    conditioner: PromptConditioner
 
     def __init__(
         self,
@@ -50,107 +46,40 @@ class TextToImageModel(DiffusionModel):
         vae: Any,  # an AutoencoderKL
         text_encoder: CLIPTextModel,
         tokenizer: CLIPTokenizer,
+        dtype: torch.dtype = torch.float32,
         prompts: Sequence[str] = (),
     ):
-        super().__init__(unet, scheduler, resolution)
-        self.vae = vae
-        self.text_encoder, self.tokenizer = text_encoder.eval(), tokenizer
-        self.vae.eval()
-        self.prompts, self.clips = list(prompts), False
-        self._factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
-        self._scale: float = self.vae.config.scaling_factor
-        if resolution % self._factor:
-            raise DtrakError(f"Resolution {resolution} is not a multiple of the VAE's factor {self._factor}.")
-        self._embedding = functools.lru_cache(PROMPTS_KEPT)(self._embed)
-
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        side = self.resolution // self._factor
-        return (self.vae.config.latent_channels, side, side)
-
-    def to(self, device: torch.device | str) -> "TextToImageModel":
-        super().to(device)
-        self.vae.to(device)
-        self.text_encoder.to(device)
-        self._embedding.cache_clear()
-        return self
-
-    @torch.no_grad()
-    def encode(self, pixels: UInt8[np.ndarray, "n h w 3"]) -> Float[Tensor, "n c s s"]:
-        return torch.cat([p.mode() * self._scale for p in self._posteriors(pixels)]).float()
-
-    @torch.no_grad()
-    def decode(self, x: Float[Tensor, "n c s s"]) -> UInt8[np.ndarray, "n h w 3"]:
-        rows = [self.vae.decode(row[None].to(self.vae.dtype) / self._scale).sample for row in x]
-        images = torch.cat(rows).float().cpu().clamp(-1, 1)
-        return ((images + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
-
-    @torch.no_grad()
-    def training_inputs(self, pixels: UInt8[np.ndarray, "n h w 3"]) -> Float[Tensor, "n 4 c s s"]:
-        """Mean and standard deviation of the VAE's posterior of each image, and of its mirror image."""
-        pixels = np.asarray(pixels)
-        sides = [
-            torch.cat([torch.stack([p.mean, p.std], dim=1).float().cpu() for p in self._posteriors(images)])
-            for images in (pixels, pixels[:, :, ::-1])
-        ]
-        return torch.cat(sides, dim=1)
-
-    def training_input(
-        self, kept: Float[Tensor, "4 c s s"], flip: bool, random: np.random.Generator
-    ) -> Float[Tensor, "c s s"]:
-        mean, deviation = kept[2:] if flip else kept[:2]
-        noise = torch.from_numpy(random.standard_normal(tuple(mean.shape), np.float32))
-        return (mean + deviation * noise) * self._scale
-
-    def condition(self, names: Sequence[str | None]) -> Float[Tensor, "n tokens d"]:
-        """The text encoder's last hidden states; None is the empty prompt."""
-        return torch.stack([self._embedding(name or "") for name in names])
-
-    def free_condition(self, count: int, negative: str = "") -> Float[Tensor, "n tokens d"]:
-        return self.condition([negative] * count)
-
-    def told(self, condition: Tensor | None) -> dict[str, Tensor | None]:
-        return {"encoder_hidden_states": condition}
-
-    @property
-    def names(self) -> list[str]:
-        return list(self.prompts)
-
-    def check_name(self, name: str | None) -> None:
-        """Any text can be a prompt."""
+        conditioner = PromptConditioner(text_encoder, tokenizer, dtype, prompts)
+        super().__init__(unet, VaeCodec(vae, resolution), conditioner, EpsilonDiffusion(scheduler), resolution)
+        self.dtype = dtype
 
     def fingerprint(self) -> str:
-        unet: Any = self.unet
-        parts: dict[str, torch.nn.Module] = {"unet": unet, "vae": self.vae, "text_encoder": self.text_encoder}
+        """See :class:`DiffusionModel`."""
+        unet: Any = self.network
+        vae, tokenizer = self.codec.vae, self.conditioner.tokenizer
+        parts: dict[str, torch.nn.Module] = {"unet": unet, "vae": vae, "text_encoder": self.conditioner.text_encoder}
         configs = [
             {k: str(v) for k, v in dict(config).items() if not k.startswith("_")}
-            for config in (unet.config, self.vae.config)
+            for config in (unet.config, vae.config)
         ]
         scaling = {n: list(m.scaling.values()) for n, m in unet.named_modules() if isinstance(m, LoraLayer)}
-        words = [self.tokenizer.get_vocab(), self.tokenizer.model_max_length]
-        schedule = self.alphas_cumprod.cpu().tolist()
+        words = [tokenizer.get_vocab(), tokenizer.model_max_length]
+        schedule = self.process.schedule.cpu().tolist()
         states = {name: _state_digest(part) for name, part in parts.items()}
         return digest(["text-to-image", states, configs, scaling, words, schedule, self.resolution])
 
-    def _check_input(self) -> int:
-        return 1
+    def save(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+        """The adapter alone; see :class:`DiffusionModel`."""
+        network: Any = self.network
+        with atomic_files(folder) as scratch:
+            save_adapter(network, scratch, dtype)
 
-    def _posteriors(self, pixels: UInt8[np.ndarray, "n h w 3"]) -> Any:
-        for start in range(0, len(pixels), IMAGES_A_PASS):
-            part = np.array(pixels[start : start + IMAGES_A_PASS])
-            x = torch.from_numpy(part).permute(0, 3, 1, 2).float() / 127.5 - 1
-            yield self.vae.encode(x.to(self.device, self.vae.dtype)).latent_dist
 
-    @torch.no_grad()
-    def _embed(self, prompt: str) -> Float[Tensor, "tokens d"]:
-        tokens = self.tokenizer(
-            prompt,
-            padding="max_length",
-            max_length=self.tokenizer.model_max_length,
-            truncation=True,
-            return_tensors="pt",
-        )
-        return self.text_encoder(tokens.input_ids.to(self.device))[0][0].to(self.dtype)
+def blank_unet(resolution: int) -> tuple[Any, torch.Tensor, dict[str, torch.Tensor]]:
+    """Stable Diffusion 1.x's network with new weights, one input of its size, and what it is told."""
+    side = resolution // 8
+    network = UNet2DConditionModel(sample_size=side, cross_attention_dim=768, attention_head_dim=8)
+    return network, torch.zeros(1, 4, side, side), {"encoder_hidden_states": torch.zeros(1, 77, 768)}
 
 
 def _state_digest(module: torch.nn.Module) -> str:
@@ -161,9 +90,9 @@ def _state_digest(module: torch.nn.Module) -> str:
     return found.hexdigest()
 
 
-def load_text_to_image(
+def load_stable_diffusion(
     path: Path, resolution: int, adapter: Path | None, dtype: torch.dtype, prompts: Sequence[str] = ()
-) -> TextToImageModel:
+) -> StableDiffusion:
     """Load a directory that ``save_pretrained`` of a Stable Diffusion 1.x pipeline wrote, and a LoRA on it.
 
     Args:
@@ -211,9 +140,8 @@ def load_text_to_image(
             parameter.requires_grad_(tuned)
             if tuned:
                 parameter.data = parameter.data.float()
-    model = TextToImageModel(network, scheduler, resolution, vae, text_encoder, tokenizer, prompts)
-    model.dtype = dtype
-    model.unet.eval()
+    model = StableDiffusion(network, scheduler, resolution, vae, text_encoder, tokenizer, dtype, prompts)
+    model.network.eval()
     return model
 
 

@@ -110,7 +110,7 @@ class KeyedBatches:
         places = np.flatnonzero(self._weights[chosen].numpy() != 0)
         chosen = chosen[places]
         shape = self._model.latent_shape
-        can_drop = self._model.free_condition(1) is not None
+        can_drop = self._model.conditioner.free_condition(1) is not None
         x, timesteps, noise, names, keys = [], [], [], [], []
         for place, i in zip(places.tolist(), chosen.tolist(), strict=True):
             random = keyed_generator("training", self._config.seed, self._ids[i], epoch)
@@ -118,7 +118,7 @@ class KeyedBatches:
             timesteps.append(self._timestep(random, place / count, count))
             noise.append(torch.from_numpy(random.standard_normal(shape, np.float32)))
             flipped = self._config.flip and bool(flip < 0.5)
-            x.append(self._model.training_input(self._inputs[i], flipped, random))
+            x.append(self._model.codec.training_input(self._inputs[i], flipped, random))
             names.append(None if can_drop and drop < self._config.class_dropout else self._names[i])
             keys.append(int(random.integers(2**63)))
         device, empty = self._model.device, torch.zeros(0, *shape)
@@ -159,14 +159,6 @@ class SmoothAdamW:
         torch._foreach_mul_(self.parameters, 1 - rate * self.config.weight_decay)
         scale = -rate / (1 - beta1 ** (step + 1))
         torch._foreach_addcdiv_(self.parameters, self.first, corrected, scale)
-
-
-def loss_weights(model: DiffusionModel, timesteps: Tensor, gamma: float | None) -> Tensor:
-    """min(SNR, γ)/SNR for ε-prediction (Hang et al., 2023, arXiv 2303.09556), or ones."""
-    if gamma is None:
-        return torch.ones(len(timesteps), device=timesteps.device)
-    alpha = model.alphas_cumprod[timesteps]
-    return (gamma * (1 - alpha) / alpha).clamp(max=1)
 
 
 def clipped(gradients: Sequence[Tensor], norm: float | None) -> Sequence[Tensor]:
@@ -213,14 +205,14 @@ class Run:
         at_steps: Callable[[int], None] = lambda step: None,
     ) -> None:
         """Train to the last step. ``at_steps`` is called after each step, with the steps done."""
-        self.model.unet.train()
+        self.model.network.train()
         while self.step < self.steps:
             value = self._step()
             report(Progress(self.step, self.steps, value))
             if self.folder and (self.step % self.config.save_every == 0 or self.step == self.steps):
                 self._save()
             at_steps(self.step)
-        self.model.unet.eval()
+        self.model.network.eval()
 
     def _step(self) -> float:
         config, parameters = self.config, list(self.parameters.values())
@@ -244,11 +236,12 @@ class Run:
         errors = []
         for part in batch.parts(size):
             autocast = torch.autocast(model.device.type, torch.bfloat16, enabled=config.precision == "bf16")
-            with autocast, keyed_dropout(model.unet, config.dropout, config.dropout_modules, part.keys):
+            with autocast, keyed_dropout(model.network, config.dropout, config.dropout_modules, part.keys):
                 x_t = model.add_noise(part.x, part.noise, part.timesteps)
                 prediction = model.predict(x_t, part.timesteps, part.condition).float()
-            found = (prediction - part.noise).square().flatten(1).mean(1)
-            weights = part.weights * loss_weights(model, part.timesteps, config.min_snr_gamma)
+            target = model.process.target(part.x, part.noise, part.timesteps)
+            found = (prediction - target).square().flatten(1).mean(1)
+            weights = part.weights * model.process.loss_weights(part.timesteps, config.min_snr_gamma)
             scale = underflow_scale(model, prediction[0].numel() * config.batch_size)
             gradients = torch.autograd.grad((weights * found).sum() * scale / config.batch_size, parameters)
             if scale != 1:
@@ -267,21 +260,21 @@ class Run:
         with torch.no_grad():
             for name, p in self.parameters.items():
                 p.copy_(self.average[name])
-        self.model.unet.eval()
+        self.model.network.eval()
         try:
             yield
         finally:
             with torch.no_grad():
                 for name, p in self.parameters.items():
                     p.copy_(kept[name])
-            self.model.unet.train()
+            self.model.network.train()
 
     @torch.no_grad()
     def use_average(self) -> None:
         """Give the model the moving average of its parameters for good: the training is over."""
         for name, p in self.parameters.items():
             p.copy_(self.average[name])
-        self.model.unet.eval()
+        self.model.network.eval()
 
     def _save(self) -> None:
         assert self.folder is not None

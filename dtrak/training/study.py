@@ -9,9 +9,11 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from dtrak.config import TrainingConfig
-from dtrak.models.base import DiffusionModel, new_scheduler, new_unet, save_model
+from dtrak.models.base import DiffusionModel
+from dtrak.models.conditioner import ClassConditioner
 from dtrak.models.loading import frequent_prompts, load_any
 from dtrak.models.lora import add_lora
+from dtrak.models.pixel import PixelModel, new_scheduler, new_unet
 from dtrak.study.folder import StudyFolder, base_path, member_name, weights_digest
 from dtrak.training import loop
 from dtrak.utils.errors import DtrakError
@@ -33,7 +35,7 @@ def _initial_model(folder: StudyFolder) -> DiffusionModel:
     if study.model.unet:
         offset = 0 if study.model.null_class is None else 1
         classes = study.model.classes or {label: i + offset for i, label in enumerate(labels)}
-        return DiffusionModel(
+        return PixelModel(
             new_unet(study.model.unet),  # type: ignore[arg-type]
             new_scheduler(),
             study.resolution,
@@ -41,14 +43,8 @@ def _initial_model(folder: StudyFolder) -> DiffusionModel:
             study.model.null_class,
         )
     model = load_any(study, base_path(study), None, frequent_prompts(folder))
-    if model.num_class_embeds:
-        taken = set(model.classes.values()) | {model.null_class}
-        free = [i for i in range(model.num_class_embeds) if i not in taken]
-        new = [label for label in labels if label not in model.classes]
-        if len(new) > len(free):
-            raise DtrakError(f"The base has {len(free)} free classes; the data has {len(new)} new labels.")
-        model.classes = {label: model.classes.get(label, -1) for label in labels}
-        model.classes |= dict(zip(new, free, strict=False))
+    if isinstance(model.conditioner, ClassConditioner):
+        model.conditioner.learn(labels)
     if study.training.method == "lora":
         return add_lora(model, study.training)
     return model
@@ -69,7 +65,7 @@ def training_run(
     """
     model = initial_model(StudyFolder(folder.study.model_copy(update={"training": config})), device)
     table = folder.table
-    inputs = model.training_inputs(table.pixels[: table.train_size])
+    inputs = model.codec.training_inputs(table.pixels[: table.train_size])
     return loop.Run(model, config, inputs, table.train_ids, table.names[: table.train_size], place, weights)
 
 
@@ -93,7 +89,7 @@ def train_study(
         def at_step(step: int) -> None:
             if step in wanted:
                 with run.averaged_weights():
-                    save_model(model, folder.model_dir / wanted[step], torch.float16)
+                    model.save(folder.model_dir / wanted[step], torch.float16)
             if step % config.save_every == 0:
                 with run.averaged_weights():
                     on_save(model, step)
@@ -135,7 +131,7 @@ def train_member(
         run = training_run(folder, folder.study.training, path / "run", torch.from_numpy(mask).float(), device)
         run.train(report)
         with run.averaged_weights():
-            save_model(run.model, path, torch.float16)
+            run.model.save(path, torch.float16)
         used = [sample for sample, kept in zip(table.train_ids, mask, strict=True) if kept]
         content = {"number": number, "images": len(used), "precision": folder.study.training.precision}
         write_json(path / "member.json", {**content, "data": table.fingerprint()})

@@ -40,7 +40,7 @@ def by_hand(unet, size):
 def test_operations_are_those_of_a_real_pass(tiny):
     passes = count_passes(tiny.study)
     model = load_study_model(tiny)
-    layers = by_hand(model.unet, 16)
+    layers = by_hand(model.network, 16)
     assert layers <= passes.forward <= 1.2 * layers  # attention's products come on top
     assert passes.tuned == sum(p.numel() for p in model.parameters().values())
     assert 1.8 < passes.backward / passes.forward < 2.1

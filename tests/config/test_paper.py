@@ -9,8 +9,8 @@ from dtrak.config import load_study
 from dtrak.data.releases import release_rows
 from dtrak.data.rows import drawn
 from dtrak.evaluation.subsets import judged_timesteps
-from dtrak.models.base import new_unet
 from dtrak.models.lora import with_lora
+from dtrak.models.pixel import new_unet
 from dtrak.training.loop import learning_rate
 
 PAPER = ("cifar2", "cifar10", "celeba", "artbench2", "artbench5")

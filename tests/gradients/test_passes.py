@@ -37,7 +37,7 @@ def x(tiny, model):
 @pytest.mark.parametrize("name", OUTPUT_FUNCTIONS)
 def test_gradient_equals_oracle(tiny, model, x, name):
     fast = sample_gradients(model, x, "a", ROUND, SCHEDULE, [name])[0].numpy()
-    model.unet.double()
+    model.network.double()
     slow = oracle.gradient(model, x, "a", ROUND, name, SCHEDULE.timesteps, SCHEDULE.draws, SCHEDULE.seed)
     assert np.abs(fast - slow).max() <= 1e-4 * np.abs(slow).max()
 
@@ -70,7 +70,7 @@ def test_a_lora_with_its_class_embedding_is_split_by_rows(model, x):
     together = sample_gradients(model, x, "a", ROUND, SCHEDULE, outputs)
     for a, b in zip(sample_gradients(model, x, "a", ROUND, SCHEDULE, outputs, 3, apart=True), together, strict=True):
         assert torch.linalg.norm(a - b) <= 1e-4 * torch.linalg.norm(b)
-    assert _row_by_row[model.unet]
+    assert _row_by_row[model.network]
 
 
 def test_networks_of_unknown_layers_are_split_by_vmap(model, x, monkeypatch):
@@ -117,7 +117,7 @@ def test_feature_is_the_projected_oracle_gradient(model, x):
     config = FeatureConfig(output="loss", timesteps=4, projection_dim=32)
     extractor = FeatureExtractor(model, [config])
     fast = extractor(x, "a", "round")[0].vector
-    model.unet.double()
+    model.network.double()
     slow = oracle.gradient(model, x, "a", ROUND, "loss", config.timestep_list())
     projected = extractor._projectors[0](torch.from_numpy(slow)[None])[0].numpy()
     assert np.linalg.norm(fast - projected) <= 1e-4 * np.linalg.norm(projected)

@@ -200,7 +200,8 @@ def test_a_sweep_over_damping_equals_each_alone(attributor, query):
     features = attributor.features(query, [Setting("relative-if")])
     (side,) = attributor.sides(Setting("relative-if"))
     readout = attributor.readout(side)
-    vector = attributor.query_vector(Setting("relative-if"), side, features, query)
+    setting = Setting("relative-if")
+    vector = METHODS["relative-if"].query_vector(attributor, setting, side, features, query)
     swept = readout.sweep(vector, np.array([0.1, 10.0]), "influence", False)
     for row, damping in zip(swept, (0.1, 10.0), strict=True):
         np.testing.assert_allclose(row, readout.scores(vector, damping, "influence"), rtol=1e-6)

@@ -8,8 +8,8 @@ import torch
 from diffusers import DDPMScheduler, UNet2DModel
 
 from dtrak.config import TrainingConfig
-from dtrak.models.base import DiffusionModel, load_model, save_model
 from dtrak.models.lora import add_lora
+from dtrak.models.pixel import PixelModel, load_model
 from dtrak.utils.errors import DtrakError
 from tests.conftest import SIZE, write_model
 
@@ -35,17 +35,17 @@ def small_unet(channels=3, size=SIZE, classes=None):
 def test_a_bare_unconditional_network_loads(tmp_path):
     small_unet().save_pretrained(tmp_path)
     model = load_model(tmp_path, SIZE)
-    assert model.class_index("anything") is None
+    assert model.conditioner.class_index("anything") is None
     assert model.condition(["a", None]) is None
 
 
 def test_folded_pixels_round_trip():
-    model = DiffusionModel(small_unet(12, SIZE // 2), DDPMScheduler(), SIZE)
+    model = PixelModel(small_unet(12, SIZE // 2), DDPMScheduler(), SIZE)
     pixels = np.random.default_rng(0).integers(0, 256, (3, SIZE, SIZE, 3), np.uint8)
     x = model.encode(pixels)
     assert tuple(x.shape[1:]) == model.latent_shape == (12, SIZE // 2, SIZE // 2)
     np.testing.assert_array_equal(model.decode(x), pixels)
-    np.testing.assert_array_equal(model.decode(model.flip(x[0])[None])[0], pixels[0, :, ::-1])
+    np.testing.assert_array_equal(model.decode(model.codec.flip(x[0])[None])[0], pixels[0, :, ::-1])
 
 
 def test_an_adapter_saves_and_loads_to_the_same_prediction(tmp_path):
@@ -57,19 +57,19 @@ def test_an_adapter_saves_and_loads_to_the_same_prediction(tmp_path):
     with torch.no_grad():
         for p in model.parameters().values():
             p.copy_(torch.randn(p.shape).half())
-    save_model(model, tmp_path / "adapter", torch.float16)
+    model.save(tmp_path / "adapter", torch.float16)
     assert not (tmp_path / "adapter" / "README.md").exists()
     again = load_model(tmp_path / "base", SIZE, tmp_path / "adapter")
-    assert again.classes == {"a": 1}
+    assert again.conditioner.classes == {"a": 1}
     assert set(again.parameters()) == names
     x, t, c = torch.randn(2, 3, SIZE, SIZE), torch.tensor([1, 500]), torch.tensor([1, 0])
-    model.unet.eval()
+    model.network.eval()
     torch.testing.assert_close(model.predict(x, t, c), again.predict(x, t, c))
     assert model.fingerprint() == again.fingerprint()
 
 
 def test_a_fingerprint_sees_one_weight(tmp_path):
-    model = DiffusionModel(small_unet(), DDPMScheduler(), SIZE)
+    model = PixelModel(small_unet(), DDPMScheduler(), SIZE)
     before = model.fingerprint()
     with torch.no_grad():
         next(iter(model.parameters().values())).view(-1)[0] += 1e-6
@@ -89,9 +89,9 @@ def test_refusals_say_what_to_do(tmp_path):
     with pytest.raises(DtrakError, match="UNet2DConditionModel"):
         load_model(tmp_path / "pipeline", SIZE)
     with pytest.raises(DtrakError, match="channels"):
-        DiffusionModel(small_unet(4), DDPMScheduler(), SIZE)
+        PixelModel(small_unet(4), DDPMScheduler(), SIZE)
     with pytest.raises(DtrakError, match="resolution: 16"):
-        DiffusionModel(small_unet(12, 8), DDPMScheduler(), 32)
+        PixelModel(small_unet(12, 8), DDPMScheduler(), 32)
 
 
 def test_broken_weights_are_an_error(tmp_path):
@@ -102,6 +102,6 @@ def test_broken_weights_are_an_error(tmp_path):
 
 
 def test_a_label_without_a_class(tmp_path):
-    model = DiffusionModel(small_unet(classes=4), DDPMScheduler(), SIZE, {"a": 1})
+    model = PixelModel(small_unet(classes=4), DDPMScheduler(), SIZE, {"a": 1})
     with pytest.raises(DtrakError, match="no class for the label"):
-        model.class_index("b")
+        model.conditioner.class_index("b")

@@ -25,7 +25,7 @@ from dtrak.methods.subsets import load_subsets
 from dtrak.models.loading import load_study_model
 from dtrak.models.lora import lora_scaled
 from dtrak.models.sampling import GenerationSettings, generate, initial_noise, sample
-from dtrak.models.stable_diffusion import load_text_to_image
+from dtrak.models.stable_diffusion import load_stable_diffusion
 from dtrak.study.folder import StudyFolder, model_digest, recipe_digest
 from dtrak.training.loop import KeyedBatches
 from dtrak.training.study import initial_model
@@ -63,7 +63,9 @@ def test_only_the_adapter_is_tuned_and_training_moved_it(folder, model):
     assert all("lora_" in name and p.dtype == torch.float32 for name, p in model.parameters().items())
     moved = [name for name, p in model.parameters().items() if not torch.equal(p, start.parameters()[name])]
     assert len(moved) == len(model.parameters())
-    assert not any(p.requires_grad for part in (model.vae, model.text_encoder) for p in part.parameters())
+    assert not any(
+        p.requires_grad for part in (model.codec.vae, model.conditioner.text_encoder) for p in part.parameters()
+    )
 
 
 @pytest.mark.parametrize("output", ["loss", "mean-squared-l2-norm", "weighted-mse"])
@@ -71,7 +73,7 @@ def test_gradients_of_the_conditional_branch_equal_the_oracle(model, x, output):
     told = model.condition(["a round painting"])
     (chunk,) = gradient_chunks(model, x, "a", told, SCHEDULE, [output])
     fast = (oracle.flat(chunk)[0][0] / len(SCHEDULE.pairs)).numpy()
-    model.unet.double()
+    model.network.double()
     slow = oracle.gradient(model, x, "a", told.double(), output, SCHEDULE.timesteps, SCHEDULE.draws, SCHEDULE.seed)
     assert np.abs(fast - slow).max() <= 1e-4 * np.abs(slow).max()
 
@@ -97,7 +99,7 @@ def test_a_caption_and_a_prompt_matter(folder, model, x):
 
 def test_drawing_follows_diffusers(place, folder):
     """Our sampler against the pipeline of diffusers from the same noise, base weights, prompt and guidance."""
-    base = load_text_to_image(place / "base", SIDE, None, torch.float32)
+    base = load_stable_diffusion(place / "base", SIDE, None, torch.float32)
     pipeline = StableDiffusionPipeline.from_pretrained(place / "base", safety_checker=None)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, clip_sample=False)
@@ -133,10 +135,10 @@ def test_prompt_negative_guidance_and_lora_scale_each_matter(model):
 
 
 def test_without_its_lora_the_model_is_the_base(place, model):
-    base = load_text_to_image(place / "base", SIDE, None, torch.float32)
+    base = load_stable_diffusion(place / "base", SIDE, None, torch.float32)
     x_t, t = torch.randn(2, *model.latent_shape), torch.tensor([10, 800])
     told = model.condition(["a round painting", None])
-    with torch.no_grad(), lora_scaled(model.unet, 0.0):
+    with torch.no_grad(), lora_scaled(model.network, 0.0):
         torch.testing.assert_close(model.predict(x_t, t, told), base.predict(x_t, t, told))
     with torch.no_grad():
         assert not torch.allclose(model.predict(x_t, t, told), base.predict(x_t, t, told))
@@ -144,15 +146,15 @@ def test_without_its_lora_the_model_is_the_base(place, model):
 
 def test_training_draws_latents_and_drops_captions(folder):
     model, table = initial_model(folder), folder.table
-    inputs = model.training_inputs(table.pixels[:2])
+    inputs = model.codec.training_inputs(table.pixels[:2])
     random = np.random.default_rng(0)
-    drawn = torch.stack([model.training_input(inputs[0], False, random) for _ in range(400)])
+    drawn = torch.stack([model.codec.training_input(inputs[0], False, random) for _ in range(400)])
     mode = model.encode(table.pixels[:1])[0]
-    deviation = drawn.std(0) / (inputs[0, 1] * model._scale)
+    deviation = drawn.std(0) / (inputs[0, 1] * model.codec._scale)
     torch.testing.assert_close(deviation.mean(), torch.tensor(1.0), rtol=0.05, atol=0)
     assert (drawn.mean(0) - mode).abs().max() < 0.3 * drawn.std(0).max()
     mirrored = model.encode(np.asarray(table.pixels[:1])[:, :, ::-1])[0]
-    torch.testing.assert_close(inputs[0, 2] * model._scale, mirrored, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(inputs[0, 2] * model.codec._scale, mirrored, rtol=1e-4, atol=1e-4)
     config = folder.study.training.model_copy(update={"class_dropout": 1.0})
     names = ["a round painting"] * 2
     batch = KeyedBatches(model, config, inputs, table.train_ids[:2], names, torch.ones(2))(0)
@@ -162,7 +164,7 @@ def test_training_draws_latents_and_drops_captions(folder):
 def test_half_precision_weights_still_give_float32_features(place, folder):
     adapter = folder.model_dir / "checkpoint-1.00"
     exact, rounded = (
-        load_text_to_image(place / "base", SIDE, adapter, dtype) for dtype in (torch.float32, torch.bfloat16)
+        load_stable_diffusion(place / "base", SIDE, adapter, dtype) for dtype in (torch.float32, torch.bfloat16)
     )
     pixels = folder.table.pixels[:1]
     config = FeatureConfig(output="mean-squared-l2-norm", timesteps=4, projection_dim=64)
@@ -177,8 +179,8 @@ def test_half_precision_weights_still_give_float32_features(place, folder):
 
 def test_loras_of_peft_and_of_diffusers_load_to_the_same_model(place, folder, tmp_path):
     adapter = folder.model_dir / "checkpoint-1.00"
-    ours = load_text_to_image(place / "base", SIDE, adapter, torch.float32)
-    state = get_peft_model_state_dict(ours.unet)
+    ours = load_stable_diffusion(place / "base", SIDE, adapter, torch.float32)
+    state = get_peft_model_state_dict(ours.network)
     named = {name.removeprefix("base_model.model."): value for name, value in state.items()}
     StableDiffusionPipeline.save_lora_weights(tmp_path / "new", unet_lora_layers=named)
     old = {  # as attention processors were saved before peft
@@ -194,7 +196,7 @@ def test_loras_of_peft_and_of_diffusers_load_to_the_same_model(place, folder, tm
         tmp_path / "new" / "pytorch_lora_weights.safetensors",
         tmp_path / "old.safetensors",
     ):
-        theirs = load_text_to_image(place / "base", SIDE, source, torch.float32)
+        theirs = load_stable_diffusion(place / "base", SIDE, source, torch.float32)
         assert [p.shape for p in theirs.parameters().values()] == [p.shape for p in ours.parameters().values()]
         with torch.no_grad():
             torch.testing.assert_close(theirs.predict(x_t, t, told), ours.predict(x_t, t, told))
@@ -249,28 +251,28 @@ def test_captions_are_part_of_the_data(folder):
 def test_refusals_say_what_to_do(place, folder, tmp_path):
     adapter = folder.model_dir / "checkpoint-1.00"
     with pytest.raises(DtrakError, match="no Stable Diffusion"):
-        load_text_to_image(tmp_path, SIDE, None, torch.float32)
+        load_stable_diffusion(tmp_path, SIDE, None, torch.float32)
     with pytest.raises(DtrakError, match="no LoRA"):
-        load_text_to_image(place / "base", SIDE, tmp_path / "none", torch.float32)
+        load_stable_diffusion(place / "base", SIDE, tmp_path / "none", torch.float32)
     save_file({"unet.nowhere.lora_A.weight": torch.zeros(2, 2)}, tmp_path / "odd.safetensors")
     with pytest.raises(DtrakError, match="does not fit"):
-        load_text_to_image(place / "base", SIDE, tmp_path / "odd.safetensors", torch.float32)
+        load_stable_diffusion(place / "base", SIDE, tmp_path / "odd.safetensors", torch.float32)
     with pytest.raises(DtrakError, match="multiple of the VAE"):
-        load_text_to_image(place / "base", SIDE + 1, None, torch.float32)
+        load_stable_diffusion(place / "base", SIDE + 1, None, torch.float32)
     shutil.copytree(place / "base", tmp_path / "velocity")
     path = tmp_path / "velocity" / "scheduler" / "scheduler_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"prediction_type": "v_prediction"}))
     with pytest.raises(DtrakError, match="v_prediction"):
-        load_text_to_image(tmp_path / "velocity", SIDE, None, torch.float32)
+        load_stable_diffusion(tmp_path / "velocity", SIDE, None, torch.float32)
     path = tmp_path / "velocity" / "model_index.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"_class_name": "StableDiffusionXLPipeline"}))
     with pytest.raises(DtrakError, match="StableDiffusionXLPipeline"):
-        load_text_to_image(tmp_path / "velocity", SIDE, None, torch.float32)
+        load_stable_diffusion(tmp_path / "velocity", SIDE, None, torch.float32)
     shutil.copytree(adapter, tmp_path / "peft")
     state = load_file(tmp_path / "peft" / "adapter_model.safetensors")
     save_file({n: torch.zeros(3, 3) for n in state}, tmp_path / "peft" / "adapter_model.safetensors")
     with pytest.raises(DtrakError, match="does not fit"):
-        load_text_to_image(place / "base", SIDE, tmp_path / "peft", torch.float32)
+        load_stable_diffusion(place / "base", SIDE, tmp_path / "peft", torch.float32)
 
 
 def test_a_study_without_a_lora_is_refused(place, tmp_path, monkeypatch):
@@ -284,10 +286,10 @@ def test_a_study_without_a_lora_is_refused(place, tmp_path, monkeypatch):
 
 def test_fingerprints_see_the_loras_strength_and_the_vaes_factor(model):
     before = model.fingerprint()
-    with lora_scaled(model.unet, 5.0):
+    with lora_scaled(model.network, 5.0):
         assert model.fingerprint() != before
     assert model.fingerprint() == before
-    model.vae.register_to_config(scaling_factor=0.5)
+    model.codec.vae.register_to_config(scaling_factor=0.5)
     assert model.fingerprint() != before
 
 
@@ -315,7 +317,7 @@ def test_float16_cotangents_do_not_underflow(place, folder):
     configs = [FeatureConfig(output="loss", timesteps=4, projection_dim=64, apart=apart) for apart in (False, True)]
     found = []
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
-        model = load_text_to_image(place / "base", SIDE, adapter, dtype)
+        model = load_stable_diffusion(place / "base", SIDE, adapter, dtype)
         for config in configs:
             (feature,) = FeatureExtractor(model, [config])(model.encode(pixels)[0], "a", "a round painting")
             found.append(feature.vector)

@@ -26,7 +26,7 @@ def test_from_seed_to_the_librarys_answer(context, server, built, source, monkey
     tile = top_tile(page)
     pictures_load(page)
     attributor = Attributor(StudyFolder(load_study(str(source / "tiny.yaml"))))
-    label = next(iter(attributor.model.classes))
+    label = attributor.model.names[0]
     query = generate_query(attributor, GenerationSettings(11, 6, label, 1.0))
     answer = attributor.attribute(query, attributor.features(query, [Setting("dtrak")]), "dtrak")
     assert tile.get_attribute("data-id") == answer.proponents[0].record.id

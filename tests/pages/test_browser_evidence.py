@@ -32,7 +32,7 @@ def test_a_toggle_changes_the_ranking_as_the_library_says(context, server, built
     expect(page.get_by_text("Overlap, previous")).to_be_visible(timeout=60_000)
     page.wait_for_function("!document.querySelector('[data-testid=stProgress]')")
     attributor = Attributor(StudyFolder(load_study(str(source / "tiny.yaml"))))
-    query = generate_query(attributor, GenerationSettings(31, 6, next(iter(attributor.model.classes)), 1.0))
+    query = generate_query(attributor, GenerationSettings(31, 6, attributor.model.names[0], 1.0))
     setting = Setting("dtrak", output="l1-norm", timesteps=5, damping=0.3162)
     scores, _ = attributor.scores(setting, query, attributor.features(query, [setting]))
     order = [attributor.table.train_ids[i] for i in np.argsort(-scores)[: int((scores > 0).sum())]][:12]
@@ -85,7 +85,7 @@ def test_scrubbing_ranks_by_a_band_of_timesteps(context, server, built, source, 
         page.keyboard.press("ArrowLeft")
     expect(page.get_by_text("1 of 5 parts")).to_be_visible(timeout=30_000)
     attributor = Attributor(StudyFolder(load_study(str(source / "tiny.yaml"))))
-    query = generate_query(attributor, GenerationSettings(34, 6, next(iter(attributor.model.classes)), 1.0))
+    query = generate_query(attributor, GenerationSettings(34, 6, attributor.model.names[0], 1.0))
     setting = Setting("dtrak", damping=10.0**-1)
     split = split_by_timestep(attributor, setting, query, attributor.features(query, [setting]))
     best = attributor.table.train_ids[int(split.scores[0].argmax())]

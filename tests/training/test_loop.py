@@ -60,7 +60,7 @@ def test_leaving_samples_out_changes_nothing_else(setting):
         places = [
             i
             for i in range(len(a.x))
-            if not (a.x[i] == latents[3]).all() and not (a.x[i] == model.flip(latents[3])).all()
+            if not (a.x[i] == latents[3]).all() and not (a.x[i] == model.codec.flip(latents[3])).all()
         ]
         missing += len(a.x) - len(places)
         assert (a.x[places] == b.x).all()
@@ -127,17 +127,17 @@ def test_parts_of_a_batch_add_up_and_dropout_belongs_to_samples(tiny, setting):
     kept[gone] = 0
     without = KeyedBatches(model, config, inputs, ids, names, kept)(0)
     assert without.keys == everyone.keys[1:]
-    model.unet.train()
+    model.network.train()
 
     def predictions(batch):
-        with torch.no_grad(), keyed_dropout(model.unet, 0.3, "", batch.keys):
+        with torch.no_grad(), keyed_dropout(model.network, 0.3, "", batch.keys):
             return model.predict(batch.x, batch.timesteps, batch.condition)
 
     torch.testing.assert_close(predictions(without), predictions(everyone)[1:], rtol=1e-4, atol=1e-5)
     with torch.no_grad():
         plain = model.predict(everyone.x, everyone.timesteps, everyone.condition)
     assert not torch.allclose(plain, predictions(everyone), atol=1e-3)
-    assert not any(isinstance(m, KeyedDropout) for m in model.unet.modules())
+    assert not any(isinstance(m, KeyedDropout) for m in model.network.modules())
 
 
 def test_clipping_bounds_the_joint_norm():
