@@ -1,4 +1,4 @@
-"""The app: ``streamlit run app.py``. Routes to ``pages/`` and shows which study is open."""
+"""The app: ``streamlit run app.py``. Routes to ``pages/`` and shows the study picker."""
 
 import streamlit as st
 
@@ -22,4 +22,4 @@ choose_study()
 if page not in (home, about):
     wait_until_loaded()
 page.run()
-load()  # so that the next page need not wait
+load()  # in the background, for the next page

@@ -1,1 +1,1 @@
-"""Measurements, each against the thing it claims to beat and against the floor, in one run."""
+"""Benchmarks, each compared in the same run with its baseline and with a lower bound (the floor)."""

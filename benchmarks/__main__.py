@@ -1,8 +1,8 @@
-"""``python -m benchmarks``: the demo's index, a query and a toggle; tables go to ``docs/benchmarks.md``.
+"""``python -m benchmarks``: the demo's index, a query and a changed setting; writes tables to ``docs/benchmarks.md``.
 
 :mod:`benchmarks.features` and :mod:`benchmarks.projections` measure gradients and projections (``make bench`` installs
-what they are compared with), :mod:`benchmarks.size` the index as it grows, :mod:`benchmarks.engines` Ray,
-:mod:`benchmarks.app` the app's start, :mod:`benchmarks.pages` its pages in a large study.
+the packages they are compared with), :mod:`benchmarks.size` indexes of growing size, :mod:`benchmarks.engines` Ray,
+:mod:`benchmarks.app` the app's start, and :mod:`benchmarks.pages` its pages for a large study.
 """
 
 import os
@@ -32,7 +32,7 @@ COMMAND = "python -m benchmarks"
 
 
 def index_rows(folder: StudyFolder) -> list[Row]:
-    """Building the whole demo index from prepared data, in a fresh workspace."""
+    """Building the demo's index from prepared data, in a new workspace."""
     with tempfile.TemporaryDirectory() as scratch:
         shutil.copytree(folder.data, Path(scratch) / "demo" / "data")
         command = [sys.executable, "-m", "index_builder", "build", "demo", "--index-only"]
@@ -54,7 +54,7 @@ def index_rows(folder: StudyFolder) -> list[Row]:
 
 
 def query_rows(folder: StudyFolder) -> list[Row]:
-    """A query beyond its gradient at N = 1,000, and sampling."""
+    """A query after its gradient at N = 1,000, and sampling an image."""
     identity = {"output": "loss", "projection": {"dim": 4096}, "dtype": "float32"}
     random = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as scratch:
@@ -86,7 +86,7 @@ def query_rows(folder: StudyFolder) -> list[Row]:
 
 
 def toggle_rows() -> list[Row]:
-    """From a toggle to a new ranking at N = 1,000: no gradient, nothing kept from the setting before."""
+    """From a changed setting to a new ranking at N = 1,000, without cached results of the previous setting."""
     parts = 10
     identity = {"output": "loss", "projection": {"dim": 4096}, "dtype": "float32", "parts": parts}
     random = np.random.default_rng(0)
@@ -123,7 +123,7 @@ def toggle_rows() -> list[Row]:
 
 
 def lds_seconds(readout: Readout, random: np.random.Generator) -> float:
-    """From another λ to the LDS and its interval, what the Ablate page does at a toggle."""
+    """From a changed λ to the LDS and its interval, as on the Ablate page."""
     queries = random.standard_normal((200, 4096)).astype(np.float32)
     masks, losses = random.random((64, len(readout.features))) < 0.5, random.standard_normal((64, 200))
     dampings = iter(np.geomspace(1e-3, 1e3, 1000).tolist())
@@ -136,7 +136,7 @@ def lds_seconds(readout: Readout, random: np.random.Generator) -> float:
 
 
 def main() -> None:
-    """Measure, print and write."""
+    """Run the benchmarks, print the tables and write them to the docs."""
     folder = StudyFolder(load_study("demo"))
     publish(COMMAND, query_rows(folder) + toggle_rows() + index_rows(folder))
 

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.app``: from the command to the first page, in a real browser, and the pages after it."""
+"""``python -m benchmarks.app``: time from the command to the first page, in a real browser."""
 
 import os
 import socket
@@ -17,14 +17,14 @@ STARTS = 3
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """A free port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def start_seconds(path: str, ready: str) -> tuple[float, float]:
-    """From starting the app to its server's answer, and to a page of which the selector ``ready`` is there."""
+    """Seconds from starting the app to the server's first answer, and until the selector ``ready`` is on the page."""
     port = free_port()
     command = [sys.executable, "-m", "streamlit", "run", "app.py", "--server.port", str(port), "--server.headless=true"]
     with sync_playwright() as playwright:
@@ -51,7 +51,7 @@ def start_seconds(path: str, ready: str) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Measure, print and write."""
+    """Run the benchmark, print the table and write it to the docs."""
     answered, drawn = sorted(start_seconds("", "img") for _ in range(STARTS))[STARTS // 2]
     deep = sorted(start_seconds("generate", "[data-testid=stBaseButton-primary]")[1] for _ in range(STARTS))
     rows: list[Row] = [

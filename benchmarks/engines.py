@@ -1,4 +1,4 @@
-"""``python -m benchmarks.engines``: features by processes of this machine and by Ray, with one worker and two."""
+"""``python -m benchmarks.engines``: features with local processes and with Ray, with one and two workers."""
 
 import tempfile
 import time
@@ -16,13 +16,13 @@ from dtrak.execution.engines import Engine, Local
 from dtrak.execution.ray_engine import Ray
 from dtrak.study.folder import StudyFolder
 
-K = 50  # minutes of work, as larger studies have
+K = 50  # enough for minutes of work, as in larger studies
 SETS = tuple(FeatureConfig(output=output, timesteps=K) for output in ("mean-squared-l2-norm", "loss"))
 
 
 @contextmanager
 def fresh_demo() -> Iterator[StudyFolder]:
-    """The demo with its data prepared and nothing built."""
+    """The demo with prepared data and nothing built."""
     with tempfile.TemporaryDirectory() as scratch, pytest.MonkeyPatch.context() as patch:
         patch.setenv("DTRAK_WORKSPACE", scratch)
         folder = StudyFolder(load_study("demo"))
@@ -31,7 +31,7 @@ def fresh_demo() -> Iterator[StudyFolder]:
 
 
 def seconds(engine: Engine) -> tuple[float, float]:
-    """Of the whole build, and from its first finished shard to the last: without starting workers."""
+    """Seconds of the whole build, and extrapolated from the time between its first and last shard (without startup)."""
     with fresh_demo() as folder:
         ticks = []
         start = time.perf_counter()
@@ -41,8 +41,8 @@ def seconds(engine: Engine) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Measure, print and write."""
-    assert Path("configs").is_dir(), "run it in the checkout"
+    """Run the benchmark, print the table and write it to the docs."""
+    assert Path("configs").is_dir(), "run this in the checkout"
     engines: dict[str, Engine] = {
         "local, 1 worker": Local(1),
         "local, 2 workers": Local(2),

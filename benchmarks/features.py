@@ -1,4 +1,4 @@
-"""``python -m benchmarks.features``: features against a plain forward and backward, and the reference recipe."""
+"""``python -m benchmarks.features``: features vs a plain forward and backward pass and the reference recipe."""
 
 import argparse
 from collections.abc import Callable, Sequence
@@ -27,7 +27,7 @@ OUTPUTS = ("mean-squared-l2-norm", "loss")
 
 
 class RandomPrompts(Conditioner):
-    """Random numbers in place of a caption."""
+    """Random conditioning instead of captions."""
 
     takes_text, names = True, []
 
@@ -55,7 +55,7 @@ class RandomPrompts(Conditioner):
 
 
 class Captioned(PixelModel):
-    """A text-to-image network alone: told random numbers in place of a caption, given noise in place of latents."""
+    """A text-to-image network without VAE and text encoder: random conditioning, and noise as latents."""
 
     def __init__(self, network: torch.nn.Module, scheduler: Any, resolution: int):
         config: Any = network.config
@@ -68,11 +68,11 @@ class Captioned(PixelModel):
 
 @dataclass(frozen=True)
 class Subject:
-    """A model to measure: as diffusers and peft make it, and as dtrak loads it; one input and a name for it.
+    """A model to benchmark, as built by diffusers and peft (``plain``) and as loaded by dtrak, with one input.
 
     Attributes:
-        timesteps: that a feature looks at.
-        repeats: of each measurement.
+        timesteps: timesteps of a feature.
+        repeats: repetitions of each measurement.
     """
 
     title: str
@@ -85,7 +85,7 @@ class Subject:
 
     @classmethod
     def of_study(cls, title: str, study: str, x: torch.Tensor) -> "Subject":
-        """A study that is built."""
+        """From a built study."""
         folder = StudyFolder(load_study(study))
         config = trained_model_config(folder)
         assert config.path
@@ -94,7 +94,7 @@ class Subject:
 
     @classmethod
     def lora_study(cls) -> "Subject":
-        """ArtBench's network and LoRA with random weights, which cost what trained ones do."""
+        """ArtBench's network and LoRA with random weights, which take the same time as trained ones."""
         study = load_study("artbench2")
         network, x, _ = new_network(study)
         model = Captioned(network, new_scheduler(), study.resolution)
@@ -103,17 +103,17 @@ class Subject:
 
     @property
     def tuned(self) -> int:
-        """Weights attributed over."""
+        """The number of tuned weights."""
         return sum(p.numel() for p in self.model.parameters().values())
 
     def features(self, *outputs: str, apart: bool = False) -> Callable[[], object]:
-        """What computes the features of one image."""
+        """A function that computes the features of one image."""
         configs = [FeatureConfig(output=o, timesteps=self.timesteps, projection_dim=DIM, apart=apart) for o in outputs]
         extractor = FeatureExtractor(self.model, configs)
         return lambda: extractor(self.x, "a", self.label)
 
     def floor(self, model: DiffusionModel) -> Callable[[], object]:
-        """A plain forward and backward of one image at all timesteps: what no feature can go below."""
+        """A plain forward and backward pass of one image at all timesteps: the lower bound for a feature."""
         timesteps = torch.arange(0, 1000, 1000 // self.timesteps)
         batch, noise = self.x.expand(len(timesteps), *self.x.shape), torch.randn(len(timesteps), *self.x.shape)
         condition = model.condition([self.label] * len(timesteps))
@@ -127,7 +127,7 @@ class Subject:
 
 
 def feature_rows(subject: Subject) -> list[Row]:
-    """Features against a plain pass."""
+    """Features compared with a plain pass."""
     works = [
         subject.floor(subject.plain),
         subject.features(OUTPUTS[0]),
@@ -148,7 +148,7 @@ def feature_rows(subject: Subject) -> list[Row]:
 
 
 def reference_rows(subject: Subject) -> list[Row]:
-    """The reference recipe, once, at the same k, and our feature after it; it changes the plain model: call it last."""
+    """The reference recipe, once, at the same k, then dtrak's feature. Modifies the plain model, so call it last."""
     rows = []
     index = next(iter(subject.plain.classes.values()))
     for count in (1, 8):
@@ -170,7 +170,7 @@ def _clock(seconds: float) -> str:
 
 
 def pixel() -> list[Row]:
-    """The demo's LoRA and its base, and the reference recipe on both."""
+    """The demo's LoRA and its base, each with the reference recipe."""
     folder = StudyFolder(load_study("demo"))
     x = load_study_model(folder).encode(folder.table.pixels[:1])[0]
     demo = Subject.of_study("demo (LoRA)", "demo", x)
@@ -179,7 +179,7 @@ def pixel() -> list[Row]:
 
 
 def text() -> list[Row]:
-    """A LoRA of Stable Diffusion."""
+    """A LoRA on Stable Diffusion."""
     return feature_rows(Subject.lora_study())
 
 
@@ -187,7 +187,7 @@ PARTS = {"pixel": pixel, "text": text}
 
 
 def main() -> None:
-    """Measure some parts, or all; each has a table of its own."""
+    """Run some parts, or all; each writes its own table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parts", nargs="*", metavar="|".join(PARTS), help="default: all")
     for part in parser.parse_args().parts or PARTS:

@@ -1,4 +1,4 @@
-"""``python -m benchmarks.gpu``: features on a GPU at the paper's full sizes, against a plain forward and backward."""
+"""``python -m benchmarks.gpu``: features on a GPU at the paper's sizes, vs a plain forward and backward pass."""
 
 import functools
 import json
@@ -15,7 +15,7 @@ from dtrak.models.pixel import PixelModel, new_scheduler
 
 
 def seconds(work: Callable[[], object], repeats: int = 5) -> float:
-    """Median wall time of synchronised calls, after two to warm up."""
+    """Median wall time of synchronised calls, after two warm-up calls."""
     found = []
     for _ in range(repeats + 2):
         torch.cuda.synchronize()
@@ -27,7 +27,7 @@ def seconds(work: Callable[[], object], repeats: int = 5) -> float:
 
 
 def measure(study_name: str, timesteps: int) -> dict[str, object]:
-    """Milliseconds and peak memory of one image's feature and of its floor."""
+    """Milliseconds and peak memory of one image's feature, and milliseconds of its floor (a plain pass)."""
     study = load_study(study_name)
     network, x, _ = new_network(study)
     make = Captioned if study.model.kind == "text-to-image" else PixelModel
@@ -55,7 +55,7 @@ def measure(study_name: str, timesteps: int) -> dict[str, object]:
 
 
 def main() -> None:
-    """Print one JSON line a study and precision."""
+    """Print one JSON line per study and precision."""
     for tf32 in (False, True):
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
         for study, timesteps in (("cifar2", 10), ("cifar2", 100), ("artbench2", 10)):

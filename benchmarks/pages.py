@@ -1,7 +1,7 @@
-"""``python -m benchmarks.pages``: the Attribution and Ablate pages of a study of 50,000 images, by Streamlit's AppTest.
+"""``python -m benchmarks.pages``: the Attribution and Ablate pages for a study of 50,000 images (AppTest).
 
-The study is whole but for its features, which are drawn like real ones (:mod:`benchmarks.size`): tiny pictures, a tiny
-network. A page is the app's own script, from its first line to its last.
+The study has tiny images, a tiny network and synthetic features (:mod:`benchmarks.size`). A page run is one execution
+of the app's script.
 """
 
 import os
@@ -33,7 +33,7 @@ LIKE = {"mean-squared-l2-norm": DTRAK, "loss": TRAK}
 
 
 def write_study(folder: Path) -> Path:
-    """Pictures, network and YAML."""
+    """Write images, network and YAML file."""
     images = folder / "images"
     images.mkdir()
     random = np.random.default_rng(0)
@@ -53,7 +53,7 @@ def write_study(folder: Path) -> Path:
 
 
 def build(folder: StudyFolder) -> None:
-    """Features as drawn, under the identity that the study's own would have; and the index."""
+    """Write synthetic features under the study's identities, and build the index."""
     side, stores = TrainingSide(folder), []
     for config in folder.study.features:
         store = FeatureStore.create(folder.features, side.identity(config), ROWS, shard_size(ROWS))
@@ -65,13 +65,13 @@ def build(folder: StudyFolder) -> None:
 
 
 def memory() -> float:
-    """Bytes of this process that are not files mapped into it."""
+    """Bytes of anonymous memory of this process, without mapped files."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return float(next(line.split()[1] for line in lines if line.startswith("RssAnon"))) * 1024
 
 
 def timed(app: AppTest) -> float:
-    """Seconds of one run of a page; what it leaves to be worked out beside it is awaited, not counted."""
+    """Seconds of one page run; background jobs that it starts are awaited but not counted."""
     start = time.perf_counter()
     app.run()
     seconds = time.perf_counter() - start
@@ -82,14 +82,14 @@ def timed(app: AppTest) -> float:
 
 
 def page_rows(study: str, run: str) -> list[Row]:
-    """Toggles on both pages."""
+    """Changed settings on both pages."""
     app = AppTest.from_file(str(ROOT / "app.py"), default_timeout=300)
     rows: list[Row] = []
     for page, slider in (("attribution", "damping_dtrak"), ("ablate", "ablate_power_dtrak")):
         app.query_params.update({"study": study, "run": run})
         app.run()
         app.query_params.update({"study": study, "run": run})
-        timed(app.switch_page(f"pages/{page}.py"))  # the picture's own gradient
+        timed(app.switch_page(f"pages/{page}.py"))  # computes the query's gradient
         timed(app)
         seconds = []
         for i in range(TOGGLES):
@@ -104,7 +104,7 @@ def page_rows(study: str, run: str) -> list[Row]:
 
 
 def main() -> None:
-    """Measure, print and write."""
+    """Run the benchmark, print the table and write it to the docs."""
     scratch = Path(tempfile.mkdtemp(dir=Path.cwd(), prefix=".bench-"))
     try:
         os.environ |= {"DTRAK_WORKSPACE": str(scratch / "workspace"), "DTRAK_CONFIGS": str(scratch)}

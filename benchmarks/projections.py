@@ -1,4 +1,4 @@
-"""``python -m benchmarks.projections``: the sparse projection against a bare pass over the gradient, and dattri's."""
+"""``python -m benchmarks.projections``: the sparse projection vs one read of the gradient and vs dattri."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,7 @@ SIZES = ((821_120, 4096), (4_992_012, 4096), (38_307_203, 32_768))  # the demo's
 
 
 def projection_rows(tuned: int, dim: int) -> list[Row]:
-    """The sparse projection of one gradient against a bare pass over it, and against one that scatters."""
+    """The sparse projection of one gradient compared with one read of it, and with torch's ``index_add_``."""
     sparse, gradient = SparseProjector(tuned, dim, 0), torch.randn(1, tuned)
     ours, read = medians([lambda: sparse(gradient), lambda: gradient.sum()], 99)
     buckets, signs = torch.randint(dim, (tuned,)), torch.randn(tuned).sign()
@@ -29,7 +29,7 @@ def projection_rows(tuned: int, dim: int) -> list[Row]:
 
 
 def dattri_rows(tuned: int, dim: int) -> list[Row]:
-    """dattri's dense projection of the same gradient; its SJLT runs on CUDA alone."""
+    """dattri's dense projection of the same gradient; its SJLT needs CUDA."""
     from dattri.func.projection import random_project
 
     gradient = torch.randn(1, tuned)
@@ -62,7 +62,7 @@ def _dattri(dim: int) -> Callable[[torch.Tensor, int], torch.Tensor]:
 def _spread(
     project: Callable[[torch.Tensor, int], torch.Tensor], dim: int, size: int = 3000, draws: int = 200
 ) -> float:
-    """The variance of projected inner products over seeds, as a share of its bound."""
+    """The variance of projected inner products over seeds, relative to its bound."""
     generator = torch.Generator().manual_seed(0)
     x, noise = torch.randn(2, size, generator=generator)
     pair = torch.stack([x, 0.5 * x + noise])
@@ -76,7 +76,7 @@ def _spread(
 
 
 def main() -> None:
-    """Measure, print and write."""
+    """Run the benchmark, print the table and write it to the docs."""
     with task_threads():
         rows = [row for size, dim in SIZES for row in projection_rows(size, dim)]
         rows += dattri_rows(SIZES[0][0], 512)

@@ -1,9 +1,9 @@
-"""``python -m benchmarks.recipes BASE FACES OUT``: fine-tunings of the demo, from their cost and quality to smoothness.
+"""``python -m benchmarks.recipes BASE FACES OUT``: cost, quality and smoothness of fine-tuning recipes for the demo.
 
-Each recipe trains the base on the faces, draws 256 of their captions, and walks the training backwards for two
-queries: the norm of the adjoint of the parameters says whether a derivative through the training means anything
-(a norm that grows by orders of magnitude does not). One JSON line and one sheet of samples a recipe in OUT;
-recipes that are there already are skipped. ``--recipes FILE`` gives them as JSON: name → keys of ``training``.
+Each recipe fine-tunes the base on the faces, generates images for 256 captions, and backpropagates through the training
+for two queries: derivatives through the training are meaningful only if the norm of the parameters' adjoint does not
+grow by orders of magnitude. Writes one JSON line and one sheet of samples per recipe to OUT; existing recipes are
+skipped. ``--recipes FILE`` is a JSON file: name → keys of ``training``.
 """
 
 import argparse
@@ -42,7 +42,7 @@ COMMON: dict[str, Any] = {
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Ids, captions and pixels of the training and the held-out faces."""
+    """Ids, captions and pixels of the training and held-out faces."""
     found: dict[str, Any] = {}
     for split in ("train", "heldout"):
         rows = [row for row in pq.read_table(path).to_pylist() if row["split"] == split]
@@ -52,7 +52,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def query_losses(model: DiffusionModel, x: Tensor, ids: list[str], names: list[str], count: int) -> Tensor:
-    """Loss of each picture, mean over ``count`` timesteps with keyed noise; differentiable."""
+    """The loss of each image, averaged over ``count`` timesteps with keyed noise; differentiable."""
     total: Tensor = torch.zeros(len(x), device=x.device)
     condition = model.condition(names)
     for t in range(0, 1000, 1000 // count):
@@ -68,7 +68,7 @@ def adjoint_norms(run: Run, states: list[tuple[list[Tensor], ...]], queries: lis
 
     Args:
         states: parameters and both moments before each step.
-        queries: the gradient of each query's loss at the averaged weights, flat.
+        queries: the flattened gradient of each query's loss at the averaged weights.
     """
     config, parameters = run.config, list(run.parameters.values())
     beta1, beta2 = config.betas
@@ -114,7 +114,7 @@ def adjoint_norms(run: Run, states: list[tuple[list[Tensor], ...]], queries: lis
 
 
 def measure(name: str, keys: dict[str, Any], base: Path, faces: Path, out: Path, device: str, growth: bool) -> None:
-    """Train, draw, walk back; write the recipe's line and sheet."""
+    """Train, generate and backpropagate; write the recipe's JSON line and sheet."""
     torch.manual_seed(0)
     data = read(faces)
     keys = {**COMMON, **keys}

@@ -1,4 +1,4 @@
-"""The reference recipe: ``vmap(grad)`` over a batch of samples and TRAK's own dense CPU projector."""
+"""The reference recipe: ``vmap(grad)`` over a batch of samples and TRAK's dense CPU projector."""
 
 import time
 
@@ -15,7 +15,7 @@ def reference_seconds_per_sample(
 ) -> tuple[float, float]:
     """Seconds per sample for mean gradients over ``timesteps``, and for their projection by ``traker``.
 
-    Its projector draws the matrix anew at each call, so the cost per sample falls with the batch.
+    The projector regenerates its matrix at each call, so the cost per sample decreases with the batch size.
     """
     from trak.projectors import BasicProjector, ProjectionType
 

@@ -1,4 +1,4 @@
-"""Tables in the documents, between marks that name the command, so that what people wrote around them stays."""
+"""Writing benchmark tables into the docs, between marks that name the command."""
 
 import os
 import platform
@@ -22,7 +22,7 @@ def median_seconds(work: Callable[[], object], repeats: int = 9) -> float:
 
 
 def medians(works: Sequence[Callable[[], object]], repeats: int = 9) -> list[float]:
-    """Median wall times of things to compare, after one warm-up, in turns: a busy neighbour slows all alike."""
+    """Median wall times of several functions after one warm-up, interleaved so that other load affects all equally."""
     times: list[list[float]] = [[] for _ in works]
     for turn in range(repeats + 1):
         for work, of_work in zip(works, times, strict=True):
@@ -34,7 +34,7 @@ def medians(works: Sequence[Callable[[], object]], repeats: int = 9) -> list[flo
 
 
 def machine() -> str:
-    """Processor, cores and versions, in words."""
+    """A description of the processor, cores and versions."""
     cpuinfo = Path("/proc/cpuinfo")
     text = cpuinfo.read_text() if cpuinfo.exists() else ""
     found = re.search(r"model name\s*: (.*)", text)
@@ -47,13 +47,17 @@ def machine() -> str:
 
 
 def table(rows: list[Row]) -> str:
-    """Markdown: what was measured, the number, and what it stands against."""
+    """A Markdown table: what was measured, the result, and what it is compared with."""
     lines = ["| what | measured | against |", "|---|--:|---|", *(f"| {a} | {b} | {c} |" for a, b, c in rows)]
     return "\n".join(lines) + "\n"
 
 
 def write_table(document: str, command: str, text: str) -> None:
-    """Put a table between its marks in a document of ``docs/``; the machine and the command stand above it."""
+    """Replace the table between its marks in a file of ``docs/``.
+
+    Raises:
+        ValueError: the file has no mark for the command.
+    """
     path, start = ROOT / "docs" / document, f"<!-- table: {command} -->\n"
     before, _, rest = path.read_text(encoding="utf-8").partition(start)
     if not rest:
@@ -62,7 +66,7 @@ def write_table(document: str, command: str, text: str) -> None:
 
 
 def publish(command: str, rows: list[Row]) -> None:
-    """Print a table and put it into docs/benchmarks.md."""
+    """Print a table and write it to docs/benchmarks.md, with the command and the machine."""
     text = f"`{command}` on {machine()}.\n\n{table(rows)}"
     print(text)
     write_table("benchmarks.md", command, text)

@@ -1,4 +1,4 @@
-"""The estimates of docs/scale.md: ``python -m benchmarks.scale`` writes its table again."""
+"""``python -m benchmarks.scale``: writes the table of estimates in docs/scale.md."""
 
 from benchmarks.report import write_table
 from dtrak.build.plan import DEVICES, estimate
@@ -10,7 +10,7 @@ STUDIES = ("cifar2", "cifar10", "celeba", "artbench2", "artbench5")
 
 
 def table() -> str:
-    """Markdown: a row for each step of each study."""
+    """A Markdown table with one row for each step of each study."""
     found = [estimate(StudyFolder(load_study(name))) for name in STUDIES]
     sizes = ["| study | images | parameters | of them tuned | forward | backward |", "|---|--:|--:|--:|--:|--:|"]
     times = [

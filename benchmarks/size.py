@@ -1,8 +1,8 @@
-"""``python -m benchmarks.size``: search, kernel and disk as the index grows, on vectors like real features.
+"""``python -m benchmarks.size``: search, kernel and disk space of indexes of growing size, on synthetic features.
 
-Vectors are drawn: independent normal numbers scaled to a spectrum, then each row by a factor of its own. Both are those
-of the demo's features (D-TRAK: eigenvalues fall as i^−1.5 and norms spread by 10 %; TRAK: i^−0.96 and 30 %), fitted to
-eigenvalues 2 to 200 of 285. Queries are further draws, taken through the kernel at the method's default λ.
+Synthetic features are independent normal numbers scaled to a spectrum, and each row by a random factor. Both are fitted
+to the demo's features (D-TRAK: eigenvalues ∝ i^−1.5, norms spread by 10 %; TRAK: i^−0.96 and 30 %; eigenvalues 2 to 200
+of 285). Queries are further draws, preconditioned at the method's default λ.
 """
 
 import argparse
@@ -30,7 +30,7 @@ COMMAND = "python -m benchmarks.size"
 
 @dataclass(frozen=True)
 class Like:
-    """What drawn vectors have of a method's features."""
+    """The statistics of a method's features that synthetic ones reproduce: spectrum slope, norm spread, default λ."""
 
     name: str
     slope: float
@@ -54,7 +54,7 @@ def draw(like: Like, rows: int, dim: int, seed: int) -> np.ndarray:
 
 
 def fill(folder: Path, like: Like, rows: int, dim: int, dtype: str) -> FeatureStore:
-    """A store of drawn features."""
+    """A store of synthetic features."""
     identity = {"output": "loss", "projection": {"dim": dim}, "dtype": dtype, "like": like.name, "rows": rows}
     store = FeatureStore.create(folder, identity, rows, shard_size(rows))
     for shard in store.missing():
@@ -64,7 +64,7 @@ def fill(folder: Path, like: Like, rows: int, dim: int, dtype: str) -> FeatureSt
 
 @dataclass(frozen=True)
 class Measured:
-    """One index: what it is of, and what it took."""
+    """The measurements of one index."""
 
     what: str
     rows: int
@@ -79,7 +79,7 @@ class Measured:
 
     @property
     def row(self) -> Row:
-        """Of the table."""
+        """The row of the table."""
         read = f"; {self.ahead / self.reading:.2f} × one read of those bytes (goal 1.5)" if self.reading else ""
         return (
             self.what,
@@ -90,7 +90,7 @@ class Measured:
 
 
 def measure(scratch: Path, like: Like, rows: int, dim: int, factory: str, dtype: str = "float16") -> Measured:
-    """Build, open, search and check one index; its files are left for the next."""
+    """Build, open, search and check one index; its feature store is reused by the next."""
     store = fill(scratch / "features", like, rows, dim, dtype)
     start = time.perf_counter()
     folder = build_index(store, scratch / "index", factory)
@@ -130,7 +130,7 @@ def measure(scratch: Path, like: Like, rows: int, dim: int, factory: str, dtype:
 
 
 def growth(scratch: Path) -> list[Row]:
-    """The same index from ten thousand rows to ten million; also drawn, as docs/growth.png."""
+    """The same index from ten thousand to ten million rows; also plotted to docs/growth.png."""
     found = []
     for rows in (10**4, 10**5, 10**6, 10**7):
         found.append(measure(scratch / str(rows), DTRAK, rows, 256, "White128,PQ128x4fs"))
@@ -140,7 +140,7 @@ def growth(scratch: Path) -> list[Row]:
 
 
 def draw_growth(found: list[Measured]) -> None:
-    """Build time, bytes and search time over N, each against a line that grows as N does."""
+    """Plot build time, disk space and search time over N, each with a linear reference."""
     from playwright.sync_api import sync_playwright
     from plotly.subplots import make_subplots
 
@@ -170,7 +170,7 @@ def draw_growth(found: list[Measured]) -> None:
 
 
 def toggle_rows(scratch: Path, rows: int = 50_000, dim: int = 4096) -> list[Row]:
-    """From a toggle to a new ranking at N = 50,000."""
+    """From a changed setting to a new ranking at N = 50,000."""
     store = fill(scratch / "features", DTRAK, rows, dim, "float32")
     start = time.perf_counter()
     folder = build_index(store, scratch / "index")
@@ -200,12 +200,12 @@ def large(scratch: Path) -> list[Row]:
 
 
 def exact(scratch: Path) -> list[Row]:
-    """Exact search in float16 against reading those bytes."""
+    """Exact search in float16 compared with reading the same bytes."""
     return [measure(scratch / str(n), DTRAK, n, 1024, "SQfp16").row for n in (10**5, 10**6)]
 
 
 def million(scratch: Path) -> list[Row]:
-    """Every kind of index over the same million rows."""
+    """All kinds of index over the same million rows."""
     factories = ("SQ8", "White64,SQ8", "White64,PQ64x4fs", "White128,PQ128x4fs", "PQ64x4fs", "IVF4096,SQ8")
     found = [measure(scratch, DTRAK, 10**6, 256, factory) for factory in factories]
     return [one.row for one in [*found, measure(scratch, TRAK, 10**6, 256, "White64,PQ64x4fs")]]
@@ -215,7 +215,7 @@ PARTS = {"toggle": toggle_rows, "open": large, "exact": exact, "million": millio
 
 
 def main() -> None:
-    """Measure some parts, or all; each has a table of its own."""
+    """Run some parts, or all; each writes its own table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parts", nargs="*", metavar="|".join(PARTS), help="default: all")
     for part in parser.parse_args().parts or PARTS:

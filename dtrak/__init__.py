@@ -12,7 +12,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dtrak.api import Generated, Study, StudyConfig, methods, open_study
+    from dtrak.api import Generated, Study, StudyConfig, open_study
     from dtrak.evaluation.lds import lds, lds_with_interval
     from dtrak.linalg.kernel import Kernel
     from dtrak.methods.features import Features
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.2.0"
 _WHERE = {
-    "Generated": "dtrak.api", "Study": "dtrak.api", "StudyConfig": "dtrak.api", "methods": "dtrak.api",
+    "Generated": "dtrak.api", "Study": "dtrak.api", "StudyConfig": "dtrak.api",
     "open_study": "dtrak.api", "lds": "dtrak.evaluation.lds", "lds_with_interval": "dtrak.evaluation.lds",
     "Kernel": "dtrak.linalg.kernel", "Features": "dtrak.methods.features", "Ranking": "dtrak.methods.ranking",
     "Scored": "dtrak.methods.ranking", "Setting": "dtrak.methods.settings", "DtrakError": "dtrak.utils.errors",
@@ -45,6 +45,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "methods":
+        return importlib.import_module("dtrak.methods")
     if name in _WHERE:
         return getattr(importlib.import_module(_WHERE[name]), name)
     raise AttributeError(f"module 'dtrak' has no attribute {name!r}")

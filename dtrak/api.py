@@ -20,12 +20,11 @@ from dtrak.data import Table, model_pixels
 from dtrak.evaluation.results import Row, load_evaluation
 from dtrak.execution.engines import Engine, local
 from dtrak.execution.share import Share
+from dtrak.execution.threads import THREADS
 from dtrak.methods.attributor import Attributor
-from dtrak.methods.base import Method
 from dtrak.methods.queries import generate_query, query_from_file
 from dtrak.methods.query import Query
 from dtrak.methods.ranking import Ranking
-from dtrak.methods.registry import METHODS
 from dtrak.methods.settings import Setting
 from dtrak.models.sampling import GenerationSettings
 from dtrak.study.folder import StudyFolder, needs_training
@@ -122,7 +121,7 @@ class Study:
             raise DtrakError(
                 f"The model of study '{self.name}' is not trained.", hint=f"python -m index_builder train {self.name}"
             )
-        engine = engine or local(workers, 1, device)
+        engine = engine or local(workers, THREADS, device)
         pipeline.build_index_part(self.folder, engine, batch_size, device)
         self._write_example(device)
         logger.info("Index of '%s' is ready in %s.", self.name, self.folder.index)
@@ -192,7 +191,7 @@ class Study:
 
         Args:
             picture: generated here, a PIL image, an array of 8-bit RGB, or a file.
-            method: one of :func:`methods`.
+            method: one of ``dtrak.methods()``.
             damping: λ relative to the kernel's mean non-zero eigenvalue, or "auto"; default the method's.
             top: how many proponents and opponents to list at most.
             label: class or prompt to read an uploaded picture as.
@@ -240,7 +239,7 @@ class Study:
 
         known = None if again else load_evaluation(self.folder)
         rows: Sequence[Row] = known.rows if known and not known.stale else ()
-        rows = rows or evaluate_study(self.folder, local(workers, 1, self.device), device=self.device)
+        rows = rows or evaluate_study(self.folder, local(workers, THREADS, self.device), device=self.device)
         return pd.DataFrame([row.as_dict() for row in rows]).drop(columns="curve")
 
     def _query(self, picture: Generated | Query | Picture, label: str | None) -> Query:
@@ -283,20 +282,6 @@ def open_study(study: str | Path | StudyConfig | Study, device: str = "cpu") -> 
     return Study(study if isinstance(study, StudyConfig) else load_study(str(study)), device)
 
 
-def methods() -> "pd.DataFrame":
-    """All methods, one row each: name, title, formula, source, what they need."""
-    import pandas as pd
-
-    return pd.DataFrame([_described(method) for method in METHODS.values()]).set_index("name")
-
-
-def _described(method: Method) -> dict[str, Any]:
-    return {
-        "name": method.name, "title": method.title, "formula": method.formula, "source": method.source,
-        "needs": method.needs,
-    }  # fmt: skip
-
-
 def _on_disk(config: StudyConfig) -> StudyConfig:
     """A configuration made in Python, written to the workspace with absolute paths, so that the app finds it."""
     source = workspace() / config.name / "study.yaml"
@@ -312,4 +297,4 @@ def _on_disk(config: StudyConfig) -> StudyConfig:
     return StudyConfig(**content, source=source)
 
 
-__all__ = ["LAST", "Generated", "Study", "StudyConfig", "methods", "open_study"]
+__all__ = ["LAST", "Generated", "Study", "StudyConfig", "open_study"]

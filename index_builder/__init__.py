@@ -1,1 +1,1 @@
-"""The offline side: a command line over ``dtrak``, and what its engines are given to do."""
+"""The command line of ``dtrak``."""

@@ -1,7 +1,7 @@
-"""The command line: prepare data, train, build features and indexes, verify them, ask them.
+"""The command line: prepare data, train, build features and indexes, verify, attribute.
 
-Results go to standard output, progress and messages to standard error; a failure exits with 1,
-a wrong call with 2.
+Results go to standard output, progress and messages to standard error. The exit code is 1 for an
+error and 2 for invalid arguments.
 """
 
 import json
@@ -55,7 +55,7 @@ def main() -> None:
             errors.print(f"[bold]What to do:[/] {error.hint}", soft_wrap=True)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
-        errors.print("Stopped. What is finished is kept; the same command resumes.")
+        errors.print("Interrupted. Finished work is kept; run the same command to resume.")
         raise SystemExit(130) from None
 
 
@@ -66,10 +66,10 @@ def _configure() -> None:
 
 @app.command("app")
 def open_app(
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Of 127.0.0.1.")] = 8501,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0.1.")] = 8501,
     headless: Annotated[bool, typer.Option(help="Do not open a browser.")] = False,
 ) -> None:
-    """Open the app in a browser; it listens on this machine alone."""
+    """Open the app in a browser; it is reachable from this machine only."""
     command = [
         sys.executable, "-m", "streamlit", "run", "app.py", "--server.address", "127.0.0.1", "--server.port", str(port),
         "--server.headless", str(headless).lower(), "--browser.gatherUsageStats", "false",
@@ -80,7 +80,7 @@ def open_app(
 
 @app.command()
 def studies(as_json: JsonOption = False) -> None:
-    """List the studies and what of each is built."""
+    """List all studies and their build status."""
     found = [study_status(StudyFolder(load_study(name))) for name in study_names()]
     if as_json:
         print(json.dumps(found, indent=2, ensure_ascii=False))
@@ -94,13 +94,13 @@ def studies(as_json: JsonOption = False) -> None:
 @app.command()
 def prepare(
     study: StudyArgument,
-    force: Annotated[bool, typer.Option(help="Read the data again even if it is prepared.")] = False,
+    force: Annotated[bool, typer.Option(help="Prepare the data again, even if already prepared.")] = False,
     queries: Annotated[
-        bool, typer.Option(help="Also draw the pictures that retrained models are asked about; needs the model.")
+        bool, typer.Option(help="Also generate the evaluation queries; needs the trained model.")
     ] = False,
     device: DeviceOption = "cpu",
 ) -> None:
-    """Read and check the images of STUDY, and fetch the model it names on a hub; what is left out is named."""
+    """Read and validate the images of STUDY, list rejected files, and download its model if it is on a hub."""
     from dtrak.build.pipeline import prepare_data
     from dtrak.study.folder import hub_folder
 
@@ -120,11 +120,11 @@ def train(
     study: StudyArgument,
     member: Annotated[
         int | None,
-        typer.Option(min=1, help="Train this ensemble member, on a random half, instead.", show_default=False),
+        typer.Option(min=1, help="Train this ensemble member on a random half instead.", show_default=False),
     ] = None,
     device: DeviceOption = "cpu",
 ) -> None:
-    """Train the model of STUDY, or resume its training; a base it needs is trained first."""
+    """Train the model of STUDY, and first its base model if needed; resumable."""
     from dtrak.build.pipeline import prepare_data
     from dtrak.study.folder import needs_training
     from dtrak.training.loop import Progress as Step
@@ -158,24 +158,24 @@ def build(
     batch_size: BatchOption = 16,
     device: DeviceOption = "cpu",
     index_only: Annotated[
-        bool, typer.Option("--index-only", help="Only what the index needs; not the sets for ablations.")
+        bool, typer.Option("--index-only", help="Build only the index, not the ablation features.")
     ] = False,
     shard: ShardOption = None,
 ) -> None:
-    """Compute the features of STUDY and build its index, then what the ablations need; resumes, does nothing twice."""
+    """Compute the features of STUDY, build its index, then compute the ablation features; resumable."""
     from dtrak.api import Study
 
     opened, engine = Study(load_study(study)), engine_for(device)
     if shard is not None:
         opened.build_share(Share.parse(shard), engine, batch_size, device, index_only=index_only)
-        errors.print(f"Share {shard} is done. When all are: python -m index_builder merge {study}")
+        errors.print(f"Shard {shard} is done. After all shards: python -m index_builder merge {study}")
         return
     opened.build(index_only=index_only, engine=engine, batch_size=batch_size, device=device)
 
 
 @app.command()
 def merge(study: StudyArgument, device: DeviceOption = "cpu") -> None:
-    """Build the index of STUDY from what its shares computed; lists what is still missing."""
+    """Build the index of STUDY from features computed with --shard; report missing shards."""
     from dtrak.api import Study
 
     Study(load_study(study)).merge(device)
@@ -188,12 +188,10 @@ for command in (plan, retrain, evaluate, counterfactual):
 @app.command()
 def verify(
     study: StudyArgument,
-    repair: Annotated[
-        bool, typer.Option(help="Forget what is damaged, so that the next build makes it again.")
-    ] = False,
+    repair: Annotated[bool, typer.Option(help="Remove damaged parts, so that the next build recomputes them.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Check every hash, shard and mark of STUDY, and say what to rebuild."""
+    """Check every file hash and completion mark of STUDY, and report what to rebuild."""
     from dtrak.build.verify import verify_study
 
     folder = StudyFolder(load_study(study))
@@ -206,7 +204,7 @@ def verify(
         hint = f"python -m index_builder build {study}"
         errors.print(f"{'Damaged parts were removed. ' if repair else ''}To rebuild: {hint}")
     else:
-        print(f"'{folder.study.name}' is whole.")
+        print(f"'{folder.study.name}' is intact.")
     if problems and not repair:
         raise SystemExit(1)
 
@@ -218,17 +216,15 @@ def attribute(
     setting: Setting,
     image: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="An image file to attribute.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Generate an image from this seed and attribute it.")] = None,
-    label: Annotated[
-        str | None, typer.Option(help="The class to draw, or to read the image as. [default: any]")
-    ] = None,
+    label: Annotated[str | None, typer.Option(help="Class or prompt to condition on. Default: unconditional.")] = None,
     steps: Annotated[int, typer.Option(min=1, max=1000, help="Denoising steps, with --seed.")] = 50,
-    top: Annotated[int, typer.Option(min=1, help="Proponents and opponents to print.")] = 10,
+    top: Annotated[int, typer.Option(min=1, help="Number of proponents and of opponents to print.")] = 10,
     device: DeviceOption = "cpu",
     as_json: JsonOption = False,
 ) -> None:
-    """Name the training images that one image leans on."""
+    """Rank training images by their influence on one image."""
     if (image is None) == (seed is None):
-        raise typer.BadParameter("give one of --image and --seed")
+        raise typer.BadParameter("give either --image or --seed")
     from dtrak.app.evaluate import reliability
     from dtrak.evaluation.results import load_evaluation
     from dtrak.methods.attributor import Attributor
@@ -262,11 +258,11 @@ def attribute(
 def scores(
     study: StudyArgument,
     setting: Setting,
-    queries: Annotated[Path, typer.Option(exists=True, file_okay=False, help="A folder of images.")],
-    out: Annotated[Path, typer.Option(help="The .npz file to write: scores [Q, N], train_ids, query_files.")],
+    queries: Annotated[Path, typer.Option(exists=True, file_okay=False, help="Folder of query images.")],
+    out: Annotated[Path, typer.Option(help="Output .npz file: scores [Q, N], train_ids, query_files.")],
     device: DeviceOption = "cpu",
 ) -> None:
-    """Score every training image for every image of a folder."""
+    """Score every training image for every image in a folder."""
     from dtrak.methods.attributor import Attributor
     from dtrak.methods.queries import write_scores
 
@@ -274,4 +270,4 @@ def scores(
     with progress("scores", None) as advance:
         refused = write_scores(attributor, queries, out, setting, lambda done, total: advance(done, "", total))
     for name, reason in refused:
-        errors.print(f"Left out {name}: {reason}")
+        errors.print(f"Skipped {name}: {reason}")

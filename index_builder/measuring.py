@@ -1,4 +1,4 @@
-"""The commands that make and read the ground truth: retrain, evaluate, counterfactual."""
+"""Commands that retrain models and evaluate methods against them: retrain, evaluate, counterfactual."""
 
 import contextlib
 import json
@@ -33,16 +33,18 @@ from index_builder.terminal import errors
 def retrain(
     study: StudyArgument,
     engine_for: EngineFor,
-    subsets: Annotated[int, typer.Option(min=2, help="How many random halves.")] = 64,
-    seeds: Annotated[int, typer.Option(min=1, help="Trainings of each half.")] = 2,
+    subsets: Annotated[int, typer.Option(min=2, help="Number of subsets (random halves).")] = 64,
+    seeds: Annotated[int, typer.Option(min=1, help="Models trained per subset.")] = 2,
     family: Annotated[
-        TruthFamily, typer.Option(help="lds: to score methods; fit: for empirical-influence and datamodel.")
+        TruthFamily, typer.Option(help="lds: to evaluate methods; fit: for empirical-influence and datamodel.")
     ] = TruthFamily("lds"),
-    precision: Annotated[PrecisionName | None, typer.Option(help="Of the arithmetic. [default: the recipe's]")] = None,
+    precision: Annotated[
+        PrecisionName | None, typer.Option(help="Training precision. Default: the study's.", show_default=False)
+    ] = None,
     device: DeviceOption = "cpu",
     shard: ShardOption = None,
 ) -> None:
-    """Train STUDY again on random halves and keep what each model loses on fixed queries; resumes."""
+    """Train subset models of STUDY and record their losses on the evaluation queries; resumable."""
     from dtrak.build.pipeline import prepare_data, require_prepared
     from dtrak.build.retrain import retrain_subsets
 
@@ -66,12 +68,12 @@ def retrain(
             engine_for(device),
             chosen,
             advance,
-            lambda done, total: show(done, "queries to be asked about", total),
+            lambda done, total: show(done, "evaluation queries", total),
             device,
             share,
-        )  # type: ignore[arg-type]
-    what = f"{subsets * seeds} subset models" if share is None else f"The subset models of share {shard}"
-    errors.print(f"{what} of '{folder.study.name}' are there, {new} of them new.")
+        )
+    what = f"{subsets * seeds} subset models" if share is None else f"subset models of shard {shard}"
+    errors.print(f"Finished {what} of '{folder.study.name}', {new} of them new.")
 
 
 @takes_engine
@@ -82,15 +84,15 @@ def evaluate(
     device: DeviceOption = "cpu",
     as_json: JsonOption = False,
 ) -> None:
-    """Say how well each built method, and each choice of the ablations, predicts the retrained models of STUDY."""
+    """Measure how well each method and each ablation setting predicts the retrained models of STUDY (LDS)."""
     from dtrak.build.measure import evaluate_study
 
     rows = evaluate_study(StudyFolder(load_study(study)), engine_for(device), batch_size, device)
     if as_json:
         print(json.dumps([row.as_dict() for row in rows], indent=2))
         return
-    print(f"LDS × 100 over {rows[0].subset_models} subset models of {rows[0].seeds} training seed(s) each.")
-    print("λ is chosen on half of them and reported on the other half; oracle is the best λ on all, as papers report.")
+    print(f"LDS × 100 over {rows[0].subset_models} subset models, {rows[0].seeds} training seed(s) each.")
+    print("LDS: λ chosen on half of the models, evaluated on the other half. Oracle: best λ on all (optimistic).")
     print(f"{'setting':50}{'queries':12}{'LDS':>7}{'95 % interval':>18}{'oracle':>9}  λ chosen")
     for row in sorted(rows, key=lambda r: (r.queries, -r.lds_crossfit)):
         low, high = row.interval
@@ -105,19 +107,22 @@ def evaluate(
 def counterfactual(
     study: StudyArgument,
     engine_for: EngineFor,
-    queries: Annotated[int, typer.Option(min=1, help="How many of the generated queries.")] = 16,
+    queries: Annotated[int, typer.Option(min=1, help="Number of generated queries.")] = 16,
     remove: Annotated[
-        int | None, typer.Option(min=1, help="Images to leave out. [default: a fifth of the set]", show_default=False)
+        int | None,
+        typer.Option(min=1, help="Images to remove. Default: a fifth of the training set.", show_default=False),
     ] = None,
     steps: Annotated[
-        int | None, typer.Option(min=1, help="Of each training. [default: the recipe's]", show_default=False)
+        int | None, typer.Option(min=1, help="Training steps. Default: the study's.", show_default=False)
     ] = None,
-    precision: Annotated[PrecisionName | None, typer.Option(help="Of the arithmetic. [default: the recipe's]")] = None,
+    precision: Annotated[
+        PrecisionName | None, typer.Option(help="Training precision. Default: the study's.", show_default=False)
+    ] = None,
     device: DeviceOption = "cpu",
     shard: ShardOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Train STUDY again without the images each method names, draw again, and say how far pictures moved; resumes."""
+    """Retrain STUDY without each method's top images, regenerate, and measure how much images change; resumable."""
     from dtrak.evaluation.counterfactual import COMPARED, mean_with_interval
     from dtrak.evaluation.counterfactual import counterfactual as measure
     from dtrak.methods.attributor import Attributor
@@ -137,16 +142,14 @@ def counterfactual(
             lambda done, total: show(done, "steps", total), share,
         )  # fmt: skip
     if found is None:
-        errors.print(f"Share {shard} is done. When all are, the same command without --shard measures.")
+        errors.print(f"Shard {shard} is done. After all shards, run the same command without --shard to measure.")
         return
     if as_json:
         print(json.dumps({"pairs": [asdict(pair) for pair in found.pairs], "behind": found.behind}, indent=2))
         return
+    print(f"{count} of {attributor.table.train_size} images removed; means over {len(found.queries)} queries.")
     print(
-        f"{count} of {attributor.table.train_size} images left out, {len(found.queries)} queries; means over queries."
-    )
-    print(
-        f"{'left out by':22}{'pixels moved, ℓ2':>18}{'95 % interval':>18}{'embedding cosine':>18}{'95 % interval':>18}"
+        f"{'removed by':22}{'pixel distance, ℓ2':>18}{'95 % interval':>18}{'embedding cosine':>18}{'95 % interval':>18}"
     )
     for name in COMPARED:
         pairs = found.of(name)

@@ -1,4 +1,4 @@
-"""What a command takes: its arguments and options, and what several of them make together: a setting, an engine."""
+"""Arguments and options that several commands share, and what they are combined into: a setting, an engine."""
 
 import functools
 import inspect
@@ -8,92 +8,76 @@ from typing import Annotated, Any
 
 import typer
 
-from dtrak.config import LAST
 from dtrak.execution.engines import Engine, local
+from dtrak.execution.threads import THREADS
+from dtrak.methods.choices import CHOICES, parse_damping
 from dtrak.methods.registry import METHODS
-from dtrak.methods.settings import Setting, parse_damping
+from dtrak.methods.settings import Setting
 
-StudyArgument = Annotated[str, typer.Argument(metavar="STUDY", help="A name in configs/, or the path of a YAML file.")]
-DeviceOption = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps.")]
+StudyArgument = Annotated[
+    str, typer.Argument(metavar="STUDY", help="The name of a study, or the path of its YAML file.")
+]
+DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 or mps.")]
 WorkersOption = Annotated[
     int | None,
-    typer.Option(
-        min=1, help="Processes, or tasks at a time. [default: what the cores or GPUs hold]", show_default=False
-    ),
+    typer.Option(min=1, help="Worker processes. Default: as many as the cores or GPUs allow.", show_default=False),
 ]
-ThreadsOption = Annotated[int, typer.Option(min=1, help="Threads of a task; results depend on it in the last digits.")]
-EngineName = StrEnum("EngineName", {"local": "local", "ray": "ray"})  # type: ignore[misc]
-EngineOption = Annotated[EngineName, typer.Option(help="Who works: this machine, or a Ray cluster.")]
+ThreadsOption = Annotated[int, typer.Option(min=1, help="Threads per task; the last digits of results depend on it.")]
+EngineName = StrEnum("EngineName", {"local": "local", "ray": "ray"})
+EngineOption = Annotated[EngineName, typer.Option(help="Run on this machine, or on a Ray cluster.")]
 AddressOption = Annotated[
-    str | None, typer.Option(help="Of the Ray cluster's head. [default: a new one here]", show_default=False)
+    str | None, typer.Option(help="Address of the Ray head node. Default: start a local cluster.", show_default=False)
 ]
 ArtefactsOption = Annotated[
     str | None,
     typer.Option(
         metavar="URL",
-        help="For a cluster without a shared folder: where files are exchanged (s3://…, gs://…, file://…).",
+        help="Where workers exchange files if they share no folder (s3://…, gs://…, file://…).",
         show_default=False,
     ),
 ]
-BatchOption = Annotated[int, typer.Option(min=1, help="Timesteps per forward pass; bounds memory, changes no result.")]
+BatchOption = Annotated[int, typer.Option(min=1, help="Timesteps per forward pass; affects memory only.")]
 ShardOption = Annotated[
     str | None,
-    typer.Option("--shard", metavar="I/N", help="Only this share of the work, for schedulers.", show_default=False),
+    typer.Option("--shard", metavar="I/N", help="Compute only shard I of N, for job schedulers.", show_default=False),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 MethodName = StrEnum("MethodName", {name: name for name in METHODS})  # type: ignore[misc]  # choices of --method
-PrecisionName = StrEnum("PrecisionName", {"fp32": "fp32", "bf16": "bf16"})  # type: ignore[misc]
-TruthFamily = StrEnum("TruthFamily", {"lds": "lds", "fit": "fit"})  # type: ignore[misc]
+PrecisionName = StrEnum("PrecisionName", {"fp32": "fp32", "bf16": "bf16"})
+TruthFamily = StrEnum("TruthFamily", {"lds": "lds", "fit": "fit"})
 
 
-MethodOption = Annotated[MethodName, typer.Option(help="How to score.")]
-DampingOption = Annotated[
-    str | None, typer.Option(help="λ relative to the mean eigenvalue, or auto. Default: the method's.")
-]
-OutputOption = Annotated[str | None, typer.Option(help="Output function. Default: the method's.")]
-TimestepsOption = Annotated[int | None, typer.Option(min=1, max=1000, help="K. Default: as stored.")]
-StrategyOption = Annotated[
-    str, typer.Option(help="K timesteps spread over all (uniform), or the first K (cumulative).")
-]
-DrawsOption = Annotated[int, typer.Option(min=1, help="Noises for each timestep.")]
-DimOption = Annotated[
-    int | None, typer.Option("--dim", min=1, help="Only the first so many projected columns. Default: all.")
-]
-ProjectionOption = Annotated[int, typer.Option("--projection-seed", min=0, help="Which of the stored projections.")]
-CheckpointOption = Annotated[str, typer.Option(help="Which of the study's models, e.g. checkpoint-0.50.")]
-NormaliserOption = Annotated[
-    str | None, typer.Option(help="Divide scores: none, norm, influence, cosine. Default: the method's.")
-]
+MethodOption = Annotated[MethodName, typer.Option(help="Attribution method.")]
+_TYPES = {int: int | None, str: str | None, parse_damping: str | None}
 
 
-def _setting(
-    method: MethodOption = MethodName("dtrak"),
-    damping: DampingOption = None,
-    output: OutputOption = None,
-    timesteps: TimestepsOption = None,
-    strategy: StrategyOption = "uniform",
-    draws: DrawsOption = 1,
-    dim: DimOption = None,
-    projection_seed: ProjectionOption = 0,
-    checkpoint: CheckpointOption = LAST,
-    normaliser: NormaliserOption = None,
-) -> Setting:
-    try:
-        number = None if damping is None else parse_damping(damping)
-    except ValueError:
-        raise typer.BadParameter(f"'{damping}' is neither a number nor auto", param_hint="--damping") from None
-    choices: dict[str, Any] = {"strategy": strategy, "normaliser": normaliser}
-    return Setting(
-        method.value, output, timesteps, draws=draws, projection_dim=dim, projection_seed=projection_seed,
-        damping=number, checkpoint=checkpoint, **choices,
-    )  # fmt: skip
+def _setting_options() -> dict[str, inspect.Parameter]:
+    """--method, and an option for each choice of a setting, as :data:`dtrak.methods.choices.CHOICES` declares them."""
+    kind = inspect.Parameter.KEYWORD_ONLY
+    options = {"method": inspect.Parameter("method", kind, default=MethodName("dtrak"), annotation=MethodOption)}
+    for name, choice in CHOICES.items():
+        default = "" if choice.default is not None else " Default: the method's, or what is stored."
+        option = typer.Option(choice.default, choice.flag, help=choice.help + default)
+        options[name] = inspect.Parameter(name, kind, default=option, annotation=_TYPES[choice.read])
+    return options
+
+
+def _setting(method: Any, **given: Any) -> Setting:
+    values = {}
+    for name, value in given.items():
+        choice = CHOICES[name]
+        try:
+            values[name] = choice.read(value) if isinstance(value, str) else value
+        except ValueError:
+            raise typer.BadParameter(f"'{value}' is not {choice.possible}", param_hint=choice.flag) from None
+    return Setting(method.value, **values)
 
 
 def _engine(
     workers: WorkersOption = None,
-    threads: ThreadsOption = 1,
+    threads: ThreadsOption = THREADS,
     engine: EngineOption = EngineName("local"),
     address: AddressOption = None,
     artefacts: ArtefactsOption = None,
@@ -120,16 +104,18 @@ EngineFor = Callable[[str], Engine]
 
 def takes_engine(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options of an engine; it gets one argument, ``engine_for``: from a device to the engine."""
-    return _with_options(command, "engine_for", _engine)
+    options = dict(inspect.signature(_engine, eval_str=True).parameters)
+    return _with_options(command, "engine_for", _engine, options)
 
 
 def takes_setting(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options of a setting; it gets them as one argument, ``setting``."""
-    return _with_options(command, "setting", _setting)
+    return _with_options(command, "setting", _setting, _setting_options())
 
 
-def _with_options(command: Callable[..., None], name: str, make: Callable[..., Any]) -> Callable[..., None]:
-    options = inspect.signature(make, eval_str=True).parameters
+def _with_options(
+    command: Callable[..., None], name: str, make: Callable[..., Any], options: dict[str, inspect.Parameter]
+) -> Callable[..., None]:
     own = inspect.signature(command, eval_str=True)
 
     @functools.wraps(command)

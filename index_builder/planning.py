@@ -1,4 +1,4 @@
-"""The command that looks ahead: what studies take, and which index suits them."""
+"""The command ``plan``: estimate what a study costs, and choose an index."""
 
 import json
 from typing import Annotated
@@ -15,15 +15,15 @@ def plan(
         list[str], typer.Argument(metavar="STUDY...", help="Names in configs/, or paths of YAML files.")
     ],
     images: Annotated[
-        int | None, typer.Option(min=1, help="Training images, before the data are prepared.", show_default=False)
+        int | None, typer.Option(min=1, help="Number of training images, if not prepared yet.", show_default=False)
     ] = None,
     ram: Annotated[
-        str | None, typer.Option(help="Memory for an index, e.g. 8GB: also choose one.", show_default=False)
+        str | None, typer.Option(help="Memory limit for an index, e.g. 8GB; also choose one.", show_default=False)
     ] = None,
-    recall: Annotated[float, typer.Option(min=0, max=1, help="Share of the first ten to be found, with --ram.")] = 0.95,
+    recall: Annotated[float, typer.Option(min=0, max=1, help="Required recall@10, with --ram.")] = 0.95,
     as_json: JsonOption = False,
 ) -> None:
-    """Estimate what building and judging studies takes, before anything is computed; with --ram, choose an index."""
+    """Estimate time and disk space to build and evaluate studies; with --ram, also choose an index."""
     from dtrak.build.index_plan import plan_indexes
     from dtrak.build.plan import DEVICES, estimate
     from dtrak.utils.text import in_words, parse_size, size_in_words
@@ -50,4 +50,4 @@ def plan(
             print(f"  {step.title:42}{size_in_words(step.bytes):>9}{times}")
         for index in chosen:
             print(index.text)
-    print("Estimates: operations counted on the traced network, over rates that docs/scale.md states.")
+    print("Estimates: operations counted on the traced network, divided by the rates in docs/scale.md.")

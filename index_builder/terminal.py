@@ -13,7 +13,7 @@ class _Messages(logging.Handler):
 
 
 def show_messages() -> None:
-    """Print what the library logs."""
+    """Print the library's log messages on standard error."""
     logger = logging.getLogger("dtrak")
     logger.setLevel(logging.INFO)
     logger.handlers = [_Messages()]

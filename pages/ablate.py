@@ -1,16 +1,17 @@
-"""Flip each design choice of the paper and see what it does to the ranking of one picture."""
+"""Change each design choice of the paper and see how the ranking of one image changes."""
 
 import math
 import time
+from typing import Any
 
 import streamlit as st
 
 from dtrak.analysis.comparison import agreement
-from dtrak.app.ablate import POWERS, damping_curve, setting_cost
+from dtrak.app.ablate import POWERS, Scores, damping_curve, setting_cost
 from dtrak.app.figures import damping_figure
 from dtrak.app.service import all_scores
 from dtrak.app.trust import reliability_card
-from dtrak.app.views import change_badges, default_power, tiles
+from dtrak.app.views import change_badges, damping_text, default_power, tiles
 from dtrak.app.widgets import (
     choose_run,
     current_service,
@@ -21,8 +22,7 @@ from dtrak.app.widgets import (
     show_error,
 )
 from dtrak.build.costs import read_costs
-from dtrak.config import LAST
-from dtrak.methods.choices import changed, offer
+from dtrak.methods.choices import CHOICES, changed, offer
 from dtrak.methods.influence import GradientMethod
 from dtrak.methods.ranking import top_scored
 from dtrak.methods.registry import METHODS
@@ -32,27 +32,30 @@ from dtrak.utils.images import enlarged_png
 from dtrak.utils.text import percent
 
 SHOWN = 12
-CURVE_AT_ONCE = 600  # images; above, the λ curve waits for a click
+CURVE_AT_ONCE = 600  # training images; above, the λ curve is plotted on request
+POWER_STEPS = [i / 20 for i in range(-80, 81)]  # log₁₀ λ
+Shown = tuple[tuple[str, str, str], str, Scores]  # study, data and run; setting; scores
 
-missing: list[str] = []  # what the toggles cannot offer here
+missing: list[str] = []  # values for which no features are stored
 
 hand_over_to_app()
 st.title("Ablate")
 service = current_service()
 attributor, table = service.attributor, service.attributor.table
-run = choose_run(service)
-if run is None:
+chosen_run = choose_run(service)
+if chosen_run is None:
     st.stop()
-methods = [m for m in attributor.methods() if isinstance(m, GradientMethod) and m.one_model and m.light]
-whose = (service.folder.study.name, table.fingerprint(), run.id)
+run = chosen_run
+methods = {m.name: m for m in attributor.methods() if isinstance(m, GradientMethod) and m.one_model and m.light}
+subject = (service.folder.study.name, table.fingerprint(), run.id)
 if not methods:
-    st.info("No gradient features are built.")
+    st.info("No gradient features are built. In a terminal:")
     st.code(f"python -m index_builder build {service.folder.study.name}", language=None)
     st.stop()
 
 
-def pick(label: str, options: list, key: str, default=None, **more):  # type: ignore[no-untyped-def]
-    """A choice that is only offered where there is one, and that forgets what is no longer possible."""
+def pick(label: str, options: list[Any], key: str, default: Any = None, **more: Any) -> Any:
+    """A select box, shown only for two or more options; a stored value that is no longer an option is dropped."""
     if len(options) < 2:
         return options[0] if options else default
     if st.session_state.get(key) not in options:
@@ -61,60 +64,63 @@ def pick(label: str, options: list, key: str, default=None, **more):  # type: ig
     return st.selectbox(label, options, index, key=key, **more)
 
 
-def toggle(setting: Setting, choice: str, label: str, default, **more):  # type: ignore[no-untyped-def]
-    """One choice among what is stored; gives the setting with it."""
-    offered = offer(attributor, setting, choice)
-    missing.extend(f"{label}: {value}" for value in offered.missing)
-    value = pick(label, offered.values, f"ablate_{choice}", default, **more)
-    return changed(attributor, setting, choice, value) or setting
+def toggle(setting: Setting, name: str, default: Any = None) -> Setting:
+    """Choose among the stored values of one choice; returns the changed setting."""
+    choice, offered = CHOICES[name], offer(attributor, setting, name)
+    missing.extend(f"{choice.label}: {choice.shown(value)}" for value in offered.missing)
+    default = choice.default if default is None else default
+    value = pick(choice.label, offered.values, f"ablate_{name}", default, help=choice.help, format_func=choice.shown)
+    return changed(attributor, setting, name, value) or setting
 
 
 def chosen_setting() -> Setting:
-    """The toggles, and the setting that they make."""
+    """Show the toggles; returns the setting they make."""
     missing.clear()
-    titles = {m.name: m.title for m in methods}
-    name = st.selectbox("Method", list(titles), format_func=titles.get, key="ablate_method")
-    method, setting = METHODS[name], Setting(name)
-    setting = toggle(setting, "checkpoint", "Checkpoint", LAST)
+    name = st.selectbox("Method", list(methods), format_func=lambda n: methods[n].title, key="ablate_method")
+    method, setting = methods[name], Setting(name)
+    setting = toggle(setting, "checkpoint")
     if not method.residual:
-        setting = toggle(setting, "output", "Output function", method.output, help="f of the predicted noise.")
-    spread = {"uniform": "spread over all", "cumulative": "the first ones"}
-    setting = toggle(setting, "strategy", "Timesteps are", "uniform", format_func=spread.get)
+        setting = toggle(setting, "output", method.output)
+    setting = toggle(setting, "strategy")
     (side,) = attributor.sides(setting)
-    setting = toggle(setting, "timesteps", "K, timesteps", len(side.pairs) // setting.draws)
-    setting = toggle(setting, "draws", "Noise draws", 1)
-    setting = toggle(setting, "projection_seed", "Projection seed", 0)
+    setting = toggle(setting, "timesteps", len(side.pairs) // setting.draws)
+    setting = toggle(setting, "draws")
+    setting = toggle(setting, "projection_seed")
     (side,) = attributor.sides(setting)
     dims = offer(attributor, setting, "projection_dim").values
     if st.session_state.get("ablate_projection_dim") not in dims:
         st.session_state["ablate_projection_dim"] = dims[-1]
-    dim = st.select_slider("k, projected numbers", dims, key="ablate_projection_dim") if len(dims) > 1 else dims[0]
+    label = CHOICES["projection_dim"].label
+    dim = st.select_slider(label, dims, key="ablate_projection_dim") if len(dims) > 1 else dims[0]
     setting = setting.with_(projection_dim=None if dim == dims[-1] else dim)
     if method.damping is not None:
-        if st.toggle("λ auto", key="ablate_auto", help="The λ under which half of the kernel's directions count."):
+        if st.toggle("λ auto", key="ablate_auto", help="The λ at which half of the kernel's directions contribute."):
             setting = setting.with_(damping=AUTO)
         else:
-            help_text = "Relative to the kernel's mean eigenvalue."
-            default, key = default_power(method.damping), f"ablate_power_{name}"
-            power = st.slider("λ, power of ten", -4.0, 4.0, default, 0.05, key=key, help=help_text)
+            choice, key = CHOICES["damping"], f"ablate_power_{name}"
+            default = default_power(method.damping)
+            power = st.select_slider(
+                choice.label, POWER_STEPS, default, format_func=damping_text, key=key, help=choice.help
+            )
             setting = setting.with_(damping=float(f"{10**power:.4g}"))
-    names = {"none": "nothing", "norm": "‖φₙ‖", "cosine": "‖φₙ‖ ‖φ(x)‖", "influence": "‖(ΦᵀΦ+λI)⁻¹φₙ‖"}
-    kinds = [n for n in names if n != "influence" or method.damping is not None]
-    normaliser = st.selectbox(
-        "Divide scores by", kinds, kinds.index(method.normaliser), format_func=names.get, key=f"ablate_norm_{name}"
-    )
+    choice = CHOICES["normaliser"]
+    kinds = [n for n in choice.values or {} if n != "influence" or method.damping is not None]
+    normaliser: Any = st.selectbox(
+        choice.label, kinds, kinds.index(method.normaliser), format_func=choice.shown, key=f"ablate_norm_{name}",
+        help=choice.help,
+    )  # fmt: skip
     if normaliser != method.normaliser:
         setting = setting.with_(normaliser=normaliser)
     if missing:
-        with st.expander("Not stored here"):
-            st.caption("; ".join(missing) + ". List feature sets for them under ablations and build.")
+        with st.expander("Not available"):
+            st.caption("; ".join(missing) + ". To add them, list feature sets under `ablations` and build.")
     if setting.output == method.output:
         setting = setting.with_(output=None)
     return setting
 
 
 def restore() -> None:
-    """Put the setting of a copied link into the toggles, once."""
+    """Set the toggles from the URL, once."""
     text = st.query_params.get("setting")
     if not text or ("ablate_method" in st.session_state and st.session_state.get("ablate_restored") == text):
         return
@@ -124,10 +130,10 @@ def restore() -> None:
     except DtrakError as error:
         st.warning(f"{error.message} {error.hint or ''}")
         return
-    if setting.method not in [m.name for m in methods]:
-        st.warning(f"{METHODS[setting.method].title} is not among the methods of this page.")
+    if setting.method not in methods:
+        st.warning(f"{METHODS[setting.method].title} is not available on this page.")
         return
-    values = {
+    values: dict[str, Any] = {
         "method": setting.method,
         "checkpoint": setting.checkpoint,
         "output": setting.output or METHODS[setting.method].output,
@@ -144,36 +150,39 @@ def restore() -> None:
     st.session_state.update({f"ablate_{name}": value for name, value in values.items() if value is not None})
 
 
-def comparable(before, scores) -> bool:  # type: ignore[no-untyped-def]
-    """Whether an earlier ranking is of this picture in this study as it is."""
-    return bool(before) and before[0] == whose and len(before[2]) == len(scores)
+def previous(scores: Scores) -> Shown | None:
+    """The previous ranking, if it is of the same image in the same study."""
+    before: Shown | None = st.session_state.get("ablate_before")
+    return before if before and before[0] == subject and len(before[2]) == len(scores) else None
 
 
-def metrics(scores, setting: Setting, pinned: list[Setting]) -> None:  # type: ignore[no-untyped-def]
-    """How alike this ranking is to the previous setting's and to the pinned one's."""
-    before = st.session_state.get("ablate_before")
+def metrics(scores: Scores, setting: Setting, pinned: list[Setting]) -> None:
+    """Show the agreement with the previous and the pinned setting's rankings, and the cost."""
+    before = previous(scores)
     columns = st.columns(4)
-    if comparable(before, scores):
+    if before is not None:
         found = agreement(before[2], scores)
-        columns[1].metric("Overlap, previous", percent(found.overlap), help=Setting.parse(before[1]).title)
-        columns[2].metric("RBO, previous", f"{found.rank_biased_overlap:.2f}", help="Of whole rankings; 1 is equal.")
+        columns[1].metric("Overlap with previous", percent(found.overlap), help=Setting.parse(before[1]).title)
+        columns[2].metric(
+            "RBO with previous", f"{found.rank_biased_overlap:.2f}", help="Rank-biased overlap; 1: equal."
+        )
     if pinned:
         other = service.ask(run, pinned[-1], all_scores)
         if other is not None:
             found = agreement(other[0], scores)
-            columns[3].metric("Overlap, pinned", percent(found.overlap), help=pinned[-1].title)
+            columns[3].metric("Overlap with pinned", percent(found.overlap), help=pinned[-1].title)
     cost = setting_cost(attributor, setting, read_costs(service.folder))
     took = "" if cost.seconds is None else f", built in {cost.seconds:.0f} s"
-    help_text = f"Features on disk{took}. A query takes {cost.passes} passes of the network."
+    help_text = f"Features on disk{took}. A query takes {cost.passes} network passes."
     columns[0].metric("Cost", f"{cost.megabytes:.0f} MB", help=help_text)
     st.caption(
-        "Overlap: the share of the top 10 that both rankings have. RBO, rank-biased overlap: of whole rankings, the "
-        f"first places most. Cost: {help_text}"
+        "Overlap: share of the top 10 that both rankings have. RBO: rank-biased overlap of the whole rankings, which "
+        f"weights the first ranks most. Cost: {help_text}"
     )
 
 
 def measured(setting: Setting) -> None:
-    """The LDS of exactly this setting, and how it moved."""
+    """Show the LDS of exactly this setting, and its change."""
     kind = "generated" if run.settings is not None else "held-out"
     start = time.perf_counter()
     score = service.lds_now(setting, kind)
@@ -181,29 +190,29 @@ def measured(setting: Setting) -> None:
     if score is None:
         reliability_card(service, setting, run)
         name = service.folder.study.name
-        st.caption(f"To see the LDS move with the toggles: python -m index_builder evaluate {name}")
+        st.caption(f"To see the LDS of each setting: python -m index_builder evaluate {name}")
         return
     before = st.session_state.get("ablate_lds")
-    if before and before[:2] != (whose, setting.text):
+    if before and before[:2] != (subject, setting.text):
         st.session_state["ablate_lds_before"] = before
-    st.session_state["ablate_lds"] = (whose, setting.text, score.mean)
+    st.session_state["ablate_lds"] = (subject, setting.text, score.mean)
     old = st.session_state.get("ablate_lds_before")
-    delta = f"{100 * (score.mean - old[2]):+.1f}" if old and old[0] == whose else None
+    delta = f"{100 * (score.mean - old[2]):+.1f}" if old and old[0] == subject else None
     columns = st.columns([1, 3])
-    help_text = "Rank correlation × 100 of what the scores predict and what retrained models lose."
+    help_text = "Rank correlation × 100 between predicted and measured losses of retrained models."
     columns[0].metric("LDS of this setting", f"{100 * score.mean:.1f}", delta, help=help_text)
-    weak = " The interval reaches zero." if score.low <= 0 else ""
+    weak = " Not significantly better than chance." if score.low <= 0 else ""
     columns[1].caption(
         f"95 %: {100 * score.low:.1f} to {100 * score.high:.1f}, on {kind} images, against {score.subsets} retrained "
-        f"models, at this λ.{weak} Choosing λ by this number flatters it; Evaluate shows cross-fitted ones. "
-        f"Worked out in {took * 1e3:.0f} ms."
+        f"models, at this λ.{weak} Choosing λ by this number is optimistic; Evaluate reports cross-fitted λ. Computed "
+        f"in {took * 1e3:.0f} ms."
     )
     columns[1].page_link("pages/evaluate.py", label="How this was measured")
 
 
 @st.fragment
 def lab() -> None:
-    """Toggles and ranking; runs alone when a toggle moves."""
+    """Show the toggles and the ranking; only this fragment reruns when a toggle changes."""
     left, right = st.columns([1, 3], gap="large")
     try:
         with left:
@@ -213,15 +222,15 @@ def lab() -> None:
             if not features_or_wait(service, run, [setting], "ablate"):
                 return
             start = time.perf_counter()
-            scores, damping = service.ask(run, setting, all_scores)
+            scores, damping = service.answer(run, setting, all_scores)
             elapsed = time.perf_counter() - start
             shown = st.session_state.get("ablate_now")
-            if shown and shown[:2] != (whose, setting.text):
+            if shown and shown[:2] != (subject, setting.text):
                 st.session_state["ablate_before"] = shown
-            st.session_state["ablate_now"] = (whose, setting.text, scores)
+            st.session_state["ablate_now"] = (subject, setting.text, scores)
             st.query_params["setting"] = st.session_state["ablate_restored"] = setting.text
-            before = st.session_state.get("ablate_before")
-            badges = change_badges(before[2], scores, table, SHOWN) if comparable(before, scores) else {}
+            before = previous(scores)
+            badges = change_badges(before[2], scores, table, SHOWN) if before is not None else {}
             st.markdown(f"**{setting.title}**")
             pinned = settings_of("pins", service)
             metrics(scores, setting, pinned)
@@ -238,12 +247,12 @@ def lab() -> None:
                 st.page_link("pages/compare.py", label="Compare the pinned settings", query_params=wanted)
             st.caption(f"Ranked {len(scores)} images in {elapsed * 1e3:.1f} ms.")
             if METHODS[setting.method].damping is not None:
-                st.markdown("**Does λ matter here?** Likeness of the ranking at each λ to the one above.")
+                st.markdown("**Sensitivity to λ.** Rank-biased overlap of the ranking at each λ with the one above.")
                 large = len(scores) > CURVE_AT_ONCE
-                if not large or st.button("Draw the curve", help="Takes an eigendecomposition: some seconds."):
-                    curve = service.ask(run, setting, damping_curve)
+                if not large or st.button("Plot the curve", help="Takes an eigendecomposition: some seconds."):
+                    curve = service.answer(run, setting, damping_curve)
                     figure = damping_figure(list(POWERS), curve, damping)
-                    st.plotly_chart(figure, key="damping_curve", alt="Rank stability over the damping")
+                    st.plotly_chart(figure, key="damping_curve", alt="Rank-biased overlap by λ")
     except DtrakError as error:
         show_error(error)
 

@@ -1,6 +1,6 @@
-"""What scores mean and do not mean, credits, licences and versions."""
+"""What scores mean and do not mean; methods, credits, licences and versions."""
 
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
 import streamlit as st
 
@@ -13,15 +13,15 @@ st.title("About")
 st.markdown(
     """
 #### What a score is
-For a picture x and a training image n, both are looked at through the model's gradients: how the weights
-would have to move to change what the model predicts there. A high score says: *removing images like n should
-change x most, according to the method*. A negative score says that n pulls the model away from x.
+For an image x and a training image n, a method compares the model's gradients: how the weights would have to
+change to change the model's prediction for each. A high score means: *removing images like n should change x
+most, according to the method*. A negative score means that n moves the model away from x.
 
 #### What it is not
-- Not a share of authorship. Scores are comparable within one picture, not between pictures.
-- Not similarity. An image can look alike and not matter, or matter and look nothing alike.
-- Not proof. Only training again without an image shows what it did. "No clear source" is a possible answer.
-- Not meaningful for an image the model did not draw, such as a photograph: it gets numbers all the same.
+- Not a share of authorship. Scores are comparable within one image, not between images.
+- Not similarity. A similar image can have no influence, and an influential one can look different.
+- Not proof. Only retraining without an image shows its effect. "No clear source" is a possible answer.
+- Not meaningful for an image that the model did not generate, such as a photograph, although it gets scores.
 """
 )
 st.markdown("#### Methods")
@@ -31,9 +31,19 @@ for method in METHODS.values():
     st.markdown(f"**{method.title}**: {method.formula}  \n{method.source}.{damped}")
 study = load_study(st.session_state["study"])
 st.markdown("#### Credits and licences")
-st.markdown(study.data.credit or f"The images of study '{study.name}' carry their own licences; each page shows them.")
-st.markdown("The code is under the Apache License 2.0; the drawings are not part of it.")
+st.markdown(study.data.credit or f"The images of study '{study.name}' have their own licences; each page shows them.")
+st.markdown("The code is under the Apache License 2.0; the training images are not part of it.")
 st.markdown("#### Versions")
-packages = ("streamlit", "torch", "diffusers", "peft", "faiss-cpu", "numpy", "datasets")
-st.code("\n".join(f"{name} {version(name)}" for name in packages), language=None)
-st.caption("Nothing leaves this machine: no statistics, no fonts or scripts from elsewhere.")
+PACKAGES = ("streamlit", "torch", "diffusers", "peft", "numpy", "datasets", "faiss-cpu", "faiss-gpu", "faiss-gpu-cu12")
+
+
+def installed(name: str) -> str | None:
+    """The name and version of a package, or None if it is not installed."""
+    try:
+        return f"{name} {version(name)}"
+    except PackageNotFoundError:
+        return None
+
+
+st.code("\n".join(filter(None, map(installed, PACKAGES))), language=None)
+st.caption("Nothing leaves this machine: no usage statistics, no external fonts or scripts.")

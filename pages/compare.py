@@ -1,4 +1,4 @@
-"""Two to four answers beside each other: methods and settings on one picture, or one method on two pictures."""
+"""Two to four rankings side by side: several methods or settings on one image, or one method on two images."""
 
 import streamlit as st
 
@@ -6,6 +6,7 @@ from dtrak.analysis.comparison import contrast, disagreements
 from dtrak.app.ablate import lane_agreements
 from dtrak.app.elements import describe, plain
 from dtrak.app.figures import score_scatter
+from dtrak.app.runs import Run
 from dtrak.app.service import Lane, StudyService
 from dtrak.app.trust import reliability_card, short
 from dtrak.app.views import tiles
@@ -37,13 +38,14 @@ hand_over_to_app()
 st.title("Compare")
 service = current_service()
 table = service.attributor.table
-run = choose_run(service)
-if run is None:
+chosen_run = choose_run(service)
+if chosen_run is None:
     st.stop()
+run = chosen_run
 
 
 def pick_settings(service: StudyService, wanted: list[Setting], count: int) -> list[Setting]:
-    """A choice of method or pinned setting for each lane."""
+    """Choose a method or pinned setting for each lane."""
     names = [Setting(m.name) for m in service.attributor.methods()]
     wanted = list(dict.fromkeys([*wanted, *names]))[:count]
     options = list(dict.fromkeys([*names, *settings_of("pins", service), *wanted]))
@@ -58,12 +60,12 @@ def pick_settings(service: StudyService, wanted: list[Setting], count: int) -> l
     return chosen
 
 
-def second_run(service: StudyService):  # type: ignore[no-untyped-def]
-    """The other picture."""
+def second_run(service: StudyService) -> Run | None:
+    """Choose the second image."""
     others = [r for r in service.runs.latest(30) if r.id != run.id]
     if not others:
-        st.info("Generate a second picture first.")
-        st.page_link("pages/generate.py", label="Generate a picture")
+        st.info("Generate a second image first.")
+        st.page_link("pages/generate.py", label="Generate an image")
         return None
     ids = [r.id for r in others]
     wanted = st.query_params.get("run2")
@@ -71,20 +73,21 @@ def second_run(service: StudyService):  # type: ignore[no-untyped-def]
     if wanted and wanted not in ids and (found := service.runs.load(wanted)):
         ids.insert(0, wanted)
         titles[wanted] = found.title
-    chosen = st.selectbox("The other picture", ids, ids.index(wanted) if wanted in ids else 0, format_func=titles.get)
+    index = ids.index(wanted) if wanted in ids else 0
+    chosen = st.selectbox("Second image", ids, index, format_func=titles.__getitem__)
     st.query_params["run2"] = chosen
     return service.runs.load(chosen)
 
 
-def show_pictures(runs) -> None:  # type: ignore[no-untyped-def]
-    """The queries, above their lanes."""
+def show_queries(runs: list[Run]) -> None:
+    """Show the queries above their lanes."""
     for column, (letter, r) in zip(st.columns(4), zip("AB", runs, strict=False), strict=False):
         column.image(enlarged_png(r.pixels, 128), width=128, alt=f"Query {letter}: {r.title}")
         column.caption(f"{letter}: {r.title}" if len(runs) > 1 else r.title)
 
 
 def show(found: list[Lane], top: int) -> None:
-    """Lanes, agreement, scatter and disagreements."""
+    """Show lanes, agreement, disagreements and scatter plot."""
     shown = [
         {
             "title": f"{one.title} · {one.measured}" if one.measured else one.title,
@@ -93,7 +96,7 @@ def show(found: list[Lane], top: int) -> None:
         for one in found
     ]
     lanes(shown, "lanes_view")
-    st.subheader("How alike")
+    st.subheader("Agreement")
     rows = [
         {
             "lanes": f"{found[p.first].title}  ↔  {found[p.second].title}",
@@ -108,13 +111,13 @@ def show(found: list[Lane], top: int) -> None:
     st.subheader("Strongest disagreements")
     gaps = disagreements(a.scores, b.scores)
     if not gaps:
-        st.caption("There are none.")
+        st.caption("None.")
     for column, gap in zip(st.columns(max(len(gaps), 1)), gaps, strict=False):
         record = table.records[gap.row]
         column.image(enlarged_png(table.pixels[gap.row], 96), width="stretch", alt=describe(record))
         column.markdown(f"**{gap.place_a} ↔ {gap.place_b}**  \n{plain(record.caption or record.id)}")
     if gaps:
-        st.caption(f"Place by {a.title} ↔ place by {b.title}.")
+        st.caption(f"Rank by {a.title} ↔ rank by {b.title}.")
     st.subheader("All scores")
     marked = {table.rows[s.record.id] for lane in (a, b) for s in top_scored(lane.scores, table, top)}
     event = st.plotly_chart(
@@ -130,25 +133,25 @@ mode = st.segmented_control(
     "Compare", [METHODS_MODE, PICTURES_MODE, CONTRAST_MODE], default=METHODS_MODE, required=True, key="compare",
     bind="query-params",
 )  # fmt: skip
-top = st.slider("Shown", 5, 20, 8, key="shown", bind="query-params")
+top = st.slider("Images shown", 5, 20, 8, key="shown", bind="query-params")
 wanted = settings_of("lanes", service, ";".join(DEFAULT))
 try:
     if mode == METHODS_MODE:
         count = st.slider("Lanes", 2, 4, min(max(len(wanted), 2), 4), key="lane_count")
         settings = pick_settings(service, wanted, count)
         st.query_params["lanes"] = ";".join(s.text for s in settings)
-        show_pictures([run])
+        show_queries([run])
         if not features_or_wait(service, run, settings, "compare"):
             st.stop()
         show([service.lane(run, s, s.title, short(service.reliability(s, run))) for s in settings], top)
-        st.caption("LDS: how well a method predicts retraining, measured on this study, with its 95 % interval.")
+        st.caption("LDS: how well a method predicts retraining, as measured in this study, with its 95 % interval.")
         st.page_link("pages/evaluate.py", label="How this was measured")
     else:
         other = second_run(service)
         if other is None:
             st.stop()
         (setting,) = pick_settings(service, wanted[-1:], 1)
-        show_pictures([run, other])
+        show_queries([run, other])
         for number, r in enumerate((run, other)):
             if not features_or_wait(service, r, [setting], f"compare-{number}"):
                 st.stop()
@@ -159,7 +162,7 @@ try:
         else:
             reliability_card(service, setting, run)
             why = contrast(pair[0].scores, pair[1].scores)
-            st.markdown(f"By {setting.title}, each side's scores brought to the same length, A less B.")
+            st.markdown(f"By {setting.title}: scores of A minus scores of B, each normalised to unit length.")
             for title, sign, side in (("A rather than B", 1, "proponent"), ("B rather than A", -1, "opponent")):
                 st.subheader(title)
                 gallery(tiles(top_scored(why, table, top, sign), table), side, f"contrast-{side}")

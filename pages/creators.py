@@ -1,16 +1,14 @@
-"""What a creator's images weigh in the pictures that were kept, against their share of the training images."""
+"""The influence of each creator's images on the saved pictures, against their share of the training images."""
 
-import numpy as np
 import streamlit as st
 
 from dtrak.app.creators import (
     LEAST_PICTURES,
-    UNKNOWN,
-    kept_pictures,
-    mean_shares,
     per_image_in_words,
+    saved_pictures,
     sentence,
     standings,
+    strongest_images,
     to_csv,
     to_html,
     to_json,
@@ -21,7 +19,6 @@ from dtrak.app.figures import standing_bars
 from dtrak.app.trust import reliability_card
 from dtrak.app.views import tiles
 from dtrak.app.widgets import current_service, gallery, hand_over_to_app, show_error
-from dtrak.methods.ranking import Scored
 from dtrak.methods.registry import METHODS
 from dtrak.methods.settings import Setting
 from dtrak.utils.errors import DtrakError
@@ -37,7 +34,7 @@ table = service.attributor.table
 records = list(table.records[: table.train_size])
 methods = [m.name for m in service.attributor.methods() if not m.generated_only and not m.fitted]
 if not methods:
-    st.info("No method is built yet. In a terminal:")
+    st.info("No method is ready. In a terminal:")
     st.code(f"python -m index_builder build {service.folder.study.name}", language=None)
     st.stop()
 name = st.selectbox(
@@ -45,22 +42,23 @@ name = st.selectbox(
 )
 setting = Setting(name)
 try:
-    kept = service.kept_scores(setting)
+    saved = service.saved_scores(setting)
 except DtrakError as error:
     show_error(error)
     st.stop()
-if not kept:
-    st.info("No generated picture has been attributed by this method yet; a statement rests on kept pictures.")
-    st.page_link("pages/generate.py", label="Generate a picture")
+if not saved:
+    st.info("No generated image has been attributed by this method yet; statements summarise saved pictures.")
+    st.page_link("pages/generate.py", label="Generate an image")
     st.stop()
-found = standings(records, [scores for _, scores in kept])
+pictures, scores = [run for run, _ in saved], [one for _, one in saved]
+found = standings(records, scores)
 reliability_card(service, setting)
 st.subheader("All creators")
-st.plotly_chart(standing_bars(found), key="standings", alt="Total and share of the data by creator")
+st.plotly_chart(standing_bars(found), key="standings", alt="Share of positive scores and of data, by creator")
 st.caption(
-    f"Over {kept_pictures(len(kept))}, generated here and attributed by {METHODS[name].title}. Totals favour creators "
-    "of many images; 'per image' sets the total against the creator's share of the training images. In brackets: 95 % "
-    "of resamples of the pictures."
+    f"Over {saved_pictures(len(saved))}, generated here and attributed by {METHODS[name].title}. Totals favour "
+    "creators of many images; 'per image' is the total divided by the creator's share of the training images. In "
+    "brackets: 95 % bootstrap interval over the pictures."
 )
 st.dataframe(
     [
@@ -76,39 +74,36 @@ st.dataframe(
     hide_index=True,
     key="standings_table",
 )
-if len(kept) < LEAST_PICTURES:
+if len(saved) < LEAST_PICTURES:
     st.warning(
-        f"{len(kept)} picture{'s are' if len(kept) > 1 else ' is'} few: generate and attribute more for a statement."
+        f"Only {saved_pictures(len(saved))}: generate and attribute at least {LEAST_PICTURES} for a reliable statement."
     )
 st.subheader("Statement")
 creator = st.selectbox("Creator", [s.creator for s in found], key="creator", bind="query-params")
 standing = next(s for s in found if s.creator == creator)
 st.markdown(plain(sentence(standing)))
-mean = mean_shares([scores for _, scores in kept])
-mine = [row for row in np.argsort(-mean, kind="stable").tolist() if (records[row].creator or UNKNOWN) == creator]
-shown = mine[:MOST_IMAGES]
-st.markdown("**Their images, the most influence first**")
-gallery(tiles([Scored(records[row], float(mean[row])) for row in shown], table), "proponent", "creator_images")
-measured = service.reliability(setting, kept[0][0]).text
+shown = strongest_images(records, scores, creator, MOST_IMAGES)
+st.markdown("**Their images, most influential first**")
+gallery(tiles(shown, table), "proponent", "creator_images")
+measured = service.reliability(setting, pictures[0]).text
 study = service.folder.study
-pictures = [run for run, _ in kept]
 columns = st.columns(3)
 columns[0].download_button(
-    "Statement (HTML)",
+    "Download statement (HTML)",
     to_html(
         study.title or study.name, METHODS[name].title, measured, standing,
-        [(data_url(table.pixels[row], 96), records[row].caption or records[row].id) for row in shown],
+        [(data_url(table.pixels[table.rows[s.record.id]], 96), s.record.caption or s.record.id) for s in shown],
         [(data_url(run.pixels, 96), run.title) for run in pictures], study.data.credit or "",
     ),
     f"statement-{study.name}.html", "text/html", on_click="ignore", key="statement-html", width="stretch",
 )  # fmt: skip
 columns[1].download_button(
-    "Statement (JSON)",
+    "Download statement (JSON)",
     to_json(study.name, name, measured, standing, [run.settings.as_dict() for run in pictures if run.settings]),
     f"statement-{study.name}.json", "application/json", on_click="ignore", key="statement-json", width="stretch",
 )  # fmt: skip
 columns[2].download_button(
-    "All creators (CSV)", to_csv(found), f"creators-{study.name}.csv", "text/csv", on_click="ignore",
+    "Download all creators (CSV)", to_csv(found), f"creators-{study.name}.csv", "text/csv", on_click="ignore",
     key="statement-csv", width="stretch",
 )  # fmt: skip
-st.caption(f"Positive scores only, each picture counted alike. No share of authorship. {study.data.credit or ''}")
+st.caption(f"Positive scores only; all pictures weigh the same. Not a share of authorship. {study.data.credit or ''}")

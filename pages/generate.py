@@ -1,4 +1,4 @@
-"""Draw pictures from seeds, watch them form, keep them, and send them to Attribution."""
+"""Generate images from seeds, watch the denoising, and open them in Attribution."""
 
 import streamlit as st
 
@@ -14,7 +14,7 @@ ANY = "any"
 
 
 def restore() -> None:
-    """Take the settings out of a dropped PNG."""
+    """Restore the settings from an uploaded PNG."""
     dropped = st.session_state.get("png")
     st.session_state.pop("restore_error", None)
     if dropped is None:
@@ -29,13 +29,17 @@ def restore() -> None:
     st.session_state.update(prompt=settings.label or "", negative=settings.negative, lora=settings.lora_scale)
 
 
-def told() -> tuple[str | None, str]:
-    """The class, or the prompt and what to avoid, that the form says."""
+def condition() -> tuple[str | None, str]:
+    """The class or prompt, and the negative prompt, entered in the form."""
     if service.takes_text:
         suggestion = service.classes[0] if service.classes else ""
         prompt = st.text_area("Prompt", suggestion, height=80, max_chars=500, key="prompt", bind="query-params")
         avoid = st.text_input(
-            "Negative prompt", max_chars=500, key="negative", bind="query-params", help="What guidance leads away from."
+            "Negative prompt",
+            max_chars=500,
+            key="negative",
+            bind="query-params",
+            help="What guidance steers away from.",
         )
         return prompt.strip() or None, avoid.strip()
     if service.classes:
@@ -53,8 +57,8 @@ with form:
         "Seed", 0, 2**32 - 1, 7, key="seed", bind="query-params", help="The same seed gives the same pixels."
     )
     st.slider("Steps", 5, 200, 50, key="steps", bind="query-params", help="Denoising steps (DDIM).")
-    st.slider("Images", 1, 8, 1, key="images", bind="query-params", help="Drawn from this seed and those after it.")
-    label, negative = told()
+    st.slider("Images", 1, 8, 1, key="images", bind="query-params", help="Uses this seed and the following ones.")
+    label, negative = condition()
     guidance = lora = 1.0
     if service.takes_text or service.classes:
         most = 20.0 if service.takes_text else 5.0
@@ -69,7 +73,7 @@ with form:
             0.05,
             key="lora",
             bind="query-params",
-            help="0 draws with the base model alone.",
+            help="0 uses the base model only.",
         )
     settings = [
         GenerationSettings(
@@ -83,11 +87,11 @@ with form:
         for i in range(st.session_state["images"])
     ]
     start = st.button("Generate", type="primary", width="stretch", key="generate")
-    st.file_uploader("Restore settings from a PNG of this app", type=["png"], key="png", on_change=restore)
+    st.file_uploader("Restore settings from a downloaded PNG", type=["png"], key="png", on_change=restore)
     if "restore_error" in st.session_state:
         show_error(st.session_state["restore_error"])
     elif st.session_state.pop("restored", False):
-        st.success("Settings restored. Press Generate to draw it again.")
+        st.success("Settings restored. Press Generate to regenerate the image.")
 
 with results:
     if start:
@@ -102,19 +106,19 @@ with results:
     elif job and job.state == "failed" and job.error:
         show_error(job.error)
     elif job and job.state == "cancelled" and not runs:
-        st.info("Cancelled. Nothing was kept. Press Generate to start again.")
+        st.info("Cancelled. Nothing was saved. Press Generate to start again.")
     elif not runs:
-        st.info("Choose a seed and press Generate; a picture takes a second or two.")
+        st.info("Choose a seed and press Generate; an image takes a second or two.")
     if runs and not (job and job.active):
         columns = st.columns(min(len(runs), 4))
         for place, run in enumerate(runs):
             with columns[place % len(columns)], st.container(border=True, key=f"run-{run.id}"):
-                st.image(enlarged_png(run.pixels, 192), width="stretch", alt=f"Generated picture, {run.title}")
+                st.image(enlarged_png(run.pixels, 192), width="stretch", alt=f"Generated image, {run.title}")
                 st.markdown(plain(run.title))
                 if st.button("Attribute", key=f"attribute-{run.id}", width="stretch", type="primary"):
                     st.switch_page("pages/attribution.py", query_params={"run": run.id})
                 st.download_button(
-                    "PNG", service.runs.image_bytes(run), f"{run.id}.png", "image/png",
+                    "Download PNG", service.runs.image_bytes(run), f"{run.id}.png", "image/png",
                     key=f"download-{run.id}", on_click="ignore", width="stretch",
-                    help="Carries its settings; drop it here to restore them.",
+                    help="Contains its settings; upload it here to restore them.",
                 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""One training image, whole, with all that is known of it."""
+"""One training image: original, preprocessed, metadata, and the generated images it influences most."""
 
 import streamlit as st
 
@@ -6,7 +6,6 @@ from dtrak.app.elements import describe, plain
 from dtrak.app.trust import reliability_card
 from dtrak.app.widgets import current_service, hand_over_to_app
 from dtrak.data import BadImage, open_image
-from dtrak.methods.registry import METHODS
 from dtrak.methods.settings import Setting
 from dtrak.utils.images import enlarged_png
 
@@ -16,8 +15,8 @@ table = service.attributor.table
 sample_id = st.query_params.get("id", "")
 if sample_id not in table.rows:
     st.title("Training image")
-    st.warning("There is no such training image in this study." if sample_id else "No training image was chosen.")
-    st.page_link("pages/attribution.py", label="Go to Attribution and click one")
+    st.warning("There is no such training image in this study." if sample_id else "No training image is chosen.")
+    st.page_link("pages/attribution.py", label="Go to Attribution to choose one")
     st.stop()
 record = table.records[table.rows[sample_id]]
 st.title(plain(record.caption or record.id))
@@ -27,7 +26,7 @@ with left:
         st.image(
             open_image(table.original(sample_id), service.folder.study.data.max_pixels), width=384, alt=describe(record)
         )
-        st.caption("As it came")
+        st.caption("Original")
     except BadImage as reason:
         st.warning(f"The original cannot be shown: {reason}.")
     st.image(
@@ -42,7 +41,7 @@ with right:
         "Class": record.label,
         "Creator": record.creator,
         "Licence": record.licence,
-        "Split": "training set" if record.split == "train" else "held out: the model never saw it",
+        "Split": "training set" if record.split == "train" else "held-out, not used for training",
     }
     for name, value in facts.items():
         st.markdown(f"**{name}**: {plain(value or 'not stated')}")
@@ -52,19 +51,18 @@ with right:
     st.page_link("pages/attribution.py", label="Back to the attribution", query_params={"run": run} if run else None)
 
 if record.split == "train":
-    st.subheader("Pictures it affects most")
-    method = next((m.name for m in service.attributor.methods() if m.uses_features), None)
-    found = service.reverse(sample_id, Setting(method)) if method else []
-    if not found:
-        st.caption("No kept picture has its features computed yet; attribute one first.")
+    st.subheader("Generated images it influences most")
+    method = next((m for m in service.attributor.methods() if m.uses_features), None)
+    found = service.reverse(sample_id, Setting(method.name)) if method else []
+    if method is None or not found:
+        st.caption("No saved picture has features yet; attribute one first.")
     else:
         for column, (run_, z, place) in zip(st.columns(8), found, strict=False):
             column.image(enlarged_png(run_.pixels, 96), width="stretch", alt=run_.title)
-            column.page_link("pages/attribution.py", label=f"place {place}", query_params={"run": run_.id})
+            column.page_link("pages/attribution.py", label=f"rank {place}", query_params={"run": run_.id})
             column.caption(f"z {z:+.1f}")
-        title = METHODS[method].title
         st.caption(
-            f"Among the kept pictures, those whose {title} scores give this image the highest z-score, and its place "
-            "in each. Scores of two pictures have no common unit; z-scores are within each picture."
+            f"The saved pictures whose {method.title} scores give this image the highest z-score, and its rank in "
+            "each. Scores of two pictures have no common unit; z-scores are within each picture."
         )
-        reliability_card(service, Setting(method))
+        reliability_card(service, Setting(method.name))

@@ -1,9 +1,9 @@
 #!/bin/sh
-# install.sh VENV REQUIREMENTS: a virtual environment with the requirements in it.
-# Without an NVIDIA GPU the CPU build of torch is taken where one can be found: 0.2 GB instead of 3 GB.
+# install.sh VENV WHAT: create a virtual environment and install a requirements file or a wheel in it.
+# Without an NVIDIA GPU, install the CPU build of torch if available: 0.2 GB instead of 3 GB.
 set -eu
 venv=$1
-requirements=$2
+what=$2
 python=${PYTHON:-python3}
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
     echo "dtrak needs Python 3.11 or newer; try: make PYTHON=python3.12 run" >&2
@@ -11,11 +11,14 @@ python=${PYTHON:-python3}
 }
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
 pip="$venv/bin/python -m pip --disable-pip-version-check"
-torch=$(grep '^torch==' "$(dirname "$requirements")/requirements-base.txt")
+torch=$(grep '^torch==' "$(dirname "$0")/../requirements-base.txt")
 if [ "$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null 2>&1 &&
     ! "$venv/bin/python" -c 'import torch' >/dev/null 2>&1; then
     $pip install -q "$torch+cpu" 2>/dev/null ||
         $pip install -q "$torch+cpu" --extra-index-url https://download.pytorch.org/whl/cpu ||
-        echo "No CPU build of $torch found; taking the default one." >&2
+        echo "No CPU build of $torch found; installing the default one." >&2
 fi
-$pip install -q -r "$requirements"
+case $what in
+*.whl) $pip install -q "$what" ;;
+*) $pip install -q -r "$what" ;;
+esac

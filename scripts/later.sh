@@ -1,6 +1,6 @@
 #!/bin/sh
-# What the pages can use but need not wait for: the ablations' features, then the methods' measured quality.
-# Usage: sh scripts/later.sh PYTHON STUDY. Ends its child when it is ended.
+# Build in the background what the app does not need at start: ablation features, then the evaluation.
+# Usage: sh scripts/later.sh PYTHON STUDY. Stops its child process when it is stopped.
 python=$1 study=$2 child=
 trap 'kill $child 2>/dev/null; exit 143' INT TERM
 step() {

@@ -244,3 +244,13 @@ def context(browser):
     outside = [u for u in requests if not u.startswith(("http://127.0.0.1", "ws://127.0.0.1", "data:", "blob:"))]
     assert outside == []
     assert failures == []
+
+
+def pytest_collection_modifyitems(items):
+    """Mark what drives a browser or starts Ray, so that the rest can run in parallel."""
+    for item in items:
+        name = item.path.name
+        if name.startswith("test_browser"):
+            item.add_marker(pytest.mark.browser)
+        if name in ("test_engines.py", "test_remote.py"):
+            item.add_marker(pytest.mark.ray)

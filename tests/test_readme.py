@@ -36,3 +36,21 @@ def test_every_configuration_key_is_documented():
     for model in (Study, DataConfig, ModelConfig, TrainingConfig, TruthConfig, FeatureConfig):
         for key in set(model.model_fields) - {"source", "data", "model", "training", "features", "truth"}:
             assert re.search(rf"\b{key}\b", text), key
+
+
+def test_every_method_and_choice_is_documented():
+    from dtrak.methods.choices import choices_table
+    from dtrak.methods.registry import METHODS
+
+    text = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    assert [name for name in re.findall(r"^\| `([a-z-]+)` \|", text, re.M) if name in METHODS] == list(METHODS)
+    for label, flag, meaning, values in choices_table():
+        assert f"| {label} | `{flag}` | {meaning} | {values} |" in text
+
+
+def test_the_readmes_python_runs(source, tmp_path, monkeypatch, tiny):
+    """The tour in Python, on the tiny study in place of the demo."""
+    block = re.search(r"```python\n(.*?)```", README, re.S)[1]
+    assert "open_study" in block
+    block = block.replace('"demo"', repr(str(source / "tiny.yaml")))
+    exec(compile(block, "README.md", "exec"), {})

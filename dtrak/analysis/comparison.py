@@ -1,4 +1,4 @@
-"""How alike two rankings of the training images are, and where they disagree most."""
+"""Agreement of two rankings of the training images, and where they differ most."""
 
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ def ranking(scores: Scores) -> Int[np.ndarray, " n"]:
 
 
 def ranks(scores: Scores) -> Int[np.ndarray, " n"]:
-    """The place of each row, from 0."""
+    """The rank of each row, from 0."""
     order = ranking(scores)
     found = np.empty(len(order), dtype=np.int64)
     found[order] = np.arange(len(order))
@@ -26,18 +26,18 @@ def ranks(scores: Scores) -> Int[np.ndarray, " n"]:
 
 
 def overlap(a: Scores, b: Scores, top: int = 10) -> float:
-    """Share of a's ``top`` that are among b's ``top``."""
+    """Share of a's ``top`` rows that are among b's ``top``."""
     top = min(top, len(a))
     return len(set(ranking(a)[:top].tolist()) & set(ranking(b)[:top].tolist())) / top
 
 
 def rank_biased_overlap(a: Scores, b: Scores, persistence: float = PERSISTENCE) -> float:
-    """(1 − p) Σ_d p^(d−1) · overlap at depth d, over whole rankings, scaled to reach 1.
+    """(1 − p) Σ_d p^(d−1) · overlap at depth d, over full rankings, scaled to a maximum of 1.
 
     Webber, Moffat & Zobel, "A similarity measure for indefinite rankings", TOIS 2010.
     """
     first, second = ranks(a), ranks(b)
-    later = np.sort(np.maximum(first, second))  # a row is shared from this depth on
+    later = np.sort(np.maximum(first, second))  # the depth from which each row is in both tops
     depth = np.arange(1, len(a) + 1)
     shared = np.searchsorted(later, depth - 1, side="right") / depth
     weights = persistence ** (depth - 1.0)
@@ -45,14 +45,14 @@ def rank_biased_overlap(a: Scores, b: Scores, persistence: float = PERSISTENCE) 
 
 
 def kendall(a: Scores, b: Scores) -> float:
-    """Kendall's τ-b over all rows; 0 where one side is constant."""
+    """Kendall's τ-b over all rows; 0 where one ranking is constant."""
     statistic = kendalltau(a, b).statistic
     return 0.0 if np.isnan(statistic) else float(statistic)
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How alike two rankings are."""
+    """Three measures of agreement between two rankings."""
 
     overlap: float
     rank_biased_overlap: float
@@ -60,13 +60,13 @@ class Agreement:
 
 
 def agreement(a: Scores, b: Scores, top: int = 10) -> Agreement:
-    """All three measures."""
+    """All three measures of agreement."""
     return Agreement(overlap(a, b, top), rank_biased_overlap(a, b), kendall(a, b))
 
 
 @dataclass(frozen=True)
 class Disagreement:
-    """A row that one ranking puts high and the other does not; places from 1."""
+    """A row that one ranking places much higher than the other; ranks from 1."""
 
     row: int
     place_a: int
@@ -74,7 +74,7 @@ class Disagreement:
 
 
 def disagreements(a: Scores, b: Scores, count: int = 8) -> list[Disagreement]:
-    """The strongest, by |log place_a − log place_b| among what either side has in its first fifty."""
+    """The largest differences by |log rank_a − log rank_b|, among the rows in either top 50."""
     first, second = ranks(a) + 1, ranks(b) + 1
     gap = np.abs(np.log(first) - np.log(second))
     gap[np.minimum(first, second) > SHORTLIST] = -1
@@ -83,9 +83,9 @@ def disagreements(a: Scores, b: Scores, count: int = 8) -> list[Disagreement]:
 
 
 def contrast(a: Scores, b: Scores) -> Scores:
-    """Why a rather than b: scores of the query q_a/‖τ_a‖ − q_b/‖τ_b‖.
+    """Why a rather than b: normalised difference τ_a/‖τ_a‖ − τ_b/‖τ_b‖.
 
-    Scores are linear in the query, so the contrast of two queries is one more query; each is first
-    brought to the same length, as scores of two queries have no common unit.
+    Scores are linear in the query, so these are the scores of the query q_a/‖τ_a‖ − q_b/‖τ_b‖. The norms make
+    the two comparable: scores of different queries have no common unit.
     """
     return a / (np.linalg.norm(a) or 1.0) - b / (np.linalg.norm(b) or 1.0)

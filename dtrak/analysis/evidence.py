@@ -1,7 +1,7 @@
-"""What stands behind a ranking: its exact parts, what chance gives, and how stable it is.
+"""Evidence for a ranking: exact parts by timestep and block, significance test, stability, hubs, near-duplicates.
 
 Scores are linear in the query's feature, and the feature is a sum over (timestep, draw) pairs and
-over blocks of the network; so a score without a norm of the query splits exactly into parts.
+over blocks of the network; so a score that is linear in the query splits exactly into parts.
 """
 
 from collections.abc import Sequence
@@ -26,26 +26,26 @@ from dtrak.utils.errors import DtrakError
 from dtrak.utils.noise import keyed_generator
 
 RANDOM_DIRECTIONS = 200
-MOST_PRODUCTS, MOST_SCORES = 10**10, 2**27  # of either kind of unrelated query: multiplications, numbers in memory
-FEWEST_QUERIES = 20  # of either kind, whatever the size
+MOST_PRODUCTS, MOST_SCORES = 10**10, 2**27  # limits per kind of unrelated query: multiplications, scores in memory
+FEWEST_QUERIES = 20  # of each kind, for studies of any size
 HUB_PLACES = 50
 RESAMPLES = 40
-CHANCE = 0.95  # the quantile of the null that a clear source must pass
-STABLE = 0.5  # in the top of fewer resamples than this is faded
-DUPLICATE_DISTANCE = 10.0  # root mean square difference of pixels, of 255
-HUB_FACTOR = 5.0  # times the share of lists that chance gives
+CHANCE = 0.95  # quantile of the null distribution that a significant score must exceed
+STABLE = 0.5  # images in the top of a smaller share of resamples are faded
+DUPLICATE_DISTANCE = 10.0  # root mean square difference of pixel values in 0 to 255
+HUB_FACTOR = 5.0  # a hub tops this many times more lists than expected by chance
 
 Scores = Float[np.ndarray, " n"]
 
 
 @dataclass(frozen=True)
 class Split:
-    """A score's parts.
+    """Scores split into parts.
 
     Attributes:
-        names: of the parts, as people read them.
-        scores: one row a part; the rows sum to the scores, of all training images or of those asked about.
-        timesteps: of each part, for a split by timestep; empty otherwise.
+        names: display names of the parts.
+        scores: one row per part; the rows sum to the scores of the training images (all, or those requested).
+        timesteps: the timestep of each part, for a split by timestep; empty otherwise.
     """
 
     names: list[str]
@@ -55,19 +55,19 @@ class Split:
 
 @dataclass(frozen=True)
 class Null:
-    """What unrelated queries score, each list brought to mean 0 and deviation 1.
+    """The null distribution: scores of unrelated queries, each standardised to mean 0 and standard deviation 1.
 
-    The queries are held-out images, where the study has their features, and random directions.
+    The unrelated queries are random directions and, if the study has their features, held-out images.
 
     Attributes:
-        threshold: what the top z-score of a random direction stays below in 95 % of cases. Held-out images are left
-            out of it: a real image may well have a strong source.
-        band: for each training image, what 95 % of the held-out images give it at most (of the random directions,
-            where there are none).
-        mean: for each training image, what these give it on average.
-        first: the first rows of each of their lists, the strongest first.
-        heldout: how many held-out images there are.
-        directions: how many random directions.
+        threshold: 95 % of random directions have a top z-score below it. Held-out images do not count here: a real
+            image may have a strong source.
+        band: for each training image, the 95 % quantile of its z-scores over held-out images (over random
+            directions if there are none).
+        mean: for each training image, its mean z-score over the same queries.
+        first: the top rows of each of these queries, strongest first.
+        heldout: number of held-out images.
+        directions: number of random directions.
     """
 
     threshold: float
@@ -79,7 +79,7 @@ class Null:
 
     @classmethod
     def of(cls, lists: Float[np.ndarray, "q n"], heldout: int) -> "Null":
-        """From the scores of all queries, the held-out images first."""
+        """From the scores of all unrelated queries [Q, N], the first ``heldout`` being held-out images."""
         lists = standardise(lists)
         unrelated = lists[:heldout] if heldout else lists
         places = min(HUB_PLACES, lists.shape[1])
@@ -97,31 +97,34 @@ class Null:
 
 
 def standardise(scores: Float[np.ndarray, "*q n"]) -> Float[np.ndarray, "*q n"]:
-    """Mean 0, deviation 1 over the training images."""
+    """Scores with mean 0 and standard deviation 1 over the training images."""
     spread = scores.std(-1, keepdims=True)
     return (scores - scores.mean(-1, keepdims=True)) / np.where(spread > 0, spread, 1.0)
 
 
 def above_chance(scores: Scores, null: Null) -> Bool[np.ndarray, " n"]:
-    """Which images score above the top of random directions, and above what they give to unrelated queries."""
+    """Which images score significantly: above the threshold, and above their own band."""
     z = standardise(scores)
     return (z > null.threshold) & (z > null.band)
 
 
 def clear_source(scores: Scores, null: Null) -> bool:
-    """Whether any image stands above chance; else there is "no clear source"."""
+    """Whether any image scores significantly; otherwise there is "no clear source"."""
     return bool(above_chance(scores, null).any())
 
 
 def split_by_timestep(attributor: Attributor, setting: Setting, query: Query, features: Features) -> Split:
-    """The exact parts of the scores by (timestep, draw) pair of the query.
+    """Split the scores of all training images by (timestep, draw) pair of the query.
 
     Raises:
-        DtrakError: the setting's timesteps are not kept apart, or its score is not a sum of parts.
+        DtrakError: the setting's timesteps are not stored separately, or its score is not a sum of parts.
     """
     method, side, readout, damping = _linear(attributor, setting)
     if not side.apart:
-        raise DtrakError("The timesteps of this setting are not stored apart.", hint="Set apart: true and build.")
+        raise DtrakError(
+            "The timesteps of this setting are not stored separately.",
+            hint="Set apart: true for this feature set and build.",
+        )
     parts = attributor.query_parts(side, features)
     used = [p for source in side.sources for p, w in zip(source.config.pairs(), source.weights, strict=True) if w]
     scores = _part_scores(method.divided_by(setting), readout, damping, parts)
@@ -133,7 +136,7 @@ def split_by_timestep(attributor: Attributor, setting: Setting, query: Query, fe
 def split_by_block(
     attributor: Attributor, setting: Setting, query: Query, features: Features, rows: Sequence[int]
 ) -> Split:
-    """The exact parts of some training images' scores by block of the network.
+    """Split the scores of some training images by block of the network.
 
     Raises:
         DtrakError: the blocks were not computed for this setting, or its score is not a sum of parts.
@@ -144,8 +147,8 @@ def split_by_block(
     whole = len(side.sources) == 1 and source.whole
     if feature is None or feature.blocks is None or not whole:
         raise DtrakError(
-            "The split by block is computed for the feature sets of the index only.",
-            hint="Leave the timesteps, draws and output function at their defaults.",
+            "The split by block is available for the feature sets of the index only.",
+            hint="Keep the timesteps, draws and output function at their defaults.",
         )
     rescale = np.sqrt(source.config.projection_dim / side.dim)
     blocks = feature.blocks[:, : side.dim].astype(np.float64) * rescale
@@ -154,17 +157,19 @@ def split_by_block(
 
 
 def null_band(attributor: Attributor, setting: Setting) -> Null:
-    """Scores of the training images for unrelated queries.
+    """The null distribution of a setting, for the significance test.
 
-    Held-out images where their features are stored, and random directions; all lists are standardised,
-    so that directions of any norm count alike. Large studies take fewer of either.
+    Unrelated queries are random directions and, if their features are stored, held-out images. Scores are
+    standardised per query, so the norm of a direction does not matter. Large studies use fewer queries.
 
     Raises:
-        DtrakError: the method has no features to draw directions in.
+        DtrakError: the method does not use gradient features.
     """
     method = METHODS[setting.method]
     if not isinstance(method, GradientMethod):
-        raise DtrakError("The significance test is for methods that use gradients.", hint="Choose one of them.")
+        raise DtrakError(
+            "The significance test needs a method that uses gradients.", hint="Choose one, such as D-TRAK or TRAK."
+        )
     lists = []
     heldout = 0
     sides = attributor.sides(setting)
@@ -189,13 +194,13 @@ def null_band(attributor: Attributor, setting: Setting) -> Null:
 
 @dataclass(frozen=True)
 class Stability:
-    """How a ranking moves when what is arbitrary is drawn again.
+    """How a ranking varies under resampling of the query's timesteps and of the projection.
 
     Attributes:
-        share: of the resamples in which each training image is in the top.
-        low, high: the 5 % and 95 % quantiles of its place, from 1.
-        resamples: how many.
-        top: how many places are the top.
+        share: share of resamples in which each training image is in the top.
+        low, high: the 5 % and 95 % quantiles of its rank, from 1.
+        resamples: number of resamples.
+        top: number of ranks that count as the top.
     """
 
     share: Float[np.ndarray, " n"]
@@ -206,15 +211,17 @@ class Stability:
 
 
 def stability(attributor: Attributor, setting: Setting, query: Query, features: Features, top: int = 10) -> Stability:
-    """Places over resampled (timestep, draw) pairs of the query and over both halves of the projection.
+    """Bootstrap the (timestep, draw) pairs of the query, on each half of the projected columns.
 
     Raises:
-        DtrakError: the setting's timesteps are not kept apart, or its score is not a sum of parts.
+        DtrakError: the setting's timesteps are not stored separately, or its score is not a sum of parts.
     """
     method, side, readout, _ = _linear(attributor, setting)
     parts = attributor.query_parts(side, features)
     if len(parts) < 2:
-        raise DtrakError("A single timestep cannot be resampled.", hint="Choose more timesteps, stored apart.")
+        raise DtrakError(
+            "A single timestep cannot be resampled.", hint="Choose more timesteps, stored separately (apart: true)."
+        )
     wanted = method.wanted_damping(setting)
     random = keyed_generator("stability", 0, query.id)
     drawn = []
@@ -238,12 +245,12 @@ def stability(attributor: Attributor, setting: Setting, query: Query, features: 
 
 @dataclass(frozen=True)
 class Hubs:
-    """Images that top many lists.
+    """Training images that are in the top of many unrelated rankings.
 
     Attributes:
-        share: of the unrelated lists in whose top each training image is.
-        expected: the share that chance gives.
-        lists: how many.
+        share: share of unrelated rankings with each training image in their top.
+        expected: the share expected by chance.
+        lists: number of unrelated rankings.
     """
 
     share: Float[np.ndarray, " n"]
@@ -252,28 +259,28 @@ class Hubs:
 
     @property
     def marked(self) -> Bool[np.ndarray, " n"]:
-        """Which images are hubs: they top more lists than chance lets them, and not a single one."""
+        """Which images are hubs: in the top of far more rankings than expected by chance, and of at least two."""
         return (self.share > HUB_FACTOR * self.expected) & (self.share * self.lists > 1.5)
 
 
 def hubs(null: Null, top: int = 10) -> Hubs:
-    """Which training images are in the top (of at most 50 places) of many unrelated lists."""
+    """How often each training image is in the ``top`` (at most 50) of unrelated rankings."""
     share = np.bincount(null.first[:, :top].ravel(), minlength=len(null.mean)) / len(null.first)
     return Hubs(share, min(1.0, top / len(null.mean)), len(null.first))
 
 
 def damp_hubs(scores: Scores, null: Null) -> Scores:
-    """z-scores less what each image gets from unrelated queries on average."""
+    """z-scores minus each image's mean z-score over unrelated queries."""
     return standardise(scores) - null.mean
 
 
 def near_duplicates(
     pixels: UInt8[np.ndarray, "n r r 3"], distance: float = DUPLICATE_DISTANCE
 ) -> Int[np.ndarray, " n"]:
-    """A group number for each image: the lowest row that it is nearly the same as, directly or through others.
+    """A group number for each image: the first row of its connected component of near-duplicates.
 
     Args:
-        distance: root mean square difference of pixel values, of 255.
+        distance: images within this root mean square difference of pixel values (0 to 255) are near-duplicates.
     """
     flat = pixels.reshape(len(pixels), -1).astype(np.float32)
     squares = (flat**2).sum(1)
@@ -293,8 +300,8 @@ def _linear(attributor: Attributor, setting: Setting) -> tuple[GradientMethod, S
     method = METHODS[setting.method]
     if not isinstance(method, GradientMethod) or not method.splits:
         raise DtrakError(
-            f"A score of {method.title} is not a sum over timesteps or blocks.",
-            hint="Choose a method of one model, such as D-TRAK or TRAK.",
+            f"A {method.title} score is not a sum over timesteps or blocks.",
+            hint="Choose a method that uses a single model, such as D-TRAK or TRAK.",
         )
     (side,) = attributor.sides(setting)
     readout = attributor.readout(side)

@@ -1,1 +1,1 @@
-"""What the pages stand on: the service, jobs, view models, figures, widgets and exports."""
+"""The app's logic below its pages: service, jobs, view models, figures, widgets and exports."""

@@ -1,4 +1,4 @@
-"""View models of the Ablate and Compare pages: what a setting costs, how stable it is, how alike lanes are."""
+"""View models of the Ablate and Compare pages: cost of a setting, sensitivity to λ, agreement of rankings."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,19 +15,19 @@ from dtrak.methods.query import Query
 from dtrak.methods.registry import METHODS
 from dtrak.methods.settings import Setting
 
-POWERS = np.arange(-4.0, 4.01, 0.5)
+POWERS = np.arange(-4.0, 4.01, 0.5)  # log₁₀ λ
 
 Scores = Float[np.ndarray, " n"]
 
 
 @dataclass(frozen=True)
 class SettingCost:
-    """What a setting rests on.
+    """What a setting costs.
 
     Attributes:
-        seconds: that the parts of the build took which hold its features; None if not recorded.
-        megabytes: of its features on disk.
-        passes: forward and backward passes of the network that one query takes.
+        seconds: build time of its feature sets; None if not recorded.
+        megabytes: size of its features on disk.
+        passes: forward and backward passes of the network per query.
     """
 
     seconds: float | None
@@ -36,7 +36,11 @@ class SettingCost:
 
 
 def setting_cost(attributor: Attributor, setting: Setting, costs: list[Cost]) -> SettingCost:
-    """The cost of the training side's features under a setting, and of a query's."""
+    """The cost of a setting's training features and of a query.
+
+    Args:
+        costs: of the builds, as recorded.
+    """
     stores = {}
     passes = 0
     for side in attributor.sides(setting):
@@ -53,7 +57,10 @@ def setting_cost(attributor: Attributor, setting: Setting, costs: list[Cost]) ->
 def damping_curve(
     attributor: Attributor, setting: Setting, query: Query, features: Features, powers: Sequence[float] = tuple(POWERS)
 ) -> list[float]:
-    """Rank-biased overlap with the setting's own ranking, for each λ = 10^power; of methods of one model."""
+    """Rank-biased overlap with the setting's own ranking at each λ = 10^power; empty for methods without λ.
+
+    The method must use a single model.
+    """
     method = METHODS[setting.method]
     if not isinstance(method, GradientMethod) or method.damping is None:
         return []
@@ -67,7 +74,7 @@ def damping_curve(
 
 @dataclass(frozen=True)
 class PairAgreement:
-    """How alike two lanes are; numbers of the lanes from 0."""
+    """The agreement of two lanes, numbered from 0."""
 
     first: int
     second: int
@@ -75,5 +82,10 @@ class PairAgreement:
 
 
 def lane_agreements(scores: Sequence[Scores], top: int) -> list[PairAgreement]:
-    """All pairs of lanes."""
+    """The agreement of every pair of lanes.
+
+    Args:
+        scores: of all training images, one array per lane.
+        top: number of places for the overlap.
+    """
     return [PairAgreement(i, j, agreement(scores[i], scores[j], top)) for i, j in combinations(range(len(scores)), 2)]

@@ -1,8 +1,8 @@
-"""The creator statement: what a creator's images weigh in the kept pictures, against their share of the data.
+"""The creator statement: the influence of a creator's images on the saved pictures, against their share of the data.
 
-Scores of two pictures have no common unit, so each picture's positive scores are divided by their sum.
-A creator's total in a picture is the sum over their images, and what each image weighs is that total
-against the creator's share of the data; sums favour the prolific, means the few, so both are shown.
+Scores of two pictures have no common unit, so the positive scores of each picture are divided by their sum. A
+creator's total is the sum over their images; the weight per image is the total divided by the creator's share of the
+data. Totals favour creators of many images, means creators of few, so both are shown.
 """
 
 import csv
@@ -18,23 +18,26 @@ from jaxtyping import Float
 from dtrak.app.exports import no_formula, template
 from dtrak.data import Record
 from dtrak.evaluation.counterfactual import mean_with_interval
+from dtrak.methods.ranking import Scored
 from dtrak.utils.text import percent
 
 UNKNOWN = "unknown"
-LEAST_PICTURES = 10  # for an interval over pictures to mean something
+LEAST_PICTURES = 10  # below, an interval over pictures is not reported as significant
 COLUMNS = ("creator", "images", "share_of_data", "total", "total_low", "total_high", "per_image", "per_image_low",
            "per_image_high", "pictures")  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Standing:
-    """One creator over some pictures.
+    """The influence of one creator's images over some pictures.
 
     Attributes:
-        share_of_data: their images among all training images.
-        total: the share of all positive scores that their images hold, mean over pictures.
-        per_image: their images' mean positive score over that of all images: 1 is an average image.
-        low, high: 95 % of bootstrap resamples of the pictures.
+        images: number of their training images.
+        share_of_data: their share of the training images.
+        total: their images' share of the positive scores, mean over pictures.
+        per_image: ``total / share_of_data``; 1 is an average image.
+        low, high: 95 % bootstrap interval over the pictures.
+        pictures: number of pictures.
     """
 
     creator: str
@@ -50,11 +53,11 @@ class Standing:
 
 
 def standings(records: Sequence[Record], scores: Sequence[Float[np.ndarray, " n"]]) -> list[Standing]:
-    """All creators, those with the largest total first.
+    """All creators, the largest total first.
 
     Args:
         records: of the training images.
-        scores: of them, one array a picture.
+        scores: of the training images, one array per picture.
     """
     names = [record.creator or UNKNOWN for record in records]
     found = []
@@ -72,13 +75,32 @@ def standings(records: Sequence[Record], scores: Sequence[Float[np.ndarray, " n"
 
 
 def mean_shares(scores: Sequence[Float[np.ndarray, " n"]]) -> Float[np.ndarray, " n"]:
-    """Each training image's share of a picture's positive scores, the mean over pictures."""
+    """Each training image's share of the positive scores, mean over pictures.
+
+    Args:
+        scores: of the training images, one array per picture.
+    """
     rows = [np.maximum(row, 0) for row in scores]
     return np.mean([row / (row.sum() or 1.0) for row in rows], axis=0)
 
 
+def strongest_images(
+    records: Sequence[Record], scores: Sequence[Float[np.ndarray, " n"]], creator: str, count: int
+) -> list[Scored]:
+    """A creator's images with their mean shares of the positive scores, the largest first.
+
+    Args:
+        records: of the training images.
+        scores: of the training images, one array per picture.
+        count: of images to return at most.
+    """
+    shares = mean_shares(scores)
+    rows = [row for row in np.argsort(-shares, kind="stable").tolist() if (records[row].creator or UNKNOWN) == creator]
+    return [Scored(records[row], float(shares[row])) for row in rows[:count]]
+
+
 def sentence(found: Standing) -> str:
-    """One creator's standing in plain words."""
+    """The statement about one creator, in words."""
     if found.pictures < LEAST_PICTURES:
         few = f"{found.pictures} {'is' if found.pictures == 1 else 'are'} too few"
         compared = f"{few} to say whether that is more or less than an average image"
@@ -87,34 +109,34 @@ def sentence(found: Standing) -> str:
     elif found.per_image_high < 1:
         compared = "less than an average image"
     else:
-        compared = "not told apart from an average image"
+        compared = "not significantly different from an average image"
     return (
         f"{found.images} of the training images ({percent(found.share_of_data, 1)}) are by {found.creator}. "
-        f"Over {kept_pictures(found.pictures)} they hold {total_in_words(found)} of the positive scores. "
+        f"Over {saved_pictures(found.pictures)} they hold {total_in_words(found)} of the positive scores. "
         f"Each of them weighs {per_image_in_words(found)} times an average image: {compared}."
-        + (" In brackets: 95 % of resamples of the pictures." if found.pictures > 1 else "")
+        + (" In brackets: 95 % bootstrap interval over the pictures." if found.pictures > 1 else "")
     )
 
 
-def kept_pictures(count: int) -> str:
-    """So many, in words."""
-    return f"{count} kept picture" + ("" if count == 1 else "s")
+def saved_pictures(count: int) -> str:
+    """The number of pictures, in words."""
+    return f"{count} saved picture" + ("" if count == 1 else "s")
 
 
 def total_in_words(found: Standing) -> str:
-    """A creator's total with its 95 % interval; one picture has none."""
+    """A creator's total in per cent, with its 95 % interval if there are several pictures."""
     interval = f" ({percent(found.total_low, 1)} to {percent(found.total_high, 1)})" if found.pictures > 1 else ""
     return f"{percent(found.total, 1)}{interval}"
 
 
 def per_image_in_words(found: Standing) -> str:
-    """What each of a creator's images weighs, with its 95 % interval; one picture has none."""
+    """The weight per image, with its 95 % interval if there are several pictures."""
     interval = f" ({found.per_image_low:.2f} to {found.per_image_high:.2f})" if found.pictures > 1 else ""
     return f"{found.per_image:.2f}{interval}"
 
 
 def to_csv(found: Sequence[Standing]) -> bytes:
-    """All creators, one a row."""
+    """All creators as CSV, one per row."""
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, COLUMNS)
     writer.writeheader()
@@ -125,7 +147,7 @@ def to_csv(found: Sequence[Standing]) -> bytes:
 
 
 def to_json(study: str, method: str, measured: str, found: Standing, pictures: Sequence[dict[str, Any]]) -> bytes:
-    """One creator's statement for programs."""
+    """One creator's statement as JSON."""
     content = {
         "study": study, "method": method, "measured": measured, "standing": asdict(found), "pictures": list(pictures)
     }  # fmt: skip
@@ -136,13 +158,12 @@ def to_html(
     study: str, method: str, measured: str, found: Standing, images: Sequence[tuple[str, str]],
     pictures: Sequence[tuple[str, str]], credit: str,
 ) -> bytes:  # fmt: skip
-    """One creator's statement as a page that stands alone.
+    """One creator's statement as a self-contained HTML page.
 
     Args:
-        images: of the creator, each a data URL and a title, those with the most influence first.
-        pictures: that the statement rests on, likewise.
+        images: of the creator, each a data URL and a title, the strongest first.
+        pictures: that the statement summarises, likewise.
     """
-
     page = template("statement.html").render(
         study=study, method=method, measured=measured, creator=found.creator, sentence=sentence(found), credit=credit,
         strips=[("Images with the most influence", images), ("Generated pictures in this statement", pictures)],

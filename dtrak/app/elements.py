@@ -1,4 +1,4 @@
-"""Words as every page shows them. Quick to import."""
+"""Text shared by all pages; quick to import."""
 
 import re
 
@@ -6,11 +6,11 @@ from dtrak.data import Record
 
 
 def describe(record: Record) -> str:
-    """A training image in words, for those who cannot see it."""
+    """The alternative text of a training image."""
     by = f", by {record.creator}" if record.creator else ""
     return f"Training image: {record.caption or record.id}{by}"
 
 
 def plain(text: str) -> str:
-    """Text as it stands, for where Markdown is read: a caption must not load a picture or make a link."""
+    """Text with Markdown escaped, so that a caption cannot load an image or form a link."""
     return re.sub(r"([\\`*_{}\[\]()<>#+!|~$:])", r"\\\1", text)

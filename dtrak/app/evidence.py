@@ -1,4 +1,4 @@
-"""What stands behind an answer: chance and stability, of a large study worked out beside the page."""
+"""Significance and stability of rankings, computed at once in small studies and by background jobs in large ones."""
 
 from __future__ import annotations
 
@@ -18,54 +18,60 @@ if TYPE_CHECKING:
     from dtrak.app.runs import Run
     from dtrak.app.service import StudyService
 
-LARGE = 2**26  # numbers in Φ, beyond which a page does not wait for what stands behind an answer
-KEPT = 64
+LARGE = 2**26  # numbers in Φ (N · k); above it, evidence is computed by a job
+CACHE_SIZE = 64
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """Chance and stability, as far as the method has them."""
+    """The evidence for one ranking.
+
+    Attributes:
+        null: null distribution of the significance test; None for methods without one.
+        stable: stability under resampling; None for methods without it.
+    """
 
     null: Null | None
     stable: Stability | None
 
 
-class Behind:
-    """The evidence of a study's answers; the latest is kept."""
+class EvidenceJobs:
+    """Computes the evidence for a study's rankings, and keeps the latest results."""
 
     def __init__(self, service: StudyService):
         self._service = service
-        self._kept = Latest[Any](KEPT)
-        self._opened = time.monotonic_ns()  # a job that another opening of the study began is not this one's
+        self._cache = Latest[Any](CACHE_SIZE)
+        self._opened = time.monotonic_ns()  # in the job keys: a rebuilt study must not reuse the jobs of the old one
 
-    def evidence(self, run: Run, setting: Setting, top: int) -> Evidence | None:
-        """What chance gives and how stable an answer is; None where :meth:`job` has yet to work it out.
+    def of(self, run: Run, setting: Setting, top: int) -> Evidence | None:
+        """The evidence for a ranking; None in a large study until :meth:`job` has computed it.
 
         Args:
-            run: one whose features are computed.
+            run: its features must be computed.
+            top: number of places that count as the top in the stability.
         """
         if not self._is_large(setting):
             with self._service.lock:
-                return self._work_out(run, setting, top, Job(""))
+                return self._compute(run, setting, top, Job(""))
         job = queue_beside().get(self._key(run, setting, top))
         return job.result if job is not None and job.state == "done" else None
 
     def job(self, run: Run, setting: Setting, top: int, again: bool = False) -> Job:
-        """The latest job that works out the evidence of a large study, queued if there is none.
+        """The latest job that computes the evidence in a large study; queued if there is none.
 
         Args:
-            again: also if it failed or was cancelled.
+            again: also queue it if the latest one failed or was cancelled.
         """
         key = self._key(run, setting, top)
         job = queue_beside().get(key)
         if job is None or again:
-            job = queue_beside().submit(key, partial(self._work_out, run, setting, top))
+            job = queue_beside().submit(key, partial(self._compute, run, setting, top))
         return job
 
     def _key(self, run: Run, setting: Setting, top: int) -> str:
         return f"evidence:{self._opened}:{self._service.folder.study.name}:{run.id}:{setting.text}:{top}"
 
-    def _work_out(self, run: Run, setting: Setting, top: int, job: Job) -> Evidence:
+    def _compute(self, run: Run, setting: Setting, top: int, job: Job) -> Evidence:
         job.progress(0, 2)
         null = self._null(setting)
         job.progress(1, 2)
@@ -75,18 +81,18 @@ class Behind:
         def stable() -> Stability | None:
             try:
                 return stability(self._service.attributor, setting, self._service.query(run), features, top)
-            except DtrakError:  # there is no such thing for this method
+            except DtrakError:  # not defined for this method
                 return None
 
-        return Evidence(null, self._kept.of((run.id, setting.text, top), stable))
+        return Evidence(null, self._cache.of((run.id, setting.text, top), stable))
 
     def _null(self, setting: Setting) -> Null | None:
         try:
-            found = self._kept.of(setting.text, lambda: null_band(self._service.attributor, setting))
+            found = self._cache.of(setting.text, lambda: null_band(self._service.attributor, setting))
         except DtrakError:
             return None
         if not found.heldout and any(config.split == "heldout" for config in self._service.folder.study.feature_sets):
-            self._kept.drop(setting.text)  # the held-out images may still be at work
+            self._cache.drop(setting.text)  # the features of the held-out images may still be being built
         return found
 
     def _is_large(self, setting: Setting) -> bool:

@@ -1,6 +1,6 @@
-"""The example on the home page: an attribution computed when the study was built, read from disk.
+"""The example on the home page: a ranking computed when the study is built, and read from disk.
 
-Reading it must be quick: what only writing needs is imported there.
+Reading must be quick, so what only writing needs is imported inside :func:`write_example`.
 """
 
 from dataclasses import dataclass
@@ -11,13 +11,20 @@ from dtrak.study.folder import StudyFolder
 from dtrak.utils.files import read_json, write_bytes, write_json
 from dtrak.utils.images import enlarged_png
 
-EXAMPLE_SEED = 6  # of the demo's first ones, a flag that people can name
+EXAMPLE_SEED = 6  # in the demo study, a recognisable flag
 SHOWN = 5
 
 
 @dataclass(frozen=True)
 class Example:
-    """A generated picture and its strongest proponents, ready to show without a model."""
+    """A generated image and its strongest proponents, ready to show without a model.
+
+    Attributes:
+        image: PNG.
+        seed: that it was generated from.
+        method: title of the attribution method.
+        tiles: as :func:`dtrak.app.views.tiles` gives them.
+    """
 
     image: bytes
     seed: int
@@ -26,7 +33,7 @@ class Example:
 
 
 def write_example(folder: StudyFolder, device: str = "cpu") -> None:
-    """Compute the example of a built study and keep it beside the index."""
+    """Compute the example of a built study and save it beside the index."""
     from dtrak.app.views import tiles
     from dtrak.methods.attributor import Attributor
     from dtrak.methods.queries import generate_query
@@ -44,7 +51,7 @@ def write_example(folder: StudyFolder, device: str = "cpu") -> None:
 
 
 def example_is_current(folder: StudyFolder) -> bool:
-    """Whether the example belongs to the index as it is now."""
+    """Whether the example is newer than every index."""
     path = folder.index / "example.json"
     indexes = [p.stat().st_mtime_ns for p in folder.index.glob("*/manifest.json")]
     return path.exists() and path.stat().st_mtime_ns >= max(indexes, default=0)

@@ -1,4 +1,4 @@
-"""Exports of a ranking: CSV, JSON, and one self-contained HTML page."""
+"""Exports of a ranking: CSV, JSON, and a self-contained HTML report."""
 
 import csv
 import functools
@@ -22,13 +22,13 @@ CSV_COLUMNS = ("rank", "id", "score", "z", "label", "caption", "creator", "licen
 
 @functools.cache
 def template(name: str) -> jinja2.Template:
-    """An HTML template of ``components``; every value is escaped."""
+    """An HTML template in ``components``; all values are escaped."""
     loader = jinja2.FunctionLoader(component_file)
     return jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined).get_template(name)
 
 
 def to_csv(ranking: Ranking, stability: Stability | None = None) -> bytes:
-    """All training images in the order of the ranking; of merged near-duplicates the first alone."""
+    """All training images in ranking order; only the first of merged near-duplicates."""
     buffer = io.StringIO()
     writer = csv.writer(buffer)
     writer.writerow(CSV_COLUMNS)
@@ -38,7 +38,7 @@ def to_csv(ranking: Ranking, stability: Stability | None = None) -> bytes:
         share = "" if stability is None else f"{stability.share[row]:.3f}"
         words = [no_formula(v or "") for v in (record.label, record.caption, record.creator, record.licence)]
         writer.writerow([rank, no_formula(record.id), f"{ranking.scores[row]:.6g}", f"{z[row]:.3f}", *words, share])
-    return buffer.getvalue().encode("utf-8-sig")  # so that spreadsheets read names rightly
+    return buffer.getvalue().encode("utf-8-sig")  # the byte order mark makes spreadsheets read UTF-8
 
 
 def to_json(
@@ -49,7 +49,12 @@ def to_json(
     stability: Stability | None,
     measured: str = "",
 ) -> bytes:
-    """What the command line prints, with every score, the significance test and the stability."""
+    """The command line's JSON, with all scores, the significance test and the stability.
+
+    Args:
+        query: its settings.
+        measured: the measured reliability, in words.
+    """
     content = as_json(study, query, ranking, measured)
     records = ranking.table.records
     scores = {record.id: float(f"{s:.6g}") for record, s in zip(records, ranking.scores, strict=False)}
@@ -80,18 +85,18 @@ def to_html(
     credit: str = "",
     measured: str = "",
 ) -> bytes:
-    """One page with the query, its parameters, and the top images of one or more methods; nothing is loaded.
+    """A page with the query, its settings, and the top images of one or more methods; it loads nothing.
 
     Args:
-        picture: the query's pixels.
-        rankings: the first is the main one; the significance test, the stability and what was measured are of it.
+        picture: the query's pixels, uint8, r × r × 3.
+        rankings: the first is the main one; ``null``, ``stability`` and ``measured`` belong to it.
     """
     verdict = ""
     if null is not None:
         z = float(standardise(rankings[0].scores).max())
         verdict = (
-            f"The top z-score is {z:.1f}; random queries of equal norm stay below {null.threshold:.1f} in 95 % of "
-            f"cases ({null.directions} random queries, {null.heldout} held-out images)."
+            f"The top z-score is {z:.1f}; 95 % of random queries of equal norm peak below {null.threshold:.1f} "
+            f"({null.directions} random queries, {null.heldout} held-out images)."
         )
     page = template("report.html").render(
         study=study,
@@ -130,5 +135,5 @@ def _section(ranking: Ranking, stability: Stability | None) -> dict[str, Any]:
 
 
 def no_formula(text: str) -> str:
-    """Spreadsheets run cells that begin with =, +, - or @; a quote keeps them text."""
+    """Text that spreadsheets do not run as a formula: a leading =, +, - or @ is quoted."""
     return f"'{text}" if text[:1] in tuple("=+-@\t\r") else text

@@ -1,4 +1,4 @@
-"""Plotly figures, built by pure functions; a page only shows them."""
+"""Plotly figures, built by pure functions."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,14 +22,14 @@ POSITIVE, NEGATIVE, NEUTRAL = "#2f6fdb", "#c4532d", "#8a93a3"
 
 
 def score_histogram(ranking: Ranking, null: Null | None = None) -> go.Figure:
-    """All scores, log counts, with the shown proponents and opponents marked on one signed scale.
+    """Histogram of all scores with log counts; the shown proponents and opponents are marked.
 
     Args:
-        null: shades what the top score of an unrelated query stays below.
+        null: shades the range below which 95 % of random queries peak.
     """
     scores: Float[np.ndarray, " n"] = ranking.scores
     limit = 1.05 * (float(np.abs(scores).max()) or 1.0)
-    counts, edges = np.histogram(scores, HISTOGRAM_BINS, (-limit, limit))  # here: the browser gets the counts alone
+    counts, edges = np.histogram(scores, HISTOGRAM_BINS, (-limit, limit))  # the browser gets counts only
     figure = go.Figure()
     figure.add_bar(
         x=(edges[1:] + edges[:-1]) / 2,
@@ -69,14 +69,14 @@ def score_histogram(ranking: Ranking, null: Null | None = None) -> go.Figure:
 
 
 def share_bars(shares: list[Share], limit: int = 8) -> go.Figure:
-    """Share of the positive mass by group, beside each group's share of the training set."""
+    """Each group's share of the positive mass, beside its share of the training images."""
     shown = shares[:limit]
     names = [f"{s.name} ({s.count})" for s in shown]
     return _against_data(names, [s.share for s in shown], [s.expected for s in shown])
 
 
 def standing_bars(found: Sequence[Standing], limit: int = 12) -> go.Figure:
-    """Each creator's total with its interval, beside their share of the training images."""
+    """Each creator's share of the positive mass with its 95 % interval, beside their share of the training images."""
     shown = list(found)[:limit]
     names = [f"{s.creator} ({s.images})" for s in shown]
     intervals = [(s.total_low, s.total_high) for s in shown]
@@ -89,7 +89,7 @@ def _against_data(
     expected: Sequence[float],
     intervals: Sequence[tuple[float, float]] = (),
 ) -> go.Figure:
-    """Shares of the positive scores, the first at the top, each beside its share of the training images."""
+    """Shares of the positive mass, the first at the top, each beside its share of the training images."""
     names, values = list(names)[::-1], np.array(shares)[::-1]
     error: dict[str, Any] = {}
     if intervals:
@@ -124,7 +124,12 @@ def _against_data(
 
 
 def damping_figure(powers: Sequence[float], curve: Sequence[float], current: float | None) -> go.Figure:
-    """How alike the ranking at each λ is to the current one, with a cursor at the current λ."""
+    """Rank-biased overlap of the ranking at each λ = 10^power with the current one.
+
+    Args:
+        curve: the overlap at each power, from 0 to 1.
+        current: λ, marked by a line.
+    """
     figure = go.Figure()
     figure.add_scatter(
         x=[10.0**p for p in powers],
@@ -140,18 +145,23 @@ def damping_figure(powers: Sequence[float], curve: Sequence[float], current: flo
         margin={"l": 8, "r": 8, "t": 8, "b": 8},
         showlegend=False,
         xaxis={"type": "log", "title": "λ", "exponentformat": "power"},
-        yaxis={"range": [0, 1.05], "title": "overlap"},
+        yaxis={"range": [0, 1.05], "title": "rank-biased overlap"},
     )
     return figure
 
 
 def score_scatter(a: Scores, b: Scores, names: tuple[str, str], table: Table, shown: set[int]) -> go.Figure:
-    """Scores of two lanes against each other, one point a training image; a click gives its id."""
+    """Scores of two lanes against each other, one point per training image; ``customdata`` starts with its id.
+
+    Args:
+        names: axis titles.
+        shown: rows to highlight.
+    """
     records = table.records[: len(a)]
     figure = go.Figure()
     for rows, colour, size, name in (
         ([i for i in range(len(a)) if i not in shown], NEUTRAL, 6, "other images"),
-        (sorted(shown), POSITIVE, 10, "shown above"),
+        (sorted(shown), POSITIVE, 10, "in either top list"),
     ):
         figure.add_scatter(
             x=a[rows],
@@ -173,10 +183,12 @@ def score_scatter(a: Scores, b: Scores, names: tuple[str, str], table: Table, sh
 
 
 def split_bars(split: Split, rows: Sequence[int], names: Sequence[str], chosen: Sequence[str] = ()) -> go.Figure:
-    """The parts of the scores of some training images, stacked apart by sign; parts sum to the score.
+    """The parts of some training images' scores, stacked by sign; the parts of a bar sum to its score.
 
     Args:
-        chosen: parts to show in full colour; all if empty.
+        rows: of the training images in ``split``.
+        names: of the training images.
+        chosen: names of the parts to show in full colour; all if empty.
     """
     figure = go.Figure()
     count = max(len(split.names) - 1, 1)
@@ -202,7 +214,11 @@ def split_bars(split: Split, rows: Sequence[int], names: Sequence[str], chosen: 
 
 def lds_bars(names: Sequence[str], lds: Sequence[float], low: Sequence[float], high: Sequence[float],
              oracle: Sequence[float] = (), colour: str = POSITIVE) -> go.Figure:  # fmt: skip
-    """The LDS of each method × 100, the first at the top, with intervals; the oracle's λ as a mark apart."""
+    """LDS × 100 of each method with intervals, the first at the top.
+
+    Args:
+        oracle: LDS × 100 at the oracle λ, drawn as separate marks.
+    """
     names, count = list(names)[::-1], len(names)
     values, lower, upper = (np.array(v)[::-1] for v in (lds, low, high))
     figure = go.Figure()
@@ -223,7 +239,7 @@ def lds_bars(names: Sequence[str], lds: Sequence[float], low: Sequence[float], h
             x=np.array(oracle)[::-1],
             mode="markers",
             marker={"symbol": "diamond-open", "size": 9, "color": NEGATIVE, "line": {"width": 2}},
-            name="with the oracle's λ",
+            name="oracle λ",
             hovertemplate="%{y}, oracle λ<br>%{x:.1f}<extra></extra>",
         )
     figure.add_vline(x=0, line_width=1, line_color=NEUTRAL)
@@ -238,10 +254,11 @@ def lds_bars(names: Sequence[str], lds: Sequence[float], low: Sequence[float], h
 
 
 def lds_curves(found: Sequence[Curve], title: str, logarithmic: bool, ordered: bool = True) -> go.Figure:
-    """The LDS × 100 of D-TRAK and TRAK along one choice, with intervals where they were worked out.
+    """LDS × 100 of some methods over the values of one choice, with intervals where there are any.
 
     Args:
-        ordered: whether a line between two values means something.
+        title: of the horizontal axis.
+        ordered: whether to connect neighbouring values.
     """
     figure = go.Figure()
     for curve, colour in zip(found, (POSITIVE, NEGATIVE, NEUTRAL, "#3b9b6d"), strict=False):
@@ -272,7 +289,7 @@ def lds_curves(found: Sequence[Curve], title: str, logarithmic: bool, ordered: b
 
 
 def distance_boxes(values: Mapping[str, Sequence[float]], title: str) -> go.Figure:
-    """How far each query's picture moved, by method: boxes with every query as a point."""
+    """Box plots of a value per query, by method, with every query as a point."""
     figure = go.Figure()
     for number, (name, found) in enumerate(values.items()):
         figure.add_box(

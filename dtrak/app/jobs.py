@@ -1,4 +1,4 @@
-"""A queue with one worker: the only thread that touches a model, so two users never mix."""
+"""Job queues with one worker thread each; only one of them uses models, so concurrent users cannot interfere."""
 
 import functools
 import threading
@@ -12,19 +12,20 @@ from dtrak.utils.errors import DtrakError
 
 
 class Cancelled(Exception):
-    """Raised inside a job whose user asked it to stop."""
+    """Raised inside a job that was cancelled."""
 
 
 @dataclass(eq=False)
 class Job:
-    """One piece of work, watched from other threads.
+    """One unit of work, observed from other threads.
 
     Attributes:
         state: "queued", "running", "done", "failed" or "cancelled".
-        done, total: progress in the job's own units.
-        started: seconds of the clock when it began to run.
-        preview: whatever the job shows of itself while it runs.
-        result: what it returned; error: the message and hint for the user if it failed.
+        done, total: progress, in the job's own units.
+        started: monotonic time in seconds at which it began to run.
+        preview: images to show while it runs.
+        result: its return value.
+        error: message and hint for the user, if it failed.
     """
 
     key: str
@@ -39,25 +40,26 @@ class Job:
 
     @property
     def active(self) -> bool:
+        """Whether it is queued or running."""
         return self.state in ("queued", "running")
 
     @property
     def seconds_left(self) -> float | None:
-        """By its pace so far, or None while that says little."""
+        """Estimated seconds left; None in the first 5 seconds."""
         passed = time.monotonic() - self.started
         if self.state != "running" or not self.done or passed < 5:
             return None
         return passed * (self.total - self.done) / self.done
 
     def cancel(self) -> None:
-        """Ask the job to stop at its next step; a queued job never starts."""
+        """Request a stop at the next step; a queued job never starts."""
         self._cancel.set()
 
     def progress(self, done: int, total: int, preview: Any = None) -> None:
-        """Called by the work itself after each step.
+        """Report progress; the work calls it after each step.
 
         Raises:
-            Cancelled: the user asked it to stop.
+            Cancelled: the job was cancelled.
         """
         if self._cancel.is_set():
             raise Cancelled
@@ -67,7 +69,7 @@ class Job:
 
 
 class JobQueue:
-    """Runs jobs one at a time, in the order they came; ``keep`` finished ones stay readable."""
+    """Runs jobs one at a time, in order of submission; the latest ``keep`` finished ones stay readable."""
 
     def __init__(self, keep: int = 64):
         self._keep = keep
@@ -77,7 +79,7 @@ class JobQueue:
         threading.Thread(target=self._work, name="dtrak-worker", daemon=True).start()
 
     def submit(self, key: str, work: Callable[[Job], Any]) -> Job:
-        """Queue ``work``; while a job of the same key is active, that one is returned instead."""
+        """Queue ``work``; if a job with the same key is active, return that one instead."""
         with self._changed:
             current = self._jobs.get(key)
             if current is not None and current.active:
@@ -92,7 +94,7 @@ class JobQueue:
             return job
 
     def drop(self, job: Job) -> None:
-        """Forget a job that has not begun; it never runs."""
+        """Remove a job that has not started; it never runs."""
         with self._changed:
             if job.state == "queued":
                 job.state = "cancelled"
@@ -100,16 +102,16 @@ class JobQueue:
                 self._jobs.pop(job.key, None)
 
     def active(self) -> list[Job]:
-        """What waits or runs, the first first."""
+        """Queued and running jobs, in order."""
         with self._changed:
             return [job for job in self._jobs.values() if job.active]
 
     def get(self, key: str) -> Job | None:
-        """The latest job of that key, if it is remembered."""
+        """The latest job with that key, or None."""
         return self._jobs.get(key)
 
     def position(self, job: Job) -> int:
-        """How many jobs are before this one; 0 for the one that runs."""
+        """The number of jobs ahead of this one; 0 for the running one."""
         with self._changed:
             ahead = [j for j in self._jobs.values() if j.active]
             return ahead.index(job) if job in ahead else 0
@@ -131,23 +133,23 @@ class JobQueue:
                 job.error, job.state = error, "failed"
             except Exception as error:
                 traceback.print_exc()
-                job.error = DtrakError(f"Something went wrong: {error}", hint="The terminal has the details.")
+                job.error = DtrakError(f"Unexpected error: {error}", hint="See the terminal for details.")
                 job.state = "failed"
 
 
 @functools.cache
 def queue() -> JobQueue:
-    """The one queue of this process."""
+    """The process's queue for everything that uses a model."""
     return JobQueue()
 
 
 @functools.cache
 def queue_beside() -> JobQueue:
-    """What a page shows without waiting for it; it touches features, and no model."""
+    """The background queue, for evidence; its jobs use features but no model."""
     return JobQueue()
 
 
 @functools.cache
 def retraining_queue() -> JobQueue:
-    """Trainings, which take minutes and touch none of this process's models."""
+    """The queue for retraining, which takes minutes and uses none of this process's models."""
     return JobQueue()

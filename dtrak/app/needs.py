@@ -1,4 +1,4 @@
-"""What a study that is not built needs, in words."""
+"""What an unbuilt study needs: data, model, time and disk space."""
 
 import functools
 
@@ -12,20 +12,20 @@ SHOWN = (DEVICES[0], DEVICES[1])
 
 
 def needs_in_words(folder: StudyFolder) -> str:
-    """Markdown: its data, and the expected time and space of each step."""
+    """Markdown: where its data and model come from, and the expected time and disk space of each step."""
     study, data = folder.study, folder.study.data
     lines = []
     if not (folder.data / "report.json").exists() and data.kind != "openmoji":
         where = [f"`{study.resolve(data.path)}`"] if data.path and data.kind != "hub" else []
-        where += [f"`{data.hub or data.path}` on the hub"] if data.hub or data.kind == "hub" else []
-        lines.append(f"Its images are looked for in {', then in '.join(where)}.")
+        where += [f"`{data.hub or data.path}` on the Hugging Face Hub"] if data.hub or data.kind == "hub" else []
+        lines.append(f"Images are read from {', or else from '.join(where)}.")
     if study.model.hub:
-        lines.append(f"Its model is `{study.model.hub}` of the hub; `prepare` fetches it.")
+        lines.append(f"The model is `{study.model.hub}` on the Hugging Face Hub; `prepare` downloads it.")
     try:
         found = _estimate(study.name, (folder.data / "report.json").exists())
     except DtrakError as reason:
         return "  \n".join([*lines, f"{reason.message} {reason.hint}"])
-    lines.append(f"Expected for {found.images:,} images (estimates; docs/scale.md has the arithmetic):")
+    lines.append(f"Estimates for {found.images:,} images (docs/scale.md explains them):")
     header = f"| | disk | {' | '.join(device.title for device in SHOWN)} |\n|---|--:|{'--:|' * len(SHOWN)}"
     rows = [
         f"| {step.title} | {size_in_words(step.bytes)} | "
@@ -37,5 +37,5 @@ def needs_in_words(folder: StudyFolder) -> str:
 
 
 @functools.lru_cache(16)
-def _estimate(name: str, prepared: bool) -> Estimate:  # a second or two; the same until the data are there
+def _estimate(name: str, prepared: bool) -> Estimate:  # takes a second or two; constant until the data are prepared
     return estimate(StudyFolder(load_study(name)))

@@ -1,8 +1,8 @@
-"""Runs kept on disk: every image that was generated or uploaded, with what made it.
+"""Runs saved on disk: every generated or uploaded image with its settings.
 
-``runs/<id>/`` holds ``image.png`` (as the model drew it, its parameters inside), ``run.json``
-and, once computed, the query's features. An id is a digest of what fixes the pixels, so the same
-seed and settings are the same run, and a link to it stays good.
+``runs/<id>/`` holds ``image.png`` (as generated, with its settings as metadata), ``run.json`` and, once computed, the
+query's features. The id is a digest of everything that determines the pixels, so the same seed and settings give the
+same run, and links remain valid.
 """
 
 import io
@@ -26,7 +26,7 @@ from dtrak.utils.files import atomic_write, digest, read_json, write_bytes, writ
 
 METADATA_KEY = "dtrak"
 TITLE = 60  # characters of a prompt in a title
-MAX_METADATA = 16_384  # characters; anything longer is not ours
+MAX_METADATA = 16_384  # characters; the app never writes more
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,11 @@ class Run:
     """An image that can be attributed.
 
     Attributes:
-        settings: what it was generated from, or None for an upload.
-        model: fingerprint of the model that drew it, or None.
+        pixels: at the resolution r of the model.
+        label: class or prompt, or None.
+        settings: that it was generated with; None for an upload.
+        created: Unix time in seconds.
+        model: fingerprint of the model that generated it, or None.
     """
 
     id: str
@@ -47,6 +50,7 @@ class Run:
 
     @property
     def title(self) -> str:
+        """The seed and the class or prompt, shortened."""
         if self.settings is None:
             return "Uploaded image"
         said = " ".join((self.label or "").split())
@@ -62,22 +66,22 @@ class RunStore:
         self.root = root
 
     def generated_id(self, model: str, settings: GenerationSettings) -> str:
-        """The id of what these settings draw with this model."""
+        """The id of the run with these settings and this model."""
         return digest(["generated", model, settings.as_dict()], 12)
 
     def save_generated(self, model: str, settings: GenerationSettings, pixels: UInt8[np.ndarray, "r r 3"]) -> Run:
-        """Keep a generated image."""
+        """Save a generated image."""
         run_id = self.generated_id(model, settings)
         content = {"settings": settings.as_dict(), "label": settings.label, "model": model}
         return self._save(run_id, pixels, content, png_bytes(pixels, {**settings.as_dict(), "model": model}))
 
     def save_upload(self, pixels: UInt8[np.ndarray, "r r 3"], label: str | None) -> Run:
-        """Keep an uploaded image, as the model sees it."""
+        """Save an uploaded image, preprocessed for the model."""
         run_id = digest(["upload", Query(pixels).id, label], 12)
         return self._save(run_id, pixels, {"settings": None, "label": label}, png_bytes(pixels, None))
 
     def load(self, run_id: str) -> Run | None:
-        """The run of that id, or None."""
+        """The run with that id, or None."""
         folder = self.root / run_id
         if not run_id.isalnum() or not (folder / "run.json").exists():
             return None
@@ -88,7 +92,7 @@ class RunStore:
         return Run(run_id, pixels, content["label"], settings, content["created"], content.get("model"))
 
     def image_bytes(self, run: Run) -> bytes:
-        """The PNG as kept, its parameters inside."""
+        """The saved PNG, with its settings as metadata."""
         return (self.root / run.id / "image.png").read_bytes()
 
     def latest(self, count: int) -> list[Run]:
@@ -97,7 +101,11 @@ class RunStore:
         return [run for run in (self.load(path.parent.name) for path in folders) if run]
 
     def feature(self, run: Run, key: str, identity: dict[str, Any]) -> QueryFeature | None:
-        """A feature computed before, or None."""
+        """A saved feature, or None.
+
+        Args:
+            key: digest of ``identity``, which is everything that the feature depends on.
+        """
         path = self.root / run.id / f"feature-{key}.npz"
         try:
             with np.load(path) as stored:
@@ -107,7 +115,7 @@ class RunStore:
             return None
 
     def save_feature(self, run: Run, key: str, feature: QueryFeature) -> None:
-        """Keep a feature for the next visit."""
+        """Save a feature."""
         arrays = {"parts": feature.parts, "values": feature.values, "blocks": feature.blocks}
         with atomic_write(self.root / run.id / f"feature-{key}.npz") as file:
             np.savez(file, **{name: array for name, array in arrays.items() if array is not None})  # type: ignore[arg-type]
@@ -123,7 +131,7 @@ class RunStore:
 
 
 def png_bytes(pixels: UInt8[np.ndarray, "r r 3"], parameters: dict[str, Any] | None) -> bytes:
-    """A PNG; ``parameters`` go into it as JSON under "dtrak" and, for other tools, as "parameters"."""
+    """A PNG with ``parameters`` as JSON under "dtrak" and, for other tools, as text under "parameters"."""
     info = PngImagePlugin.PngInfo()
     if parameters is not None:
         info.add_itxt(METADATA_KEY, json.dumps(parameters, sort_keys=True, ensure_ascii=False))
@@ -136,16 +144,16 @@ def png_bytes(pixels: UInt8[np.ndarray, "r r 3"], parameters: dict[str, Any] | N
 
 
 def read_settings(content: bytes) -> GenerationSettings:
-    """The settings that a PNG of ours carries.
+    """The settings in the metadata of a PNG that the app wrote; the metadata are not trusted.
 
     Raises:
-        DtrakError: it carries none, or they make no sense; the text is treated as untrusted.
+        DtrakError: there are none, or they are invalid.
     """
     try:
         image = Image.open(io.BytesIO(content))
         text = image.info.get(METADATA_KEY)
         if not isinstance(text, str) or len(text) > MAX_METADATA:
-            raise BadImage("it carries none")
+            raise BadImage("it contains none")
         value = json.loads(text)
         settings = GenerationSettings(
             int(value["seed"]),
@@ -161,5 +169,5 @@ def read_settings(content: bytes) -> GenerationSettings:
         return settings
     except (BadImage, OSError, SyntaxError, ValueError, KeyError, TypeError) as error:
         raise DtrakError(
-            "This file carries no settings of this app.", hint="Drop a PNG that was downloaded from Generate."
+            "This file contains no dtrak settings.", hint="Choose a PNG downloaded from the Generate page."
         ) from error

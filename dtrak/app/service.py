@@ -1,4 +1,4 @@
-"""Opened studies, which pages ask; each is opened once a server process."""
+"""The service that pages query: an opened study with its runs, rankings and jobs; opened once per server process."""
 
 import functools
 import threading
@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+from jaxtyping import Float, Int, UInt8
 
 from dtrak.analysis.comparison import ranks
 from dtrak.analysis.evidence import near_duplicates, standardise
 from dtrak.app.evaluate import Reliability, reliability
-from dtrak.app.evidence import Behind
+from dtrak.app.evidence import EvidenceJobs
 from dtrak.app.jobs import Job, queue, retraining_queue
 from dtrak.app.runs import Run, RunStore
 from dtrak.build.costs import COSTS_FILE
@@ -40,21 +41,27 @@ ANSWERS_KEPT = 64
 DUPLICATES_LIMIT = 5_000
 REVERSE_RUNS = 50
 TRUTH_PARTS = ("evaluation.json", "counterfactual.json")
-WHAT_IF_SHARE = 2  # of the recipe's steps, a what-if takes one part in so many
+WHAT_IF_SHARE = 2  # a what-if retrains for the recipe's steps divided by this
 T = TypeVar("T")
+Scores = Float[np.ndarray, " n"]
 
 
 @dataclass(frozen=True)
 class Lane:
-    """One answer among several that are compared."""
+    """One ranking in a comparison.
+
+    Attributes:
+        scores: of all training images.
+        measured: its measured LDS, in words.
+    """
 
     title: str
-    scores: np.ndarray
+    scores: Scores
     measured: str = ""
 
 
 class StudyService:
-    """What pages ask of one study; slow things become jobs."""
+    """One study, opened; slow operations become jobs."""
 
     def __init__(self, study: str):
         self.folder = StudyFolder(load_study(study))
@@ -66,33 +73,33 @@ class StudyService:
 
     @functools.cached_property
     def model_fingerprint(self) -> str:
-        """Loads the model at first; a second or so."""
+        """Fingerprint of the model; the first call loads it, which takes about a second."""
         with self.lock:
             return self.attributor.model.fingerprint()
 
     @property
     def classes(self) -> list[str]:
-        """Labels that can be drawn, or prompts to begin with."""
+        """Classes that can be generated, or example prompts."""
         with self.lock:
             return self.attributor.model.names
 
     @property
     def takes_text(self) -> bool:
-        """Whether the model is told a prompt."""
+        """Whether the model is conditioned on a prompt."""
         return self.folder.study.model.kind == "text-to-image"
 
     @property
     def has_adapter(self) -> bool:
-        """Whether an adapter acts in the model, whose strength can be set."""
+        """Whether the model has an adapter, whose scale can be set."""
         return bool(trained_model_config(self.folder).adapter)
 
     def find(self, settings: list[GenerationSettings]) -> list[Run] | None:
-        """The runs of these settings, if all of them were drawn before."""
+        """The runs of these settings, or None unless all of them exist."""
         runs = [self.runs.load(self.runs.generated_id(self.model_fingerprint, s)) for s in settings]
         return [run for run in runs if run] if all(runs) else None
 
     def generate(self, settings: list[GenerationSettings]) -> Job:
-        """Queue the drawing of several images that differ in their seeds."""
+        """Queue the generation of several images that differ in their seeds only."""
         fingerprint = self.model_fingerprint
         self.attributor.model.conditioner.check_name(settings[0].label)
 
@@ -109,10 +116,10 @@ class StudyService:
         return queue().submit("generate:" + digest([self.folder.study.name, [s.as_dict() for s in settings]]), work)
 
     def features(self, run: Run, settings: Sequence[Setting]) -> Features | None:
-        """The run's features for some settings, if all of them were computed before.
+        """The run's features for some settings, or None unless all of them are computed.
 
         Raises:
-            DtrakError: the study, or this run, lacks what a setting needs.
+            DtrakError: a setting needs something that the study or the run lacks.
         """
         found: Features = {}
         for need in self._needs(run, settings):
@@ -123,7 +130,7 @@ class StudyService:
         return found
 
     def compute_features(self, run: Run, settings: Sequence[Setting]) -> Job:
-        """Queue the computation of what a run lacks for some settings."""
+        """Queue the computation of the features that a run lacks for some settings."""
         missing = [n for n in self._needs(run, settings) if self.runs.feature(run, n.key, n.identity) is None]
 
         def work(job: Job) -> None:
@@ -138,23 +145,23 @@ class StudyService:
         return queue().submit(self.features_key(run, settings), work)
 
     def features_key(self, run: Run, settings: Sequence[Setting]) -> str:
-        """The key of the job that computes them."""
+        """The key of the job of :meth:`compute_features`."""
         needed = sorted(need.key for need in self._needs(run, settings))
         return f"features:{self.folder.study.name}:{run.id}:{digest(needed)}"
 
     def query(self, run: Run) -> Query:
-        """The run as a query; one drawn by other weights counts as an image from elsewhere."""
+        """The run as a query; an image generated with other weights counts as uploaded."""
         settings = run.settings if run.model == self.model_fingerprint else None
         return Query(run.pixels, run.label, settings)
 
     def attribute(self, run: Run, setting: Setting, top: int) -> Ranking | None:
-        """The answer, or None while the run's features are not computed; the latest are kept."""
-        return self.ask(run, setting, _attribute, top)
+        """The ranking, or None while the run's features are not computed."""
+        return self.ask(run, setting, ranking, top)
 
     def ask(self, run: Run, setting: Setting, question: Callable[..., T], *more: Any) -> T | None:
         """``question(attributor, setting, query, features, *more)``, or None while the run's features are not computed.
 
-        The latest answers are kept.
+        The latest results are kept.
         """
         key = (run.id, setting.text, question, *more)
         with self.lock:
@@ -163,20 +170,30 @@ class StudyService:
                 return None
             return self._answers.of(key, lambda: question(self.attributor, setting, self.query(run), features, *more))
 
+    def answer(self, run: Run, setting: Setting, question: Callable[..., T], *more: Any) -> T:
+        """:meth:`ask`, for a run whose features are computed.
+
+        Raises:
+            DtrakError: they are not, or something else is missing.
+        """
+        found = self.ask(run, setting, question, *more)
+        if found is None:
+            raise DtrakError("The features of this image are not computed.", hint="Reload the page.")
+        return found
+
     def lane(self, run: Run, setting: Setting, title: str, measured: str = "") -> Lane:
-        """All scores of a run whose features are computed, under a title and what was measured of the setting."""
-        answer = self.ask(run, setting, all_scores)
-        assert answer is not None
-        return Lane(title, answer[0], measured)
+        """The scores of all training images for a run whose features are computed."""
+        scores, _ = self.answer(run, setting, all_scores)
+        return Lane(title, scores, measured)
 
     @functools.cached_property
-    def behind(self) -> Behind:
-        """What stands behind answers."""
-        return Behind(self)
+    def evidence(self) -> EvidenceJobs:
+        """The evidence for rankings."""
+        return EvidenceJobs(self)
 
     @functools.cached_property
-    def duplicates(self) -> np.ndarray | None:
-        """Near-duplicate groups of the training images; None where there are too many to compare all pairs."""
+    def duplicates(self) -> Int[np.ndarray, " n"] | None:
+        """Near-duplicate group of each training image; None where there are too many to compare all pairs."""
         table = self.attributor.table
         if table.train_size > DUPLICATES_LIMIT:
             return None
@@ -184,22 +201,26 @@ class StudyService:
 
     @functools.cached_property
     def evaluation(self) -> Evaluation | None:
-        """What was measured of the study's methods, or None."""
+        """The measured LDS of the study's methods, or None."""
         with self.lock:
             return load_evaluation(self.folder)
 
     @functools.cached_property
     def counterfactuals(self) -> Counterfactuals | None:
-        """What removals did to pictures, or None."""
+        """The measured counterfactuals, or None."""
         with self.lock:
             return load_counterfactuals(self.folder)
 
     def reliability(self, setting: Setting, run: Run) -> Reliability:
-        """How far an answer about a run can be trusted, as measured."""
+        """The measured reliability of a setting for a run."""
         return reliability(self.evaluation, setting, run.settings is not None)
 
     def lds_now(self, setting: Setting, queries: str) -> Score | None:
-        """The LDS of any setting at its own λ, or None where the truth or its features are not built; kept."""
+        """The LDS of any setting at its own λ, or None where the ground truth or its features are not built.
+
+        Args:
+            queries: "held-out" or "generated".
+        """
         key = ("", setting.text, score_now, queries)
         with self.lock:
             try:
@@ -209,7 +230,7 @@ class StudyService:
                 return None
 
     def what_if(self, run: Run, removed: Sequence[str]) -> list[Task]:
-        """What :meth:`retrain_without` trains and draws: all images, without ``removed``, without as many others."""
+        """The trainings of a what-if: on all images, without ``removed``, and without as many random others."""
         assert run.settings is not None
         table = self.attributor.table
         rows = [table.rows[i] for i in removed]
@@ -218,18 +239,18 @@ class StudyService:
         sets: list[Sequence[str]] = [[], removed, others]
         return [Task(Removal.of(self.folder, ids, steps, "fp32"), (run.settings,)) for ids in sets]
 
-    def retrained(self, tasks: Sequence[Task]) -> list[np.ndarray] | None:
-        """The picture of each task, if all of them were drawn."""
+    def retrained(self, tasks: Sequence[Task]) -> list[UInt8[np.ndarray, "r r 3"]] | None:
+        """The regenerated image of each task, or None unless all of them exist."""
         if not all(is_drawn(self.folder, task.removal, task.settings[0]) for task in tasks):
             return None
         return [drawn(self.folder, task.removal, task.settings)[0] for task in tasks]
 
     def what_if_key(self, tasks: Sequence[Task]) -> str:
-        """The key of the job that retrains."""
+        """The key of the job of :meth:`retrain_without`."""
         return f"what-if:{self.folder.study.name}:{digest([str(task) for task in tasks])}"
 
     def retrain_without(self, tasks: Sequence[Task]) -> Job:
-        """Queue the retraining of :meth:`what_if`, in processes of their own."""
+        """Queue the trainings of :meth:`what_if`, in separate processes."""
 
         def work(job: Job) -> None:
             with exclusive(self.folder.root / "retrained", f"the retraining of '{self.folder.study.name}'"):
@@ -237,8 +258,8 @@ class StudyService:
 
         return retraining_queue().submit(self.what_if_key(tasks), work)
 
-    def kept_scores(self, setting: Setting) -> list[tuple[Run, np.ndarray]]:
-        """The latest generated pictures whose features are computed, each with its scores; nothing is computed here."""
+    def saved_scores(self, setting: Setting) -> list[tuple[Run, Scores]]:
+        """The latest generated images whose features are computed, each with the scores of all training images."""
         found = []
         for run in self.runs.latest(REVERSE_RUNS):
             if run.settings is not None and (answer := self.ask(run, setting, all_scores)) is not None:
@@ -246,9 +267,9 @@ class StudyService:
         return found
 
     def reverse(self, sample_id: str, setting: Setting, count: int = 8) -> list[tuple[Run, float, int]]:
-        """The generated pictures that a training image affects most: the run, its z-score there, its place from 1.
+        """The generated images that a training image influences most: the run, its z-score there, its rank from 1.
 
-        Only runs whose features are computed take part; nothing is computed here.
+        Only runs whose features are computed are considered.
         """
         row = self.attributor.table.rows[sample_id]
         found = []
@@ -271,12 +292,13 @@ class StudyService:
 
 def all_scores(
     attributor: Attributor, setting: Setting, query: Query, features: Features
-) -> tuple[np.ndarray, float | None]:
-    """The scores of all training images and the λ behind them, to :meth:`StudyService.ask` for."""
+) -> tuple[Scores, float | None]:
+    """The scores of all training images and the λ used; a question for :meth:`StudyService.ask`."""
     return attributor.scores(setting, query, features)
 
 
-def _attribute(attributor: Attributor, setting: Setting, query: Query, features: Features, top: int) -> Ranking:
+def ranking(attributor: Attributor, setting: Setting, query: Query, features: Features, top: int) -> Ranking:
+    """The ranking of all training images; a question for :meth:`StudyService.ask`."""
     return attributor.attribute(query, features, setting, top)
 
 
@@ -286,7 +308,7 @@ def _open(study: str, stamp: tuple[str, ...]) -> StudyService:
 
 
 def study_service(study: str) -> StudyService:
-    """The opened study; opened anew after it was built again.
+    """The opened study; reopened after it was rebuilt.
 
     Raises:
         DtrakError: its data, model or index is missing.

@@ -1,7 +1,7 @@
-"""View models: what a page shows, worked out without the page."""
+"""View models: what pages show, computed without Streamlit."""
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,14 +9,14 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from dtrak.analysis.comparison import ranks
-from dtrak.analysis.evidence import STABLE, Hubs, Stability
+from dtrak.analysis.evidence import STABLE, Hubs, Null, Split, Stability, above_chance
 from dtrak.app.elements import describe
 from dtrak.data import Record, Table
 from dtrak.methods.ranking import Ranking, Scored
 from dtrak.utils.images import data_url
 from dtrak.utils.text import percent
 
-Badge = tuple[str, str, str]  # text, kind ("", "up" or "down"), and what it means
+Badge = tuple[str, str, str]  # text, kind ("", "up" or "down"), tooltip
 
 
 def tiles(
@@ -25,11 +25,11 @@ def tiles(
     badges: Mapping[str, list[Badge]] | None = None,
     faded: Collection[str] = (),
 ) -> list[dict[str, Any]]:
-    """What the gallery draws: one entry a training image, strongest first.
+    """The gallery's tiles, one per training image, strongest first.
 
     Args:
-        badges: by training image.
-        faded: images whose place is not stable.
+        badges: by id of the training image.
+        faded: ids of images whose rank is not stable.
     """
     strongest = max((abs(s.score) for s in scored), default=1.0)
     return [
@@ -54,14 +54,18 @@ def tiles(
 def change_badges(
     before: Float[np.ndarray, " n"], after: Float[np.ndarray, " n"], table: Table, count: int
 ) -> dict[str, list[Badge]]:
-    """How far each of the first ``count`` images moved against an earlier ranking."""
+    """Rank changes of the first ``count`` images against an earlier ranking, by id.
+
+    Args:
+        before, after: scores of all training images.
+    """
     old, new = ranks(before), ranks(after)
     found: dict[str, list[Badge]] = {}
     for row in np.flatnonzero(new < count).tolist():
         moved = int(old[row] - new[row])
         if moved:
             word = f"{'▲' if moved > 0 else '▼'} {abs(moved)}"
-            help_text = f"was place {old[row] + 1} under the previous setting"
+            help_text = f"rank {old[row] + 1} under the previous setting"
             found[table.records[row].id] = [(word, "up" if moved > 0 else "down", help_text)]
     return found
 
@@ -72,7 +76,11 @@ def evidence_badges(
     hubs: Hubs | None = None,
     groups: Int[np.ndarray, " n"] | None = None,
 ) -> dict[str, list[Badge]]:
-    """What is known of each training image's place: stability, hubness, how many near-duplicates it stands for."""
+    """Badges for stability, hubs and near-duplicates, by id of the training image.
+
+    Args:
+        groups: near-duplicate group of each training image.
+    """
     found: dict[str, list[Badge]] = defaultdict(list)
 
     def add(rows: Bool[np.ndarray, " n"], badge: Callable[[int], Badge]) -> None:
@@ -85,12 +93,12 @@ def evidence_badges(
             lambda row: (
                 percent(stability.share[row]),
                 "",
-                f"in the top in {percent(stability.share[row])} of {stability.resamples} resamples; places "
-                f"{stability.low[row]:.0f} to {stability.high[row]:.0f}",
+                f"in the top {stability.top} in {percent(stability.share[row])} of {stability.resamples} resamples; "
+                f"ranks {stability.low[row]:.0f} to {stability.high[row]:.0f}",
             ),
         )
     if hubs is not None:
-        add(hubs.marked, lambda row: ("hub", "down", f"in the top of {percent(hubs.share[row])} of unrelated lists"))
+        add(hubs.marked, lambda row: ("hub", "down", f"in the top of {percent(hubs.share[row])} of unrelated rankings"))
     if groups is not None:
         counts = np.bincount(groups)[groups]
         add(counts > 1, lambda row: (f"×{counts[row]}", "", "this many training images look nearly the same"))
@@ -98,22 +106,69 @@ def evidence_badges(
 
 
 def unstable(table: Table, stability: Stability) -> set[str]:
-    """Images in the top in fewer than half of the resamples."""
+    """Ids of the images in the top in fewer than half of the resamples."""
     return {table.records[row].id for row in np.flatnonzero(stability.share < STABLE).tolist()}
 
 
+def stable_count(scored: Sequence[Scored], table: Table, stability: Stability) -> int:
+    """How many of some ranked images are in the top in at least half of the resamples."""
+    return sum(bool(stability.share[table.rows[s.record.id]] >= STABLE) for s in scored)
+
+
+@dataclass(frozen=True)
+class Significance:
+    """The outcome of the significance test.
+
+    Attributes:
+        images: number of training images that are significant.
+        text: as shown.
+    """
+
+    images: int
+    text: str
+
+
+def significance(ranking: Ranking, null: Null) -> Significance:
+    """Which scores exceed what 95 % of unrelated queries give, in words.
+
+    Args:
+        ranking: with the method's own scores.
+    """
+    z = z_score(ranking)
+    threshold = (
+        f"The top score is {z:.1f} standard deviations above the mean; 95 % of {null.directions} random queries of "
+        f"equal norm peak below {null.threshold:.1f}."
+    )
+    images = int(above_chance(ranking.scores, null).sum())
+    if images:
+        what = f"{images} training image{'s' if images > 1 else ''} significantly above chance"
+        heldout = f", and above 95 % of their scores for {null.heldout} held-out images" if null.heldout else ""
+        return Significance(images, f"{what}{heldout}. {threshold}")
+    common = ""
+    if z > null.threshold:
+        common = "But held-out images give the same training images scores as high. "
+    return Significance(0, f"**No clear source.** {threshold} {common}Treat the ranking as weak evidence at most.")
+
+
+def timestep_band(split: Split, first: int, last: int) -> tuple[list[str], Float[np.ndarray, " n"]]:
+    """The parts of the scores from timesteps ``first`` to ``last``, both included: their names and their sum."""
+    chosen = [i for i, t in enumerate(split.timesteps) if first <= t <= last]
+    return [split.names[i] for i in chosen], split.scores[chosen].sum(0)
+
+
 def format_score(score: float) -> str:
-    """Three significant digits, always signed, with a real minus."""
+    """Three significant digits, always signed, with a typographic minus."""
     return f"{score:+.3g}".replace("-", "−")
 
 
 @dataclass(frozen=True)
 class Share:
-    """A group's part of the positive mass.
+    """A group's share of the positive mass.
 
     Attributes:
         share: of the sum of all positive scores.
-        expected: the group's share of the training set.
+        expected: the group's share of the training images.
+        count: number of its training images.
     """
 
     name: str
@@ -123,7 +178,12 @@ class Share:
 
 
 def shares(records: list[Record], scores: Float[np.ndarray, " n"], key: str) -> list[Share]:
-    """Positive mass by creator or label, largest first; sums to 1 where any score is positive."""
+    """Shares of the positive mass by creator or label, largest first; they sum to 1 if any score is positive.
+
+    Args:
+        records: of the training images.
+        key: "creator" or "label".
+    """
     mass: dict[str, float] = defaultdict(float)
     counts: dict[str, int] = defaultdict(int)
     for record, score in zip(records, scores, strict=True):
@@ -136,7 +196,7 @@ def shares(records: list[Record], scores: Float[np.ndarray, " n"], key: str) -> 
 
 
 def effective_number(scores: Float[np.ndarray, " n"]) -> float:
-    """How many equal contributors the positive mass amounts to: exp of its entropy."""
+    """The effective number of contributors: exp of the entropy of the positive scores; 0 if there are none."""
     positive = scores[scores > 0]
     if not positive.size:
         return 0.0
@@ -145,11 +205,16 @@ def effective_number(scores: Float[np.ndarray, " n"]) -> float:
 
 
 def z_score(ranking: Ranking) -> float:
-    """How many standard deviations of all scores the top proponent lies above their mean."""
+    """How far the top score is above the mean, in standard deviations of all scores."""
     spread = float(ranking.scores.std()) or 1.0
     return (float(ranking.scores.max()) - float(ranking.scores.mean())) / spread
 
 
+def damping_text(power: float) -> str:
+    """λ = 10^power to three significant digits."""
+    return f"{10**power:.3g}"
+
+
 def default_power(damping: float) -> float:
-    """A damping as a power of ten, to the quarter that the slider steps by."""
+    """log₁₀ λ, rounded to a multiple of 0.25."""
     return round(float(np.log10(damping)) * 4) / 4

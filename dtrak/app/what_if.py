@@ -1,4 +1,4 @@
-"""What if some training images had not been there? Predicted at once, retrained on request."""
+"""The what-if section: predict how removing training images changes an image, and retrain without them on request."""
 
 import numpy as np
 import streamlit as st
@@ -16,38 +16,38 @@ from dtrak.utils.errors import DtrakError
 from dtrak.utils.images import enlarged_png
 from dtrak.utils.text import percent
 
-TOP, CREATOR, CLASS, HAND = "Top proponents", "A creator", "A class", "By hand"
+TOP, CREATOR, CLASS, HAND = "Top proponents", "Creator", "Class", "Manual selection"
 
 
 def what_if(service: StudyService, run: Run, answer: Ranking) -> None:
-    """Choose training images, see the predicted effect, and train again without them."""
-    st.markdown("Choose training images. What would this picture be without them?")
+    """Choose training images, see the predicted effect of removing them, and retrain without them."""
+    st.markdown("Choose training images to remove and see the predicted effect on this image.")
     removed = _choose(service, answer)
     table = service.attributor.table
     if not removed:
-        st.caption("No image is chosen.")
+        st.caption("No training image is chosen.")
         return
     found = predict(answer.scores, [table.rows[i] for i in removed])
     images = f"{found.count} image" + ("s" if found.count > 1 else "")
     direction, beyond = ("worse", found.beyond) if found.z >= 0 else ("better", 1 - found.beyond)
     st.markdown(
-        f"Without these {images}, {answer.method.title} predicts that the model would do **{direction}** at this "
-        f"picture than without {_most(beyond)} of random sets of as many (z = {found.z:+.1f}). "
+        f"{answer.method.title} predicts that without these {images} the model does **{direction}** on this image "
+        f"than without {_most(beyond)} of random sets of the same size (z = {found.z:+.1f}). "
         f"They hold {percent(found.share)} of the positive scores."
     )
-    st.caption("A linear prediction: the scores of what is left out, summed. "
+    st.caption("Linear prediction: the sum of the removed images' scores. "
                + service.reliability(answer.setting, run).text)  # fmt: skip
     if run.settings is None:
-        st.info("Only a picture that was generated here can be drawn again.")
+        st.info("Only images generated here can be regenerated.")
         return
     if found.count > table.train_size - 2:
-        st.info("At least two images must stay.")
+        st.info("At least two training images must remain.")
         return
     _retrain(service, run, removed)
 
 
 def _most(share: float) -> str:
-    """A share of at least one half, without claiming all."""
+    """A share in per cent, never rounded up to 100 %."""
     return percent(share) if share < 0.995 else "over 99 %"
 
 
@@ -56,7 +56,7 @@ def _choose(service: StudyService, answer: Ranking) -> list[str]:
     records = table.records[: table.train_size]
     kinds = [TOP, *([CREATOR] if len({r.creator for r in records}) > 1 else []),
              *([CLASS] if len(table.labels) > 1 else []), HAND]  # fmt: skip
-    kind = st.segmented_control("Leave out", kinds, default=TOP, required=True, key="what_if_kind")
+    kind = st.segmented_control("Remove", kinds, default=TOP, required=True, key="what_if_kind")
     if kind == TOP:
         most = max(1, min(100, len(records) - 2))
         count = 1 if most == 1 else st.slider("How many", 1, most, min(20, most), key="what_if_count")
@@ -65,8 +65,12 @@ def _choose(service: StudyService, answer: Ranking) -> list[str]:
     if kind == HAND:
         order = np.argsort(-answer.scores, kind="stable").tolist()
         titles = {records[row].id: describe(records[row]).removeprefix("Training image: ") for row in order}
-        return st.multiselect("Images, the strongest proponents first", list(titles), format_func=lambda i: titles[i],
-                              key="what_if_hand")  # fmt: skip
+        return st.multiselect(
+            "Training images, strongest proponents first",
+            list(titles),
+            format_func=titles.__getitem__,
+            key="what_if_hand",
+        )
     field = "creator" if kind == CREATOR else "label"
     values = sorted({getattr(r, field) or "unknown" for r in records})
     chosen = st.selectbox(kind, values, key=f"what_if_{field}")
@@ -86,18 +90,18 @@ def _retrain(service: StudyService, run: Run, removed: list[str]) -> None:
     if pictures is None:
         for other in retraining_queue().active():
             if other.key != service.what_if_key(tasks):
-                st.caption(f"Another retraining is at work: {other.done} of {other.total} steps.")
-                st.button("Cancel the other", key=f"cancel-{other.key}", on_click=other.cancel)
+                st.caption(f"Another retraining is running: {other.done} of {other.total} steps.")
+                st.button("Cancel the other retraining", key=f"cancel-{other.key}", on_click=other.cancel)
         job = retraining_queue().get(service.what_if_key(tasks))
         if job is not None and job.state == "failed" and job.error:
             show_error(job.error)
         elif job is not None and job.state == "cancelled":
-            st.info("Cancelled; models that were finished are kept.")
+            st.info("Cancelled; finished models are kept.")
         missing = sum(service.retrained([task]) is None for task in tasks)
         st.caption(
-            f"Retraining runs {epochs} from the same seed, half of the recipe's "
-            f"{service.folder.study.training.steps} steps, {missing} times: with all images, without these, without as "
-            "many random others. The rest of the app goes on meanwhile, and the time left is shown."
+            f"Retraining takes {epochs} from the same seed, half of the recipe's "
+            f"{service.folder.study.training.steps} steps, {missing} times: with all images, without these, and "
+            "without as many random others. It runs in the background and shows the time left."
         )
         active = job is not None and job.active
         if active or st.button("Retrain and show", type="primary", key="what_if_go"):
@@ -105,7 +109,7 @@ def _retrain(service: StudyService, run: Run, removed: list[str]) -> None:
         return
     everything, without, others = pictures
     titles = (
-        "The picture",
+        "This image",
         f"All images, {epochs}",
         f"Without these {len(removed)}",
         f"Without {len(removed)} random others",
@@ -117,10 +121,10 @@ def _retrain(service: StudyService, run: Run, removed: list[str]) -> None:
     try:
         for column, after in zip(columns[2:], (without, others), strict=True):
             distance, cosine = compare(service.attributor, everything, after[None])
-            column.caption(f"ℓ2 {distance:.1f}, embedding cosine {cosine:.3f} from 'all images'")
+            column.caption(f"ℓ2 {distance:.1f}, embedding cosine {cosine:.3f} to 'all images'")
     except DtrakError as error:
         show_error(error)
     st.caption(
-        f"Trained again for {epochs}, from the same seed; the same noise is denoised. Compare with 'all images', not "
-        "with the picture of the full recipe. One retraining is one draw: small differences mean little."
+        f"Retrained for {epochs} from the same seed and regenerated from the same noise. Compare with 'all images', "
+        "not with the image of the full recipe. One retraining is one sample: small differences mean little."
     )

@@ -1,6 +1,6 @@
-"""What the pages share: the study picker, the gallery, errors with a way out, and waiting for a job.
+"""Widgets shared by the pages: study picker, image picker, gallery, errors, and progress of jobs.
 
-Importing torch, diffusers and peft takes seconds. Home and About do without; see :func:`load`.
+Importing torch, diffusers and peft takes seconds, so Home and About avoid it; see :func:`load`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import streamlit as st
 from streamlit.runtime.pages_manager import PagesManager
 
 from dtrak.app.components import component_file
+from dtrak.app.elements import plain
 from dtrak.app.jobs import Job, JobQueue, queue
 from dtrak.build.status import commands_left, study_status
 from dtrak.config import load_study, study_names
@@ -32,10 +33,10 @@ POLL_SECONDS = 0.25
 
 
 def hand_over_to_app() -> None:
-    """Make a deep link into a new server end in ``app.py``.
+    """Make a deep link into a new server run ``app.py``.
 
-    Until ``st.navigation`` has run once, Streamlit takes every file in ``pages/`` for a page of its
-    own and skips ``app.py``; there is no public switch for that, so its flag is cleared here.
+    Until ``st.navigation`` has run once, Streamlit treats every file in ``pages/`` as a page of its own and skips
+    ``app.py``. There is no public switch for that, so its flag is cleared here.
     """
     if "study" not in st.session_state:
         PagesManager.uses_pages_directory = False
@@ -44,16 +45,16 @@ def hand_over_to_app() -> None:
 
 @functools.cache
 def load() -> threading.Thread:
-    """Begin to import what opening a study takes, in a thread that may be joined."""
+    """Start importing what opening a study needs, in a thread that can be joined."""
     thread = threading.Thread(target=importlib.import_module, args=("dtrak.app.service",), daemon=True)
     thread.start()
     return thread
 
 
 def wait_until_loaded() -> None:
-    """Say what is awaited, where a page needs it at once.
+    """Wait for :func:`load` behind a spinner.
 
-    (A link that opens a new server at another page than Home runs that page's imports before all else, unsaid.)
+    A deep link into a new server imports the page's modules before anything is shown, without the spinner.
     """
     if load().is_alive():
         with st.spinner("Loading torch and diffusers…"):
@@ -61,21 +62,24 @@ def wait_until_loaded() -> None:
 
 
 def choose_study() -> None:
-    """The sidebar: which study, and what of it is built."""
+    """The study picker in the sidebar, with the study's description and status."""
     names = study_names()
     with st.sidebar:
         st.selectbox(
             "Study", names, index=names.index("demo") if "demo" in names else 0, key="study", bind="query-params"
         )
         try:
-            status = study_status(StudyFolder(load_study(st.session_state["study"])))
+            study = load_study(st.session_state["study"])
+            status = study_status(StudyFolder(study))
+            if study.description:
+                st.caption(plain(study.description))
             st.caption(f"{status['title']}  \nData: {status['data']}  \nIndex: {status['index']}")
         except DtrakError as error:
             st.caption(error.message)
 
 
 def current_service() -> StudyService:
-    """The chosen study, opened; a page that cannot have it says why and stops."""
+    """The chosen study, opened; if that fails, the page shows the reason and stops."""
     from dtrak.app.service import study_service
 
     name = st.session_state.get("study", "demo")
@@ -86,16 +90,16 @@ def current_service() -> StudyService:
         return service
     except DtrakError as error:
         show_error(error)
-        with contextlib.suppress(DtrakError):  # the file itself may be at fault
+        with contextlib.suppress(DtrakError):  # the configuration itself may be invalid
             if missing := commands_left(StudyFolder(load_study(name))):
-                st.markdown("This study still needs:")
+                st.markdown("Run first, in a terminal:")
                 st.code("\n".join(missing), language=None)
-                st.page_link("pages/home.py", label="What that takes")
+                st.page_link("pages/home.py", label="Time and disk space needed")
         st.stop()
 
 
 def show_error(error: DtrakError) -> None:
-    """An error with its way out."""
+    """An error message and its hint."""
     st.error(error.message)
     if error.hint:
         st.markdown("**What to do**")
@@ -103,12 +107,17 @@ def show_error(error: DtrakError) -> None:
 
 
 def gallery(tiles: list[dict[str, Any]], side: str, key: str) -> None:
-    """Training images as tiles; a click opens the image's own page."""
+    """Training images as tiles; a click opens the page of the image.
+
+    Args:
+        tiles: from :func:`dtrak.app.views.tiles`.
+        side: "proponent" or "opponent", for the colour.
+    """
     _show("gallery", {"tiles": tiles, "side": side, "label": f"{side}s"}, key)
 
 
 def lanes(rankings: list[dict[str, Any]], key: str) -> None:
-    """Rankings side by side, each a title and tiles; lines join the places of the same image."""
+    """Rankings side by side, each with a title and tiles; lines connect the same image in neighbouring rankings."""
     _show("lanes", {"lanes": rankings}, key)
 
 
@@ -121,10 +130,10 @@ def _show(name: str, data: dict[str, Any], key: str) -> None:
 
 
 def features_or_wait(service: StudyService, run: Run, settings: list[Setting], key: str) -> bool:
-    """Whether a run has what some settings need; if not, compute it and show how far it is.
+    """Whether a run's features for some settings are computed; if not, compute them and show the progress.
 
     Raises:
-        DtrakError: it cannot be had.
+        DtrakError: they cannot be computed.
     """
     if service.features(run, settings) is not None:
         return True
@@ -134,12 +143,12 @@ def features_or_wait(service: StudyService, run: Run, settings: list[Setting], k
     elif job and job.state == "cancelled":
         st.info("Cancelled.")
     if job is None or job.active or job.state == "done" or st.button("Compute again", key=f"{key}-again"):
-        wait_for(service.compute_features(run, settings), "Gradients of the query:", f"{key}-cancel")
+        wait_for(service.compute_features(run, settings), "Computing gradients of the query:", f"{key}-cancel")
     return False
 
 
 def settings_of(param: str, service: StudyService, default: str = "") -> list[Setting]:
-    """The settings that the URL lists; those that mean nothing, or that this study lacks, are named and left out."""
+    """The settings listed in the URL; invalid or unavailable ones are skipped with a warning."""
     found: dict[str, Setting] = {}
     for text in filter(None, st.query_params.get(param, default).split(";")):
         try:
@@ -152,19 +161,19 @@ def settings_of(param: str, service: StudyService, default: str = "") -> list[Se
 
 
 def choose_run(service: StudyService, param: str = "run") -> Run | None:
-    """The run of the URL, or a choice among recent ones."""
+    """The run in the URL, or None and a choice of recent runs."""
     run_id = st.query_params.get(param)
     run = service.runs.load(run_id) if run_id else None
     if run_id and run is None:
-        st.warning(f"There is no run '{run_id[:40]}' in this workspace. It may have been made with another one.")
+        st.warning(f"There is no run '{run_id[:40]}' in this workspace. It may belong to another workspace.")
     if run is not None:
         return run
     recent = service.runs.latest(8)
     if not recent:
-        st.info("Nothing was generated yet.")
-        st.page_link("pages/generate.py", label="Generate a picture")
+        st.info("No images generated yet.")
+        st.page_link("pages/generate.py", label="Generate an image")
         return None
-    st.markdown("Choose a recent picture.")
+    st.markdown("Choose a recent image.")
     for column, found in zip(st.columns(8), recent, strict=False):
         column.image(enlarged_png(found.pixels, 96), width="stretch", alt=found.title)
         if column.button("Open", key=f"{param}-{found.id}", help=found.title, width="stretch"):
@@ -174,7 +183,7 @@ def choose_run(service: StudyService, param: str = "run") -> Run | None:
 
 
 def open_sample(sample_id: str) -> None:
-    """Go to a training image's page; its link can be copied."""
+    """Go to the page of a training image."""
     params = {"id": sample_id}
     if run := st.query_params.get("run"):
         params["run"] = run
@@ -184,7 +193,7 @@ def open_sample(sample_id: str) -> None:
 def wait_for(
     job: Job, text: str, key: str, on_cancel: Callable[[], None] = lambda: None, jobs: JobQueue | None = None
 ) -> None:
-    """Show a job's progress, picture and place in the queue until it ends; then run the page again."""
+    """Show a job's progress, preview and position in the queue until it ends; then rerun the page."""
     jobs = jobs or queue()
 
     @st.fragment(run_every=POLL_SECONDS)
@@ -193,16 +202,16 @@ def wait_for(
             st.rerun()
         ahead = jobs.position(job)
         if job.state == "queued" and ahead:
-            st.progress(0.0, f"Waiting: {ahead} before this")
+            st.progress(0.0, f"Queued: {ahead} ahead")
         else:
             left = job.seconds_left
             time_left = f", about {left / 60:.0f} min left" if left is not None and left > 45 else ""
             st.progress(min(job.done / job.total, 1.0), f"{text} {job.done} of {job.total}{time_left}")
         if job.preview is not None:
             st.image(
-                [data_url(picture) for picture in job.preview],  # no file that a slow browser could ask for too late
+                [data_url(picture) for picture in job.preview],  # inline: a slow browser could request a file too late
                 width=128,
-                alt=["The picture so far"] * len(job.preview),
+                alt=["Preview"] * len(job.preview),
             )
         if st.button("Cancel", key=key):
             job.cancel()

@@ -1,1 +1,1 @@
-"""Building a study: features, indexes and retrained models by an engine; plans, costs and checks."""
+"""Building a study on an engine: features, indexes and retrained models; plans, costs and checks."""

@@ -1,4 +1,4 @@
-"""What each part of a build took: seconds and bytes, kept in ``costs.json`` beside what was built."""
+"""Time and disk space of each part of a build, recorded in the study's ``costs.json``."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -13,12 +13,13 @@ INDEX_PART = "index"
 
 @dataclass(frozen=True)
 class Cost:
-    """Of some feature sets computed together.
+    """The cost of some feature sets computed together.
 
     Attributes:
-        seconds: wall time, summed over the runs that it took.
-        bytes: on disk.
-        sets: their fingerprints.
+        title: display name of the part.
+        seconds: wall time, summed over runs.
+        bytes: size on disk.
+        sets: fingerprints of the feature sets.
     """
 
     title: str
@@ -28,14 +29,18 @@ class Cost:
 
 
 def read_costs(folder: StudyFolder) -> list[Cost]:
-    """All parts that were built, in the order of their titles."""
+    """The costs of all parts, ordered by title."""
     path = folder.root / COSTS_FILE
     stored = read_json(path) if path.exists() else {}
     return [Cost(title, **{**content, "sets": tuple(content["sets"])}) for title, content in stored.items()]
 
 
 def record_cost(folder: StudyFolder, title: str, stores: Sequence[FeatureStore], seconds: float) -> Cost:
-    """Add the time of one run to a part's cost; 0 if it found the part finished."""
+    """Add the time of one run to a part's recorded cost, and return the total.
+
+    Args:
+        seconds: wall time of this run; 0 if the part was already finished.
+    """
     known = {cost.title: cost for cost in read_costs(folder)}
     sets = tuple(store.fingerprint for store in stores)
     before = known.get(title)

@@ -1,7 +1,7 @@
-"""Building feature stores by an engine's workers, a shard at a time.
+"""Building feature stores on an engine, one shard at a time.
 
-Each worker loads the model once, and tasks have a fixed number of threads, so that a shard's bytes do not depend
-on how many workers there are. Shards are complete or absent; a build that is killed resumes.
+Each worker loads the model once. Tasks use a fixed number of threads, so a shard's bytes do not depend on the
+number of workers. Shards are complete or absent; an interrupted build resumes.
 """
 
 import contextlib
@@ -30,11 +30,12 @@ MOST_SHARDS = 4096
 
 @dataclass(frozen=True)
 class Task:
-    """One shard of some feature sets that look at the same rows with the same model.
+    """One job: a shard of some feature sets of the same rows and the same model.
 
     Attributes:
-        part: of the build, for people.
-        sets: the feature sets that lack the shard.
+        part: title of the part of the build.
+        shard: number of the shard.
+        sets: the feature sets in which the shard is missing.
     """
 
     part: str
@@ -47,7 +48,7 @@ class Built:
     """The stores of one part of a build.
 
     Attributes:
-        seconds: between the results before and the results of this part, added up.
+        seconds: wall time until its results arrived.
     """
 
     stores: list[FeatureStore]
@@ -62,7 +63,11 @@ def build_features(
     report: Callable[[str, int, int], None] = lambda part, done, total: None,
     sets: Sequence[FeatureConfig] | None = None,
 ) -> list[FeatureStore]:
-    """Compute what is missing of some feature sets, by default those of the study's index."""
+    """Compute the missing shards of some feature sets, by default those of the study's index.
+
+    Raises:
+        DtrakError: another process works on the study, the model is missing, or a feature is not finite.
+    """
     sets = folder.study.features if sets is None else sets
     return build_parts(folder, {INDEX_PART: sets}, engine, batch_size, device, report)[INDEX_PART].stores
 
@@ -76,12 +81,16 @@ def build_parts(
     report: Callable[[str, int, int], None] = lambda part, done, total: None,
     share: Share | None = None,
 ) -> dict[str, Built]:
-    """Compute what is missing of several parts, one after the other, by the same workers.
+    """Compute the missing shards of several parts, one part after the other, with the same workers.
 
     Args:
         parts: feature sets by the title of their part.
-        report: called with (part at work, shards done, shards in all).
-        share: only these shards; several shares may then work on the study at once.
+        batch_size: (timestep, draw) pairs per forward pass.
+        report: called with (current part, shards done, total shards).
+        share: compute only these shards; several processes may then work on the study at once.
+
+    Raises:
+        DtrakError: another process works on the study, the model is missing, or a feature is not finite.
     """
     alone = exclusive(folder.root, f"study '{folder.study.name}'") if share is None else contextlib.nullcontext()
     with alone:
@@ -104,14 +113,18 @@ def build_parts(
 
 
 def build_indexes(folder: StudyFolder, stores: list[FeatureStore]) -> None:
-    """Build the FAISS index and kernel of each complete store."""
+    """Build the FAISS index and kernel of each complete store.
+
+    Raises:
+        DtrakError: a store is incomplete, or FAISS cannot build the study's ``index_factory``.
+    """
     with exclusive(folder.root, f"study '{folder.study.name}'"):
         for store in stores:
             build_index(store, folder.index, folder.study.index_factory)
 
 
 def open_stores(folder: StudyFolder, sets: Sequence[FeatureConfig]) -> list[FeatureStore]:
-    """The stores of feature sets under the study's present models and data, made if new."""
+    """The stores of feature sets for the study's present models and data, created if new."""
     rows = {split: len(split_rows(folder, split)[1]) for split in {c.split for c in sets}}
     return [
         FeatureStore.create(folder.features, content, rows[c.split], shard_size(rows[c.split]))
@@ -120,7 +133,7 @@ def open_stores(folder: StudyFolder, sets: Sequence[FeatureConfig]) -> list[Feat
 
 
 def shard_size(rows: int) -> int:
-    """Rows a shard: few, so that little is lost when a build is cut off, but never too many files."""
+    """Rows per shard: few, so that an interruption loses little, but at most ``MOST_SHARDS`` shards."""
     return max(SHARD_SIZE, -(-rows // MOST_SHARDS))
 
 
@@ -131,14 +144,14 @@ def _identities(folder: StudyFolder, sets: Sequence[FeatureConfig]) -> list[dict
 
 
 def ablation_parts(sets: Sequence[FeatureConfig]) -> dict[str, list[FeatureConfig]]:
-    """Feature sets by what is computed in one pass over the images; with a title each."""
+    """Feature sets grouped by what one pass over the images computes, each group with a title."""
     parts: dict[str, list[FeatureConfig]] = {}
     for config in sets:
         draws = f", draw {config.first_draw + 1}" if config.first_draw else ""
         if config.noise_draws > 1:
             draws = f", draws {config.first_draw + 1} to {config.first_draw + config.noise_draws}"
         spread = "first " if config.strategy == "cumulative" else ""
-        names = {"train": "", "heldout": "held-out images, ", "truth": "the truth's queries, "}
+        names = {"train": "", "heldout": "held-out images, ", "truth": "evaluation queries, "}
         where = names[config.split] + ("" if config.split == "heldout" and config.model == LAST else config.model)
         where = where.removesuffix(", ")
         parts.setdefault(f"{where}, {spread}{config.timesteps} timesteps{draws}", []).append(config)
@@ -146,7 +159,7 @@ def ablation_parts(sets: Sequence[FeatureConfig]) -> dict[str, list[FeatureConfi
 
 
 def evaluation_sets(folder: StudyFolder) -> list[FeatureConfig]:
-    """What the evaluation needs beside what is built: the controls, and every built set's look at the queries."""
+    """The feature sets that an evaluation adds: the controls, and each built set on the evaluation queries."""
     study = folder.study
     listed = [config for config in study.feature_sets if config.split == "train"]
     paths = [folder.features / digest(content) for content in _identities(folder, listed)]
@@ -165,7 +178,7 @@ def _missing(part: str, sets: Sequence[FeatureConfig], stores: list[FeatureStore
 
 
 class _Builder:
-    """What a worker holds: the study opened, and an extractor for each combination of feature sets."""
+    """State of a worker: the opened study, and an extractor for each combination of feature sets."""
 
     def __init__(self, study: Study, batch_size: int, device: str):
         self._folder, self._batch_size, self._device = StudyFolder(study), batch_size, device

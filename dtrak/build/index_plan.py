@@ -1,7 +1,7 @@
-"""Which index: exact where memory and patience allow it, else the smallest that finds what an exact one would.
+"""Choosing an index: an exact one if it fits in memory and is fast, else the first with sufficient recall.
 
-What an index would find is measured on the study's own features where they are built, on up to ``SAMPLE`` rows and with
-queries under the kernel; else it is what was measured on vectors with the spectrum of real features (docs/scale.md).
+Recall is measured on up to ``SAMPLE`` rows of the study's features if they are built, with queries under the kernel.
+Otherwise it is the recall measured on synthetic vectors with the spectrum of real features (docs/scale.md).
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from jaxtyping import Float
 from dtrak.index.faiss_index import CANDIDATES, FLAT, PROBES, SHARE, IndexedRows, split_white
 from dtrak.index.store import FeatureStore
 from dtrak.index.whitening import TYPICAL
-from dtrak.linalg.conjugate_gradients import fits, road
+from dtrak.linalg.conjugate_gradients import fits, solver_choice
 from dtrak.linalg.kernel import Kernel
 from dtrak.methods.registry import METHODS
 from dtrak.methods.training_side import TrainingSide
@@ -29,20 +29,20 @@ from dtrak.utils.text import percent, size_in_words
 SAMPLE, QUERIES, TOP = 50_000, 50, 10
 SAMPLE_NUMBERS = 2**28
 DAMPINGS = {METHODS[name].output: METHODS[name].damping or TYPICAL for name in ("trak", "dtrak")}
-PATIENCE = 0.1  # seconds of a search
-LOOKUP = 2e-6  # seconds to fetch and multiply one candidate's row
+PATIENCE = 0.1  # acceptable seconds per search
+LOOKUP = 2e-6  # seconds to load one candidate row and compute its exact score
 
 
 @dataclass(frozen=True)
 class Kind:
-    """One way to store rows.
+    """One kind of index.
 
     Attributes:
-        factory: of :func:`dtrak.index.faiss_index.build_index`.
-        bytes_a_row: that a search must hold in memory.
-        slowness: time of a search over the time to read the bytes that it looks at; of one thread, measured.
-        share: of the rows that a search looks at.
-        expected: recall of the first ten, measured on synthetic vectors; None where it hangs on the data.
+        factory: factory string of :func:`dtrak.index.faiss_index.build_index`.
+        bytes_a_row: bytes in memory per row.
+        slowness: search time divided by the time to read the searched bytes, measured on one thread.
+        share: share of the rows that a search visits.
+        expected: recall@10 on synthetic vectors; None if it depends on the data.
     """
 
     factory: str
@@ -53,16 +53,16 @@ class Kind:
 
     @property
     def exact(self) -> bool:
-        """Whether it finds just what a full scan finds."""
+        """Whether its results equal a full scan's."""
         return self.factory == FLAT
 
 
 def kinds(rows: int, dim: int) -> list[Kind]:
-    """What there is to choose from, best first.
+    """The kinds of index to choose from, preferred ones first.
 
     Args:
-        rows: N, the training samples.
-        dim: k, the projection's dimension.
+        rows: N, the number of training samples.
+        dim: k, the projected dimension.
     """
     lists = max(16, 2 ** round(math.log2(4 * math.sqrt(rows))))
     found = [
@@ -86,13 +86,13 @@ def kinds(rows: int, dim: int) -> list[Kind]:
 
 @dataclass(frozen=True)
 class Choice:
-    """One kind, judged.
+    """One kind of index with its estimated cost and recall.
 
     Attributes:
-        bytes: of the whole index in memory.
-        seconds: of a search, expected.
-        recall: of the first ten; None if nobody knows before it is tried.
-        measured: on how many rows of the study's own features the recall was measured; 0 if on drawn ones.
+        bytes: size of the index in memory.
+        seconds: expected time of a search.
+        recall: recall@10; None if not known before it is tried.
+        measured: number of the study's rows on which recall was measured; 0 if on synthetic vectors.
     """
 
     kind: Kind
@@ -103,24 +103,31 @@ class Choice:
 
     @property
     def quick(self) -> bool:
-        """Whether a person does not wait for it."""
+        """Whether a search is fast enough for interactive use."""
         return self.seconds <= PATIENCE
 
     def why_not(self, ram: float, recall: float) -> str:
-        """What speaks against it, in a few words; empty if nothing."""
+        """Why it does not meet the limits, in a few words; empty if it does.
+
+        Args:
+            ram: memory limit in bytes.
+            recall: required recall@10.
+        """
         if self.bytes > ram:
             return f"larger than {size_in_words(ram)}"
         if self.recall is None:
-            return "recall not known before the features are built"
+            return "recall unknown until features are built"
         if self.recall < recall:
-            return f"finds less than {recall:g}"
+            return f"recall below {recall:g}"
         return ""
 
 
 def judged(rows: int, dim: int, stores: Sequence[FeatureStore] = ()) -> list[Choice]:
-    """Every kind with its size, its expected time on this machine, and its recall: the least over the stores.
+    """Every kind with its size, expected search time on this machine, and lowest recall over the stores.
 
     Args:
+        rows: N, the number of training samples.
+        dim: k, the projected dimension.
         stores: complete features of the study, to measure recall on.
     """
     speed = max(_bytes_a_second() for _ in range(5))
@@ -139,24 +146,24 @@ def judged(rows: int, dim: int, stores: Sequence[FeatureStore] = ()) -> list[Cho
 
 
 def chosen(choices: Sequence[Choice], ram: float, recall: float) -> Choice:
-    """The first that nothing speaks against and that is quick; if none is, the first.
+    """The first kind that meets the limits and is fast; if none is fast, the first that meets the limits.
 
     Raises:
-        DtrakError: none fits and finds enough.
+        DtrakError: no kind meets the limits.
     """
     fitting = [c for c in choices if not c.why_not(ram, recall)]
     quick = [c for c in fitting if c.quick]
     if fitting:
         return (quick or fitting)[0]
     raise DtrakError(
-        f"No index of {size_in_words(ram)} is known to find {percent(recall)} of the first ten.",
-        hint="Give more --ram, ask for less --recall, or store features with a smaller projection_dim.",
+        f"No index within {size_in_words(ram)} is known to reach a recall@10 of {percent(recall)}.",
+        hint="Increase --ram, lower --recall, or build features with a smaller projection_dim.",
     )
 
 
 @dataclass(frozen=True)
 class IndexPlan:
-    """The index of one size of features, and what it was chosen from."""
+    """The index chosen for one size of features, and the alternatives."""
 
     rows: int
     dim: int
@@ -170,7 +177,7 @@ class IndexPlan:
         return chosen(self.choices, self.ram, self.recall)
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON carries it."""
+        """As JSON-serialisable data."""
         choices = [
             {
                 "index_factory": c.kind.factory,
@@ -186,18 +193,18 @@ class IndexPlan:
             "rows": self.rows,
             "dim": self.dim,
             "chosen": self.chosen.kind.factory,
-            "kernel": road(self.rows, self.dim),
+            "kernel": solver_choice(self.rows, self.dim),
             "choices": choices,
         }
 
     @property
     def text(self) -> str:
-        """A table and a sentence, for a terminal."""
+        """The alternatives as a table, and the choice, for a terminal."""
         best = self.chosen
         lines = [
-            f"  Index of {self.rows:,} rows of {self.dim:,} numbers, within {size_in_words(self.ram)} and with "
-            f"{self.recall:g} of the first ten found:",
-            f"    {'index_factory':22}{'in memory':>11}{'a search':>10}{'recall':>8}",
+            f"  Index of {self.rows:,} rows with {self.dim:,} columns, at most {size_in_words(self.ram)}, recall@10 "
+            f"at least {self.recall:g}:",
+            f"    {'index_factory':22}{'memory':>11}{'search':>10}{'recall':>8}",
         ]
         for c in self.choices:
             found = "?" if c.recall is None else f"{c.recall:.2f}{'' if c.measured or c.kind.exact else '*'}"
@@ -207,30 +214,39 @@ class IndexPlan:
         where = (
             f"measured on {best.measured:,} rows of this study"
             if best.measured
-            else "* of drawn vectors: docs/scale.md"
+            else "* measured on synthetic vectors: docs/scale.md"
         )
-        why = "exact, and it fits" if best.kind.exact else f"the first that fits and finds enough; {where}"
+        why = "exact, and fits in memory" if best.kind.exact else f"the first that meets both limits; {where}"
         return "\n".join(
-            [*lines, f"    Set 'index_factory: {best.kind.factory}': {why}.", f"    {road(self.rows, self.dim)}"]
+            [
+                *lines,
+                f"    Set 'index_factory: {best.kind.factory}': {why}.",
+                f"    {solver_choice(self.rows, self.dim)}",
+            ]
         )
 
 
 def plan_indexes(folder: StudyFolder, rows: int, ram: float, recall: float) -> list[IndexPlan]:
-    """An index for each size of features that the study's index is built of.
+    """Choose an index for each projected dimension of the study's index features.
+
+    Args:
+        rows: N, the number of training samples.
+        ram: memory limit in bytes.
+        recall: required recall@10.
 
     Raises:
-        DtrakError: none fits and finds enough.
+        DtrakError: no kind of index meets the limits.
     """
     plans = []
     for dim in dict.fromkeys(config.projection_dim for config in folder.study.features):
         choices = tuple(judged(rows, dim, _built(folder, rows, dim)))
-        chosen(choices, ram, recall)  # refuses where there is none
+        chosen(choices, ram, recall)  # raises if no kind meets the limits
         plans.append(IndexPlan(rows, dim, ram, recall, choices))
     return plans
 
 
 def _built(folder: StudyFolder, rows: int, dim: int) -> list[FeatureStore]:
-    """The complete stores of that size that the study's index is built of."""
+    """The study's complete index stores of that size."""
     side, found = TrainingSide(folder), []
     for config in folder.study.features:
         with contextlib.suppress(DtrakError):
@@ -248,9 +264,13 @@ def recall_of(
     damping: float = TYPICAL,
     candidates: int | None = None,
 ) -> float:
-    """The share of the exact first that an index finds, for queries under the kernel.
+    """Mean recall of an index against exact search, for queries under the kernel.
 
-    As many first ones count as a tenth of the candidates, ten at most.
+    Recall is of the exact top n, with n a tenth of the candidates and at most ten.
+
+    Args:
+        damping: relative λ of the queries.
+        candidates: number of candidates to re-rank; default the index's own.
     """
     top = max(1, min(TOP, (candidates or CANDIDATES) // 10))
     index = IndexedRows.build(rows, factory, kernel)
@@ -264,7 +284,7 @@ def recall_of(
 
 
 def _recalls(store: FeatureStore, of: Sequence[Kind], count: int) -> dict[str, float]:
-    """Of each kind on ``count`` rows, with candidates as scarce among them as among all."""
+    """Recall of each kind on ``count`` rows, with the number of candidates scaled down in proportion."""
     rows = store.sample(count)
     candidates = max(10, round(max(CANDIDATES, store.rows // SHARE) * len(rows) / store.rows))
     damping = DAMPINGS.get(store.identity["output"], TYPICAL)
@@ -281,7 +301,7 @@ def _recalls(store: FeatureStore, of: Sequence[Kind], count: int) -> dict[str, f
 
 
 def _bytes_a_second() -> float:
-    """How fast one thread of this machine reads memory."""
+    """Memory read bandwidth of one thread on this machine."""
     numbers = np.ones(2**24, dtype=np.uint64)
     numbers.sum()
     start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Measuring how well a study's methods predict its retrained models, and keeping the result."""
+"""Evaluating a study's methods against its retrained models."""
 
 import logging
 
@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 
 def evaluate_study(folder: StudyFolder, engine: Engine, batch_size: int = 16, device: str = "cpu") -> list[Row]:
-    """The LDS of each built method and each choice of the ablations; kept as the study's evaluation.
+    """Compute the LDS of each available method and each ablation setting, and store the results.
 
     Raises:
         DtrakError: there are too few retrained models.

@@ -1,4 +1,4 @@
-"""From a configuration to a study that can be asked: data, features, indexes, embeddings; resumable."""
+"""From a configuration to a study ready for queries: data, features, indexes, embeddings; resumable."""
 
 import logging
 import time
@@ -12,7 +12,7 @@ from dtrak.data.table import is_prepared
 from dtrak.execution.engines import Engine
 from dtrak.execution.share import Share
 from dtrak.index.store import FeatureStore
-from dtrak.linalg.conjugate_gradients import road
+from dtrak.linalg.conjugate_gradients import solver_choice
 from dtrak.methods.base import LOSS
 from dtrak.methods.embeddings import Embedder, train_embeddings
 from dtrak.methods.kfac import fit_factors
@@ -23,14 +23,14 @@ from dtrak.utils.files import exclusive
 from dtrak.utils.progress import progress
 
 logger = logging.getLogger(__name__)
-NAMED = 20  # refused files that are listed in the log
+NAMED = 20  # rejected files listed in the log
 
 
 def prepare_data(folder: StudyFolder, force: bool = False) -> PrepareReport | None:
-    """Read and check the images, and log what was left out; None if that was done before.
+    """Read and validate the images, and log what was skipped; None if the data were already prepared.
 
     Args:
-        force: read them again.
+        force: prepare the data again even if already prepared.
 
     Raises:
         DtrakError: there is no usable image, or the source cannot be read.
@@ -42,32 +42,34 @@ def prepare_data(folder: StudyFolder, force: bool = False) -> PrepareReport | No
     with exclusive(folder.root, f"study '{name}'"), progress(f"prepare {name}", None) as advance:
         report = prepare(folder.study, folder.data, lambda number: advance(number, ""))
     logger.info(
-        "'%s': %d training images, %d held out%s, %d duplicates and %d unusable files left out.",
+        "'%s': %d training images, %d held out%s; %d duplicates and %d unusable files skipped.",
         name, report.train, report.heldout, _held_out_by(folder), len(report.duplicates), len(report.refused),
     )  # fmt: skip
     for refused in report.refused[:NAMED]:
         logger.info("  %s: %s", refused["id"], refused["reason"])
     if report.refused or report.duplicates:
-        logger.info("  All of them are listed in %s.", folder.data / "report.json")
+        logger.info("  The full list is in %s.", folder.data / "report.json")
     return report
 
 
 def _held_out_by(folder: StudyFolder) -> str:
     data = folder.study.data
     own = data.heldout_split or data.heldout_size
-    return "" if own or not data.holdout else f" (data.holdout = {data.holdout:g}, unless the source says its split)"
+    if own or not data.holdout:
+        return ""
+    return f" (data.holdout = {100 * data.holdout:g} %, unless the source defines the split)"
 
 
 def require_prepared(folder: StudyFolder) -> None:
-    """Refuse to begin a share of the work before what all shares need is there.
+    """Check that the data are prepared before a part of the work (--shard) starts.
 
     Raises:
-        DtrakError: it says what to run first.
+        DtrakError: they are not.
     """
     if not is_prepared(folder.study, folder.data):
         raise DtrakError(
-            f"The data of '{folder.study.name}' is not prepared.",
-            hint=f"Before the shares start: python -m index_builder prepare {folder.study.name}",
+            f"The data of '{folder.study.name}' are not prepared.",
+            hint=f"Run this first, once: python -m index_builder prepare {folder.study.name}",
         )
 
 
@@ -79,12 +81,16 @@ def compute_features(
     device: str = "cpu",
     share: Share | None = None,
 ) -> list[FeatureStore]:
-    """Compute what is missing of some parts, or a share of it, and log what each took; their stores."""
+    """Compute the missing shards of some parts, log each part's cost, and return the stores.
+
+    Args:
+        share: compute only these shards; costs are then not recorded.
+    """
     with progress("features", None) as advance:
         built = build_parts(
             folder, parts, engine, batch_size, device, lambda part, done, total: advance(done, part, total), share
         )
-    if share is None:  # costs are those of whole parts
+    if share is None:  # the recorded cost is that of a whole part
         for title, part in built.items():
             cost = record_cost(folder, title, part.stores, part.seconds)
             logger.info("  %s: %.0f s, %.0f MB", title, cost.seconds, cost.bytes / 1e6)
@@ -92,16 +98,16 @@ def compute_features(
 
 
 def build_index_part(folder: StudyFolder, engine: Engine, batch_size: int = 16, device: str = "cpu") -> None:
-    """The features that the indexes need, and the indexes."""
-    logger.info("Features of '%s', each part with the time and space that it took:", folder.study.name)
+    """Compute the features of the indexes, and build the indexes."""
+    logger.info("Features of '%s', with time and disk space:", folder.study.name)
     stores = compute_features(folder, {INDEX_PART: folder.study.features}, engine, batch_size, device)
     for rows, columns in dict.fromkeys((store.rows, store.dim) for store in stores):
-        logger.info("%s", road(rows, columns))
+        logger.info("%s", solver_choice(rows, columns))
     build_indexes(folder, stores)
 
 
 def build_rest(folder: StudyFolder, engine: Engine, batch_size: int = 16, device: str = "cpu") -> None:
-    """What ablations and similarity baselines need."""
+    """Compute the ablation features, the EK-FAC factors and the image embeddings."""
     if folder.study.ablations:
         compute_features(folder, ablation_parts(folder.study.ablations), engine, batch_size, device)
     fit_ekfac(folder, device)
@@ -109,7 +115,7 @@ def build_rest(folder: StudyFolder, engine: Engine, batch_size: int = 16, device
 
 
 def fit_ekfac(folder: StudyFolder, device: str = "cpu") -> None:
-    """The factors of EK-FAC influence, for studies that keep features of the loss."""
+    """Fit the factors of EK-FAC influence, for studies with features of the loss."""
     if not any(config.output == LOSS for config in folder.study.features):
         return
     start = time.monotonic()
@@ -124,10 +130,13 @@ def fit_ekfac(folder: StudyFolder, device: str = "cpu") -> None:
 def build_share(
     folder: StudyFolder, share: Share, engine: Engine, batch_size: int = 16, device: str = "cpu", rest: bool = True
 ) -> None:
-    """One share of all features; :func:`merge_shares` ends the build.
+    """Compute a part (--shard) of all features; :func:`merge_shares` completes the build.
 
     Args:
-        rest: also the ablations' features.
+        rest: also compute the ablation features.
+
+    Raises:
+        DtrakError: the data are not prepared.
     """
     require_prepared(folder)
     more = ablation_parts(folder.study.ablations) if rest else {}
@@ -135,10 +144,10 @@ def build_share(
 
 
 def merge_shares(folder: StudyFolder) -> None:
-    """Build the indexes from what the shares computed.
+    """Build the indexes from shards computed by several processes.
 
     Raises:
-        DtrakError: some of it is missing.
+        DtrakError: the data are not prepared, or shards are missing.
     """
     require_prepared(folder)
     stores = open_stores(folder, folder.study.features)
@@ -146,7 +155,7 @@ def merge_shares(folder: StudyFolder) -> None:
         of = sum(len(store.shards) for store in stores)
         raise DtrakError(
             f"{lacking} of {of} shards of the index's features are missing.",
-            hint=f"Run the shares that did not finish again, or python -m index_builder build {folder.study.name}.",
+            hint=f"Rerun the unfinished --shard commands, or python -m index_builder build {folder.study.name}.",
         )
     build_indexes(folder, stores)
     fit_ekfac(folder)
@@ -154,7 +163,7 @@ def merge_shares(folder: StudyFolder) -> None:
 
 
 def embed(folder: StudyFolder) -> None:
-    """The image embeddings of the training images."""
+    """Compute the embeddings of the training images."""
     start = time.monotonic()
     rows = train_embeddings(folder, lambda: Embedder(folder.study.embedding))
     seconds, size = time.monotonic() - start, rows.nbytes / 1e6

@@ -1,8 +1,8 @@
-"""What a study will take before it is built: parameters, operations, bytes, and time from both.
+"""Cost estimates before a study is built: parameters, operations, bytes and time.
 
-Operations are counted, not run: the network is built on PyTorch's meta device and one forward and one
-backward pass are traced. Time is operations over a rate. The rate of a processor core was measured
-(docs/scale.md); those of GPUs are their makers' peaks times ``UTILISATION``, an assumption.
+Operations are counted without running them: the network is built on PyTorch's meta device, and one forward
+and one backward pass are traced. Time is operations divided by a rate. The rate of a processor core was
+measured (docs/scale.md); GPU rates are the vendors' peak rates times ``UTILISATION``, an assumption.
 """
 
 from dataclasses import asdict, dataclass
@@ -19,13 +19,19 @@ from dtrak.utils.errors import DtrakError
 from dtrak.utils.files import read_json
 
 UTILISATION = 0.3
-CORE = 30e9  # operations a second of one core in this project's training; see docs/scale.md
+CORE = 30e9  # operations per second of one core in training, measured; see docs/scale.md
 RATES = {"float32": {"A100": 156e12, "H100": 495e12}, "bfloat16": {"A100": 312e12, "H100": 989e12}}
 
 
 @dataclass(frozen=True)
 class Passes:
-    """Operations (additions and multiplications) for one image at one timestep."""
+    """The cost of one image at one timestep.
+
+    Attributes:
+        parameters: number of weights.
+        tuned: number of weights with gradients.
+        forward, backward: operations (additions and multiplications).
+    """
 
     parameters: int
     tuned: int
@@ -35,12 +41,13 @@ class Passes:
 
 @dataclass(frozen=True)
 class Step:
-    """One thing that a command does.
+    """One step of building and evaluating a study.
 
     Attributes:
-        operations: in all.
-        bytes: left on disk.
-        spreads: whether several GPUs share it; one training does not spread.
+        command: the command line that runs it.
+        operations: total operations.
+        bytes: disk space of the result.
+        spreads: whether it runs on several GPUs; a single training does not.
     """
 
     title: str
@@ -50,7 +57,7 @@ class Step:
     spreads: bool = True
 
     def seconds(self, device: "Device", study: Study) -> float:
-        """Time on a device."""
+        """Estimated time on a device."""
         return self.operations / device.rate(study, self.spreads)
 
 
@@ -58,7 +65,7 @@ def count_passes(study: Study) -> Passes:
     """Trace one forward and one backward pass of the study's network.
 
     Raises:
-        DtrakError: neither the study nor a model on this machine says how the network is built.
+        DtrakError: neither the study nor a local model gives the network's architecture.
     """
     with torch.device("meta"):
         network, x, told = new_network(study)
@@ -76,12 +83,15 @@ def count_passes(study: Study) -> Passes:
 
 
 def plan(study: Study, images: int, heldout: int, subsets: int = 64, seeds: int = 3) -> tuple[Passes, list[Step]]:
-    """The steps of building and judging a study.
+    """The steps of building and evaluating a study.
 
     Args:
-        images: in the training set.
-        heldout: images held out of it.
-        subsets, seeds: of the ground truth.
+        images: number of training images.
+        heldout: number of held-out images.
+        subsets, seeds: number of subsets and of trainings per subset.
+
+    Raises:
+        DtrakError: the architecture of the network is not known on this machine.
     """
     passes, recipe, name = count_passes(study), study.training, study.name
     full = passes.forward + passes.backward
@@ -123,20 +133,20 @@ def _width(config: FeatureConfig) -> int:
 
 @dataclass(frozen=True)
 class Device:
-    """What computes: ``count`` cores ("core") or GPUs ("A100", "H100")."""
+    """Hardware: ``count`` cores ("core") or GPUs ("A100", "H100")."""
 
     kind: str
     count: int
 
     @property
     def title(self) -> str:
-        """For people."""
+        """Display name."""
         return f"{self.count} {self.kind}" + ("s" if self.count > 1 else "")
 
     def rate(self, study: Study, spreads: bool = True) -> float:
-        """Operations a second; of one GPU alone where the work does not spread.
+        """Operations per second, of a single GPU if the work does not spread.
 
-        With frozen weights in half precision it computes at that precision's rate.
+        GPUs run at the half-precision rate if the study uses half-precision weights or training.
         """
         if self.kind == "core":
             return CORE * self.count
@@ -149,7 +159,7 @@ DEVICES = (Device("core", 2), Device("A100", 1), Device("H100", 1), Device("A100
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a study will take."""
+    """The estimated cost of a study."""
 
     study: Study
     images: int
@@ -157,7 +167,7 @@ class Estimate:
     steps: list[Step]
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON carries it; seconds by device."""
+        """As JSON-serialisable data, with seconds by device."""
         steps = [
             {**asdict(step), "seconds": {d.title: step.seconds(d, self.study) for d in DEVICES}} for step in self.steps
         ]
@@ -165,10 +175,13 @@ class Estimate:
 
 
 def estimate(folder: StudyFolder, images: int | None = None) -> Estimate:
-    """What a study will take, for the images that are prepared, or drawn, or ``images``.
+    """Estimate the cost of a study.
+
+    Args:
+        images: number of training images; default the prepared ones, else ``data.train_size``.
 
     Raises:
-        DtrakError: nobody knows how many images there will be.
+        DtrakError: the number of images or the network's architecture is not known.
     """
     study = folder.study
     data, report = study.data, folder.data / "report.json"
@@ -176,8 +189,8 @@ def estimate(folder: StudyFolder, images: int | None = None) -> Estimate:
     known = images or counted.get("train") or data.train_size
     if known is None:
         raise DtrakError(
-            f"How many images '{study.name}' has is known once they are prepared.",
-            hint=f"python -m index_builder prepare {study.name}, or plan --images N.",
+            f"The number of images of '{study.name}' is not known before they are prepared.",
+            hint=f"Run python -m index_builder prepare {study.name}, or plan with --images N.",
         )
     share = round(known * data.holdout / (1 - data.holdout))
     heldout = counted.get("heldout", data.heldout_size if data.heldout_split else share)

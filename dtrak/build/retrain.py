@@ -1,4 +1,4 @@
-"""Retraining on subsets by an engine's workers, one model a task; finished models are never trained again."""
+"""Training subset models on an engine, one model per task; resumable."""
 
 import contextlib
 from collections.abc import Callable
@@ -27,14 +27,17 @@ def retrain_subsets(
     device: str = "cpu",
     share: Share | None = None,
 ) -> int:
-    """Train and evaluate what is missing of ``subsets × seeds`` models; gives how many were missing.
+    """Train and evaluate the missing of ``subsets × seeds`` models, and return how many were missing.
 
-    All subsets are trained with the first seed before any is with the second.
+    All subsets are trained with the first seed before any with the second.
 
     Args:
-        report: called with (models done, models in all).
-        drawing: called with (queries drawn, queries in all), before.
-        share: only these models; several shares may then work at once, on queries that are drawn already.
+        report: called with (models done, total models).
+        drawing: called before that with (queries generated, total queries).
+        share: train only these models; several processes may then work at once, if the queries exist.
+
+    Raises:
+        DtrakError: another process retrains the study, or its training is not described.
     """
     what = f"the ground truth of '{folder.study.name}'"
     with exclusive(folder.root / "truth", what) if share is None else contextlib.nullcontext():

@@ -1,4 +1,4 @@
-"""What of a study is built, and the commands that are left; reads no weights and imports no torch."""
+"""The build status of a study and the commands still to run; reads no weights and does not import torch."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from dtrak.utils.files import read_json
 
 
 def study_status(folder: StudyFolder) -> dict[str, str]:
-    """What of a study is built, in a few words each; reads no weights."""
+    """The status of each part of a study, in a few words."""
     study = folder.study
     prepared = (folder.data / "report.json").exists()
     stores = [FeatureStore.open(path.parent) for path in sorted(folder.features.glob("*/manifest.json"))]
@@ -18,19 +18,19 @@ def study_status(folder: StudyFolder) -> dict[str, str]:
         "name": study.name,
         "title": study.title,
         "data": f"{report['train']} training images, {report['heldout']} held out" if prepared else "not prepared",
-        "model": "not trained" if needs_training(folder) else "not fetched" if not_fetched(study) else "ready",
+        "model": "not trained" if needs_training(folder) else "not downloaded" if not_fetched(study) else "ready",
         "features": _features_status(stores),
         "index": f"{len(indexes)} built" if indexes else "not built",
     }
 
 
 def built_indexes(folder: StudyFolder) -> list[Path]:
-    """The folders of the study's whole indexes."""
+    """The folders of the study's complete indexes."""
     return [path.parent for path in folder.index.glob("*/manifest.json") if index_is_built(path.parent)]
 
 
 def commands_left(folder: StudyFolder) -> list[str]:
-    """The commands that a study still needs before it can be asked."""
+    """The commands still to run before a study is ready for queries."""
     name = folder.study.name
     left = ["prepare"] if not (folder.data / "report.json").exists() or not_fetched(folder.study) else []
     left += ["train"] if needs_training(folder) else []

@@ -1,4 +1,4 @@
-"""Checking what is on disk: every hash, shard and mark of a study."""
+"""Verifying the files of a study: every hash, shard and completion mark."""
 
 import contextlib
 
@@ -15,10 +15,13 @@ LISTED: tuple[Split, ...] = ("train", "heldout")
 
 
 def verify_study(folder: StudyFolder, repair: bool = False) -> list[str]:
-    """Problems of a study's data, features and indexes, in plain words; none if it is whole.
+    """List the problems of a study's data, features and indexes; empty if it is intact.
 
     Args:
-        repair: remove what is damaged, so that the next build makes it again.
+        repair: remove damaged parts, so that the next build recomputes them.
+
+    Raises:
+        DtrakError: another process works on the study.
     """
     with exclusive(folder.root, f"study '{folder.study.name}'"):
         try:
@@ -61,7 +64,7 @@ def _verify_index(folder: StudyFolder, store: FeatureStore) -> list[str]:
     except DtrakError as error:
         return [str(error)]
     return [
-        f"{name} is gone or has another hash than the manifest says"
+        f"{name} is missing or does not match the manifest's hash"
         for name, known in hashes.items()
         if not (path / name).exists() or sha256_file(path / name) != known
     ]

@@ -1,4 +1,4 @@
-"""What a study is, and where studies are kept."""
+"""Study configuration, and the folders of configurations and workspaces."""
 
 from dtrak.config.study import (
     LAST,

@@ -1,19 +1,19 @@
-"""What a study is, read from a YAML file into frozen models; every key has its default here."""
+"""The configuration of a study, read from a YAML file into frozen models; defaults are declared here."""
 
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-TIMES = 1000  # the grid on which timesteps are named, for models of every family
-LAST = "last"  # the name of the study's own model among its checkpoints
-RANDOMISED = "randomised"  # the same network with its weights shuffled: what attributes without having learnt
+TIMES = 1000  # number of diffusion timesteps, for all model kinds
+LAST = "last"  # name of the study's own model among its checkpoints
+RANDOMISED = "randomised"  # name of the negative control: the same network with shuffled weights
 
 Split = Literal["train", "heldout", "truth"]
 ProjectionKind = Literal["sparse", "normal", "rademacher"]
 OutputName = Literal[
     "loss", "mean-squared-l2-norm", "mean", "l1-norm", "l2-norm", "linf-norm", "weighted-mse"
-]  # each is a function of dtrak.gradients.outputs
+]  # the functions of dtrak.gradients.outputs
 
 
 class _Frozen(BaseModel):
@@ -21,17 +21,17 @@ class _Frozen(BaseModel):
 
 
 class DataConfig(_Frozen):
-    """Where the training images come from.
+    """The source of the training images.
 
     ``imagefolder`` reads a folder of images (sub-folders are labels, ``metadata.csv`` adds
     columns), ``parquet`` a file or folder of Parquet, ``hub`` a data set by its hub name,
     ``cifar10``, ``celeba`` and ``artbench`` the archives in which these are distributed, and
-    ``openmoji`` draws the emoji of the given groups.
+    ``openmoji`` renders the emoji of the given groups.
 
-    With ``train_size`` or ``heldout_size`` that many images are drawn as the paper draws them, by
-    scikit-learn's ``train_test_split`` with ``split_seed``, and kept in the order of the draw. Where
-    ``heldout_split`` names another split of the source, held-out images come from there. A release that
-    is not at ``path`` is read from ``hub``, where that names a copy.
+    ``train_size`` and ``heldout_size`` draw that many images as the paper does, by scikit-learn's
+    ``train_test_split`` with ``split_seed``, and keep the order of the draw. With ``heldout_split``,
+    held-out images come from that split of the source. A release that is missing at ``path`` is read
+    from ``hub`` if that is set.
     """
 
     kind: Literal["imagefolder", "parquet", "hub", "openmoji", "cifar10", "celeba", "artbench"]
@@ -70,20 +70,20 @@ class DataConfig(_Frozen):
         try:
             (self.caption_template or "").format(label="a")
         except (KeyError, IndexError, ValueError) as error:
-            raise ValueError("'caption_template' takes {label} and nothing else in braces") from error
+            raise ValueError("'caption_template' may contain {label} and no other placeholder") from error
         if self.heldout_size and not self.heldout_split:
-            raise ValueError("'heldout_size' draws from a 'heldout_split', which is not named")
+            raise ValueError("'heldout_size' needs a 'heldout_split'")
         return self
 
 
 class ModelConfig(_Frozen):
     """The model: a directory to load, a LoRA adapter on it, or an architecture to train.
 
-    ``kind`` "pixel" is a ``UNet2DModel`` that is told a label or nothing, "text-to-image" a Stable
-    Diffusion 1.x that is told captions. ``hub`` names a model of a hub that stands in for ``path``.
-    ``dtype`` is that of the frozen weights; what is tuned and every feature are in float32.
-    ``checkpoints`` are earlier states of it (TracInCP, GAS), ``ensemble`` models trained on other
-    halves of the data (ensembles); each is a directory of the same kind as the model itself.
+    ``kind`` "pixel" is a ``UNet2DModel``, class-conditional or unconditional; "text-to-image" is Stable
+    Diffusion 1.x conditioned on captions. ``hub`` names a model on the Hugging Face Hub, used instead of
+    ``path``. ``dtype`` is that of the frozen weights; tuned weights and gradients are in float32.
+    ``checkpoints`` are earlier checkpoints of the model (TracInCP, GAS); ``ensemble`` are models trained on
+    other halves of the data (ensemble methods). Each is a directory of the same kind as the model itself.
     """
 
     kind: Literal["pixel", "text-to-image"] = "pixel"
@@ -101,15 +101,15 @@ class ModelConfig(_Frozen):
     @model_validator(mode="after")
     def _frozen_weights(self) -> "ModelConfig":
         if self.kind == "pixel" and (self.dtype != "float32" or self.hub):
-            raise ValueError("'dtype' and 'hub' are for models of kind 'text-to-image'")
+            raise ValueError("'dtype' and 'hub' need kind 'text-to-image'")
         return self
 
 
 class TrainingConfig(_Frozen):
-    """How ``train`` makes the model. Rates and sizes are per step; ``seed`` fixes every draw.
+    """The training recipe. Rates and sizes are per step; ``seed`` determines all randomness.
 
-    ``timestep_sampling`` "stratified" gives the samples of a batch one timestep from each of ``batch_size``
-    equal parts of the range, by their places in the epoch's order: the batch's gradient varies less.
+    ``timestep_sampling`` "stratified" draws one timestep per batch position from ``batch_size`` equal
+    intervals, which reduces the variance of the batch gradient.
     """
 
     method: Literal["full", "lora"] = "full"
@@ -142,11 +142,12 @@ class TrainingConfig(_Frozen):
 
 
 class TruthConfig(_Frozen):
-    """How methods are judged: what retrained models are asked about, and on which halves they are trained.
+    """The ground truth: evaluation queries, loss measurement, and subsets of retrained models.
 
-    ``path`` is a folder of results that comes with the study. Losses are means over ``timesteps`` spread
-    over all, ``draws`` noises each. With ``first_seed`` the halves of a family are those that scikit-learn's
-    ``train_test_split`` gives for the seeds first, first + 2, …, as in the paper's code; else they are keyed.
+    ``path`` is a folder of results shipped with the study. ``generated`` is the number of generated queries.
+    Losses are averaged over ``timesteps`` evenly spaced timesteps with ``draws`` noise draws each. With
+    ``first_seed`` the subsets of a family are those of scikit-learn's ``train_test_split`` with the seeds
+    first, first + 2, …, as in the paper's code; otherwise they are keyed by (family, number).
     """
 
     path: Path | None = None
@@ -163,12 +164,12 @@ class TruthConfig(_Frozen):
 
 
 class FeatureConfig(_Frozen):
-    """One feature set: ``mean`` over timesteps and noise draws of ∇f, projected to k numbers.
+    """One feature set: the mean of ∇f over timesteps and noise draws, projected to k numbers.
 
-    ``apart`` keeps the gradient of each (timestep, draw) pair by itself, so that any selection of
-    them is a weighted sum of what is stored. ``model`` is "last" or the name of a checkpoint or an
-    ensemble member; ``split`` "heldout" looks at the held-out images instead, "truth" at the images that
-    retrained models are asked about (not to be listed: every set of the study has this counterpart).
+    ``apart`` stores the projected gradient of each (timestep, draw) pair separately, so that any selection
+    of them is a weighted sum of stored parts. ``model`` is "last" or the name of a checkpoint or an ensemble
+    member. ``split`` "heldout" means the held-out images and "truth" the evaluation queries (do not list
+    these: every train set has this counterpart).
     """
 
     output: OutputName
@@ -203,7 +204,7 @@ def timestep_list(count: int, strategy: str, num_timesteps: int = TIMES) -> list
 
 
 class Study(_Frozen):
-    """One model, its training set, and the features built from them."""
+    """The configuration of a study: one model, its training set, and the features to build."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     title: str = ""
@@ -225,12 +226,12 @@ class Study(_Frozen):
 
     @property
     def feature_sets(self) -> tuple[FeatureConfig, ...]:
-        """All feature sets that are listed: those of the index, then those of the ablations."""
+        """All listed feature sets: those of the index, then those of the ablations."""
         return self.features + self.ablations
 
     @property
     def control_sets(self) -> tuple[FeatureConfig, ...]:
-        """What the sanity check of the evaluation adds: the index's first set of each output, of shuffled weights."""
+        """The negative control's feature sets: the index's first set of each output, with shuffled weights."""
         first = {config.output: config for config in reversed(self.features)}
         if not first:
             return ()
@@ -238,13 +239,13 @@ class Study(_Frozen):
         return tuple(config.model_copy(update=changes) for config in first.values())
 
     def sets_of(self, split: Split) -> tuple[FeatureConfig, ...]:
-        """All feature sets that may be built of a split's rows."""
+        """All feature sets that may be built for a split."""
         if split != "truth":
             controls = self.control_sets if split == "train" else ()
             return tuple(c for c in self.feature_sets if c.split == split) + controls
         return tuple(c.model_copy(update={"split": "truth"}) for c in self.sets_of("train"))
 
     def resolve(self, path: str | Path) -> Path:
-        """A path of the YAML file, relative to the folder that holds the file."""
+        """An absolute path; relative ones are relative to the folder of the YAML file."""
         path = Path(path).expanduser()
         return path if path.is_absolute() else (self.source.parent / path).resolve()

@@ -1,4 +1,4 @@
-"""Where studies are described and built, and reading them."""
+"""Finding and loading studies: the configuration folder and the workspace."""
 
 import json
 import os
@@ -16,23 +16,23 @@ SOURCE_FILE = "study.json"
 
 
 def workspace() -> Path:
-    """Where studies are built: ``DTRAK_WORKSPACE``, or ``workspace`` in the current folder."""
+    """The folder in which studies are built: ``DTRAK_WORKSPACE``, or ``workspace`` in the current folder."""
     return Path(os.environ.get("DTRAK_WORKSPACE") or "workspace").absolute()
 
 
 def configs() -> Path:
-    """Where studies are described: ``DTRAK_CONFIGS``, or those that come with dtrak."""
+    """The folder of study configurations: ``DTRAK_CONFIGS``, or the one shipped with dtrak."""
     return Path(os.environ.get("DTRAK_CONFIGS") or ROOT / "configs")
 
 
 def study_names() -> list[str]:
-    """Names of the studies in ``configs/``, and of those of the workspace that were given by path."""
+    """Names of the studies in ``configs/``, and of those in the workspace that were given by path."""
     named = {path.stem for path in configs().glob("*.yaml")}
     return sorted(named | {path.parent.name for path in workspace().glob(f"*/{SOURCE_FILE}")})
 
 
 def study_source(name: str) -> Path | None:
-    """The YAML file that the workspace's study of that name was made from, if it was given by path."""
+    """The YAML file of a study in the workspace, if it was given by path; else None."""
     note = workspace() / name / SOURCE_FILE
     return Path(json.loads(note.read_text(encoding="utf-8"))["source"]) if note.exists() else None
 
@@ -51,21 +51,21 @@ def load_study(name_or_path: str) -> Study:
     if not path.is_file():
         raise DtrakError(
             f"There is no study '{name_or_path}'.",
-            hint=f"Known studies: {', '.join(study_names())}. Or give the path of a YAML file.",
+            hint=f"Use one of {', '.join(study_names())}, or the path of a YAML file.",
         )
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise DtrakError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(content, dict):
-        raise DtrakError(f"{path} must hold a mapping of keys to values.")
+        raise DtrakError(f"{path} must contain a mapping of keys to values.")
     try:
         return Study(**{"name": path.stem, **content, "source": path})
     except ValidationError as error:
         problems = "\n".join(f"  {_where(e['loc'])}: {e['msg']}" for e in error.errors())
         raise DtrakError(
-            f"{path} does not describe a study:\n{problems}",
-            hint="docs/configuration.md lists every key.",
+            f"{path} is not a valid study:\n{problems}",
+            hint="See docs/configuration.md for all keys.",
         ) from error
 
 

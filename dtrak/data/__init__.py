@@ -1,4 +1,4 @@
-"""Training sets: read from anywhere, checked, and kept as one table per study."""
+"""Training sets: read from many sources, validated, and stored as one table per study."""
 
 from dtrak.data.images import BadImage, open_image, to_model_pixels
 from dtrak.data.records import Item, Record

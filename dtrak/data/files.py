@@ -1,4 +1,4 @@
-"""Reading members of a folder, zip or tar by name; nothing is unpacked, nothing outside of it is read."""
+"""Reading files of a folder, zip or tar archive by name, without unpacking."""
 
 import gzip
 import hashlib
@@ -14,21 +14,21 @@ _DAMAGE = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, E
 
 
 class Files:
-    """The files of a folder or archive, by their names inside it.
+    """The files of a folder or archive, by name.
 
     Args:
         path: a folder, or a zip or tar archive.
-        md5: what an archive's MD5 may be; any if empty.
+        md5: accepted MD5 checksums of an archive; any if empty.
 
     Raises:
-        DtrakError: nothing is there, it is damaged or another archive than expected, or a name in it
-            leads out of it.
+        DtrakError: the path does not exist, the archive is damaged or has another checksum, or a name in
+            it points outside.
     """
 
     def __init__(self, path: Path, md5: Sequence[str] = ()):
         self.path = path
         if not path.exists():
-            raise DtrakError(f"There is nothing at {path}.", hint="data.path is relative to the YAML file.")
+            raise DtrakError(f"{path} does not exist.", hint="data.path is relative to the YAML file.")
         if path.is_file() and md5:
             _check(path, md5)
         try:
@@ -39,7 +39,8 @@ class Files:
             inside = PurePosixPath(name.replace("\\", "/"))
             if inside.is_absolute() or ".." in inside.parts:
                 raise DtrakError(
-                    f"{path} holds the name '{name}', which leads out of it.", hint="Do not use this archive."
+                    f"{path} contains the name '{name}', which points outside the archive.",
+                    hint="Do not use this archive.",
                 )
         self._by_end: dict[str, str] = {}
         for name in self.names:
@@ -48,24 +49,24 @@ class Files:
                 self._by_end.setdefault("/".join(parts[-depth:]), name)
 
     def has(self, end: str) -> bool:
-        """Whether some file's path ends so (up to three parts)."""
+        """Whether some file's path ends with ``end`` (up to three components)."""
         return end in self._by_end
 
     def read(self, end: str) -> bytes:
-        """The first file whose path ends so.
+        """The content of the first file whose path ends with ``end``.
 
         Raises:
-            DtrakError: there is none, or it is damaged.
+            DtrakError: there is no such file, or it is damaged.
         """
         if end not in self._by_end:
-            raise DtrakError(f"{self.path} has no file '{end}'.", hint="Is it complete, and the right one?")
+            raise DtrakError(f"{self.path} has no file '{end}'.", hint="Check that it is the right, complete data set.")
         try:
             return self._read(self._by_end[end])
         except _DAMAGE as error:
             raise self._damaged(error) from error
 
     def _damaged(self, error: Exception) -> DtrakError:
-        return DtrakError(f"{self.path} is damaged: {error}.", hint="Fetch it again.")
+        return DtrakError(f"{self.path} is damaged: {error}.", hint="Download it again.")
 
 
 def _opened(path: Path) -> tuple[list[str], Callable[[str], bytes]]:
@@ -92,5 +93,5 @@ def _check(path: Path, md5: Sequence[str]) -> None:
     if found not in md5:
         raise DtrakError(
             f"The MD5 of {path} is {found}, not {' or '.join(md5)}.",
-            hint="The download is incomplete, or it is another file: fetch it again, or correct data.md5.",
+            hint="The download is incomplete or a different file. Download it again, or correct data.md5.",
         )

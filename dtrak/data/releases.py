@@ -1,8 +1,8 @@
-"""CIFAR-10, CelebA and ArtBench in the form in which each is distributed.
+"""Reading CIFAR-10, CelebA and ArtBench from the archives in which they are distributed.
 
-Row numbers are those of the data sets that the paper indexes, so that its draws can be repeated:
-CIFAR-10 in the order of the Hugging Face copy, which reads the batches 4, 3, 2, 5, 1 as they lie in
-the archive; CelebA by file number; ArtBench by the row of ``ArtBench-10.csv``.
+Row numbers equal those of the data sets that the paper indexes, so that its draws can be reproduced:
+CIFAR-10 in the order of the Hugging Face copy, which reads batches 4, 3, 2, 5, 1 in archive order;
+CelebA by file number; ArtBench by the row of ``ArtBench-10.csv``.
 """
 
 import csv
@@ -23,8 +23,8 @@ from dtrak.utils.errors import DtrakError
 
 CIFAR_BATCHES = {"train": [f"data_batch_{i}" for i in (4, 3, 2, 5, 1)], "test": ["test_batch"]}
 CIFAR_LABELS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-CIFAR_RECORD = 1 + 3 * 32 * 32
-PLAIN = {  # what a pickle of NumPy arrays asks for
+CIFAR_RECORD = 1 + 3 * 32 * 32  # bytes: label, then pixels
+PLAIN = {  # the globals that a pickle of NumPy arrays needs
     ("numpy.core.multiarray", "_reconstruct"),
     ("numpy._core.multiarray", "_reconstruct"),
     ("numpy", "ndarray"),
@@ -35,14 +35,14 @@ CELEBA_SPLITS = {"train": "0", "valid": "1", "test": "2"}
 
 
 def release_rows(data: DataConfig, path: Path, split: str) -> Rows:
-    """A split of a release.
+    """The rows of a split of a release.
 
     Args:
-        path: CIFAR-10's archive or what it unpacks to; CelebA's folder; the folder or archive of
-            ArtBench's images, with its CSV inside or beside it.
+        path: CIFAR-10's archive or unpacked folder; CelebA's folder; the folder or archive of
+            ArtBench's images, with its CSV file inside or beside it.
 
     Raises:
-        DtrakError: a file is missing, damaged or not of that form, or there is no such split.
+        DtrakError: a file is missing, damaged or malformed, or there is no such split.
     """
     splits: dict[str, Sequence[str]] = {
         "cifar10": list(CIFAR_BATCHES),
@@ -51,7 +51,7 @@ def release_rows(data: DataConfig, path: Path, split: str) -> Rows:
     }
     known = splits[data.kind]
     if split not in known:
-        raise DtrakError(f"{data.kind} has no split '{split}'.", hint=f"It has: {', '.join(known)}.")
+        raise DtrakError(f"{data.kind} has no split '{split}'.", hint=f"Splits: {', '.join(known)}.")
     reader = {"cifar10": _cifar10, "celeba": _celeba, "artbench": _artbench}[data.kind]
     return reader(path, split, data.md5)
 
@@ -70,7 +70,7 @@ def _cifar10(path: Path, split: str, md5: Sequence[str]) -> Rows:
 
 
 def _cifar_batch(files: Files, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Labels [n] and pixels [n, 32, 32, 3] of one batch, binary or Python."""
+    """Labels [n] and pixels [n, 32, 32, 3] of one batch, in the binary or the Python version."""
     if files.has(f"{name}.bin"):
         content = files.read(f"{name}.bin")
         if not content or len(content) % CIFAR_RECORD:
@@ -89,14 +89,14 @@ def _cifar_batch(files: Files, name: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 class PlainUnpickler(pickle.Unpickler):
-    """Reads NumPy arrays, bytes, str, int, list and dict, and refuses whatever would call anything else."""
+    """A safe unpickler: reads NumPy arrays, bytes, str, int, list and dict, and rejects all other globals."""
 
     def __init__(self, file: Any):
         super().__init__(file, encoding="bytes")
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in PLAIN:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+            raise pickle.UnpicklingError(f"the global {module}.{name} is not allowed")
         return super().find_class(module, name)
 
 
@@ -140,7 +140,7 @@ def _artbench(path: Path, split: str, md5: Sequence[str]) -> Rows:
 
 
 def _malformed(files: Files, name: str) -> DtrakError:
-    return DtrakError(f"'{name}' in {files.path} is not of the form it should have.", hint="Fetch the data set again.")
+    return DtrakError(f"'{name}' in {files.path} is malformed.", hint="Download the data set again.")
 
 
 def _png(pixels: np.ndarray) -> bytes:

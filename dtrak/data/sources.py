@@ -1,4 +1,4 @@
-"""Reading images from folders, Parquet and hubs, through Hugging Face ``datasets``."""
+"""Reading images from folders, Parquet files and the Hugging Face Hub, through ``datasets``."""
 
 import os
 import tempfile
@@ -16,7 +16,7 @@ from dtrak.utils.errors import DtrakError
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "png")
 RELEASES = ("cifar10", "celeba", "artbench")
-SPLITS = ("train", "heldout")  # what a column of that name may say; other words leave the draw to dtrak
+SPLITS = ("train", "heldout")  # recognised values of a split column; rows with others are split by data.holdout
 _COLUMNS = {
     "label": ("label", "labels", "class", "style", "genre"),
     "caption": ("caption", "text", "title"),
@@ -27,10 +27,10 @@ _COLUMNS = {
 
 
 def read_source(study: Study) -> Iterator[Item]:
-    """The items of a study's data, in a fixed order, images still undecoded.
+    """The items of a study's data in a fixed order, with undecoded images.
 
     Raises:
-        DtrakError: the source is missing, empty, damaged or has no image column.
+        DtrakError: the source is missing, empty or damaged, or has no image column.
     """
     data = study.data
     if data.kind == "openmoji":
@@ -77,21 +77,21 @@ def _load(study: Study, split: str, cache: str) -> Any:
     try:
         if data.kind == "imagefolder":
             if not path.is_dir():
-                raise DtrakError(f"There is no folder {path}.", hint="data.path is relative to the YAML file.")
+                raise DtrakError(f"The folder {path} does not exist.", hint="data.path is relative to the YAML file.")
             return datasets.load_dataset("imagefolder", data_dir=str(path), split=split, cache_dir=cache)
         if data.kind == "parquet":
             found = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
             if not found or not found[0].exists():
-                raise DtrakError(f"There is no Parquet at {path}.", hint="data.path is relative to the YAML file.")
+                raise DtrakError(f"There is no Parquet file at {path}.", hint="data.path is relative to the YAML file.")
             return datasets.load_dataset("parquet", data_files=[str(f) for f in found], split=split, cache_dir=cache)
         return datasets.load_dataset(hub, data.config_name, split=split)
     except DtrakError:
         raise
-    except Exception as error:  # datasets raises many types, all about the source
+    except Exception as error:  # datasets raises many types, all caused by the source
         raise DtrakError(
-            f"The data at {data.path} could not be read: {error}",
-            hint="An image folder holds images, in sub-folders by label if you like, "
-            "with an optional metadata.csv whose file_name column names them.",
+            f"Could not read the data at {data.path}: {error}",
+            hint="An image folder contains images, optionally in one sub-folder per label, and optionally a "
+            "metadata.csv with a file_name column.",
         ) from error
 
 
@@ -102,7 +102,7 @@ def _table_rows(table: Any, split: str, data: DataConfig, study: Study) -> Rows:
     image_column = next((c for c in wanted if c in table.column_names), None)
     if image_column is None:
         raise DtrakError(
-            f"The data has no column '{wanted[0]}'; it has {', '.join(table.column_names)}.",
+            f"The data have no column '{wanted[0]}'. Columns: {', '.join(table.column_names)}.",
             hint="Set data.image_column.",
         )
     table = table.cast_column(image_column, datasets.Image(decode=False))
@@ -113,7 +113,7 @@ def _table_rows(table: Any, split: str, data: DataConfig, study: Study) -> Rows:
     for field, column in [*columns.items(), ("id", data.id_column)]:
         if column and column not in table.column_names:
             raise DtrakError(
-                f"The data has no column '{column}'; it has {', '.join(table.column_names)}.",
+                f"The data have no column '{column}'. Columns: {', '.join(table.column_names)}.",
                 hint=f"Correct data.{field}_column.",
             )
     root = study.resolve(data.path or ".")

@@ -1,7 +1,7 @@
-"""The table of a study: ``prepare`` checks every image once, everything later reads the table.
+"""The table of a study: ``prepare`` validates every image once; everything else reads the table.
 
-``workspace/STUDY/data`` holds ``records.parquet`` (the records, and each image as it came),
-``pixels.npy`` (the same rows as the model sees them, uint8) and ``report.json``.
+``workspace/STUDY/data`` contains ``records.parquet`` (records with the original image files),
+``pixels.npy`` (the same rows, preprocessed to uint8 at the study's resolution) and ``report.json``.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ SPLITS = ("train", "heldout")
 
 @dataclass
 class PrepareReport:
-    """What ``prepare`` kept and what it refused, by name."""
+    """The result of ``prepare``: numbers of samples, and the skipped files with reasons."""
 
     train: int = 0
     heldout: int = 0
@@ -44,9 +44,10 @@ class Table:
     """The samples of a study: training rows first, then held-out rows.
 
     Attributes:
-        records: one a row.
+        folder: ``workspace/STUDY/data``.
+        records: one per row.
         pixels: uint8 [rows, r, r, 3], memory-mapped.
-        captioned: whether the model is told captions, not labels.
+        captioned: whether the model is conditioned on captions rather than labels.
     """
 
     folder: Path
@@ -60,7 +61,7 @@ class Table:
 
     @cached_property
     def rows(self) -> dict[str, int]:
-        """Row by id."""
+        """Row number by id."""
         return {record.id: row for row, record in enumerate(self.records)}
 
     @cached_property
@@ -69,7 +70,7 @@ class Table:
 
     @cached_property
     def names(self) -> list[str | None]:
-        """What the model is told of each row: its label, or its caption."""
+        """The label or caption that the model is conditioned on, for each row."""
         return [record.caption if self.captioned else record.label for record in self.records]
 
     @cached_property
@@ -78,36 +79,39 @@ class Table:
         return sorted({record.label for record in self.records if record.label is not None})
 
     def original(self, sample_id: str) -> bytes:
-        """The image file of a sample as its source gave it."""
+        """The original image file of a sample."""
         column = pq.read_table(self.folder / "records.parquet", columns=["image"])["image"]
         return column[self.rows[sample_id]].as_py()
 
     def fingerprint(self) -> str:
-        """A digest of what features depend on: ids, names and pixels of the training rows."""
+        """A digest of the training rows' ids, names and pixels, which features depend on."""
         pixels = hashlib.sha256(np.ascontiguousarray(self.pixels[: self.train_size]).tobytes()).hexdigest()
         return digest([self.train_ids, self.names[: self.train_size], pixels])
 
 
 def model_pixels(study: Study, image: Image.Image) -> UInt8[np.ndarray, "r r 3"]:
-    """An image as the study's model sees it."""
+    """An image preprocessed for the study's model."""
     return to_model_pixels(image, study.resolution, study.data.crop, study.data.resample)
 
 
 def split_of(study: Study, ids: Iterable[str]) -> dict[str, str]:
-    """Hold out the share ``data.holdout`` of the samples, those with the smallest keyed numbers."""
+    """The split of each id: the share ``data.holdout``, with the smallest keyed random numbers, is held out."""
     order = sorted(ids, key=lambda i: keyed_generator("split", study.data.split_seed, i).random())
     held = round(len(order) * study.data.holdout)
     return {i: "heldout" if place < held else "train" for place, i in enumerate(order)}
 
 
 def prepare(study: Study, folder: Path, report_progress: Callable[[int], None] = lambda n: None) -> PrepareReport:
-    """Read, check and store the data of a study.
+    """Read, validate and store the data of a study.
 
-    Broken images and exact duplicates (same pixels at the study's resolution) are left out and
-    named in the report; the rest goes on.
+    Unusable images and exact duplicates (same pixels at the study's resolution) are skipped and listed
+    in the report.
+
+    Args:
+        report_progress: called with the number of images read.
 
     Raises:
-        DtrakError: no usable image, or two samples with one id.
+        DtrakError: there is no usable image, two samples have the same id, or the source cannot be read.
     """
     report = PrepareReport()
     items: list[Item] = []
@@ -129,9 +133,11 @@ def prepare(study: Study, folder: Path, report_progress: Callable[[int], None] =
         pixels.append(array)
     if not items:
         refused = "".join(f"\n  {r['id']}: {r['reason']}" for r in report.refused[:10])
-        raise DtrakError(f"No usable image for study '{study.name}'.{refused}", hint="Check data.path.")
+        raise DtrakError(f"There is no usable image for study '{study.name}'.{refused}", hint="Check data.path.")
     if repeated := [i for i, n in Counter(item.id for item in items).items() if n > 1]:
-        raise DtrakError(f"{len(repeated)} ids are not unique, such as '{repeated[0]}'.", hint="Check data.id_column.")
+        raise DtrakError(
+            f"{len(repeated)} ids are not unique, for example '{repeated[0]}'.", hint="Check data.id_column."
+        )
     drawn = split_of(study, [item.id for item in items])
     splits = {item.id: item.split or drawn[item.id] for item in items}
     order = sorted(range(len(items)), key=lambda i: (SPLITS.index(splits[items[i].id]), i))
@@ -152,14 +158,14 @@ _SCHEMA = pa.schema(
 
 
 def data_digest(study: Study) -> str:
-    """A digest of the configuration that ``prepare`` depends on."""
+    """A digest of the configuration that the prepared data depend on."""
     return digest(
         [study.data.model_dump(mode="json", exclude_defaults=True), study.resolution, str(study.source.parent.name)]
     )
 
 
 def is_prepared(study: Study, folder: Path) -> bool:
-    """Whether ``folder`` holds the data of this configuration; the report is written last."""
+    """Whether ``folder`` contains the prepared data of this configuration; the report is written last."""
     path = folder / "report.json"
     return path.exists() and read_json(path).get("config") == data_digest(study)
 
@@ -167,12 +173,15 @@ def is_prepared(study: Study, folder: Path) -> bool:
 def load_table(folder: Path, captioned: bool = False) -> Table:
     """Open a prepared table.
 
+    Args:
+        captioned: whether the model is conditioned on captions rather than labels.
+
     Raises:
-        DtrakError: there is none.
+        DtrakError: the data are not prepared.
     """
     if not (folder / "report.json").exists():
         raise DtrakError(
-            f"The data of this study is not prepared ({folder}).",
+            f"The data of this study are not prepared ({folder}).",
             hint=f"python -m index_builder prepare {folder.parent.name}",
         )
     table = pq.read_table(folder / "records.parquet", columns=["id", "label", "caption", "creator", "licence", "split"])

@@ -1,1 +1,1 @@
-"""How well attributions predict what retraining does."""
+"""Evaluation of attribution methods against retrained models."""

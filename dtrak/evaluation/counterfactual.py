@@ -1,10 +1,10 @@
-"""Counterfactuals: leave out the images a method names, train again, draw the same seed, and see how far it moved.
+"""Counterfactuals: remove a method's top images, retrain, regenerate the query, and measure how much it changes.
 
-As in Zheng et al. (2024), section 5.3: for each query the top R of a method are removed, the model is
-trained again from the same seed, and the picture is drawn again from the same noise. A method that
-names the images that matter moves the picture further than R random images do. The picture compared
-with is drawn by the same recipe trained on all images. Random removals are a few sets for all queries,
-each query's distances averaged over them.
+As in Zheng et al. (ICLR 2024), section 5.3: for each query the top R images of a method are removed, the
+model is retrained from the same seed, and the image is regenerated from the same noise. A good method
+changes the image more than the removal of R random images does. The reference image comes from a model
+trained on all images with the same recipe. The random baseline uses a few fixed sets for all queries; each
+query's distances are averaged over them.
 """
 
 from collections.abc import Callable, Sequence
@@ -39,14 +39,14 @@ PICTURES = "counterfactual"
 
 @dataclass(frozen=True)
 class Pair:
-    """One query before and after its removal by one method.
+    """One query before and after the removal of a method's top images.
 
     Attributes:
-        query: its number among the generated queries.
-        removed: how many images were left out.
-        distance: ℓ2 between the pictures' pixels in [−1, 1].
-        cosine: of the pictures' embeddings.
-        after: file names of the pictures without them; several for random removals, whose numbers are means.
+        query: index among the generated queries.
+        removed: number of removed training images, R.
+        distance: ℓ2 distance between the images' pixels in [−1, 1].
+        cosine: cosine similarity of the images' embeddings.
+        after: file names of the regenerated images; several for random removal, where the numbers are means.
     """
 
     method: str
@@ -59,12 +59,12 @@ class Pair:
 
 @dataclass(frozen=True)
 class Counterfactuals:
-    """What was measured.
+    """The stored results of :func:`counterfactual`.
 
     Attributes:
-        behind: counts and choices, by the names of :func:`counterfactual`.
-        folder: that holds the pictures.
-        stale: what has changed since, in plain words; empty if nothing.
+        behind: sample sizes, settings and digests that the results depend on.
+        folder: the folder that holds the images.
+        stale: what has changed since the measurement, as a sentence; empty if nothing.
     """
 
     pairs: tuple[Pair, ...]
@@ -73,36 +73,36 @@ class Counterfactuals:
     stale: str = ""
 
     def picture(self, name: str) -> UInt8[np.ndarray, "r r 3"]:
-        """A kept picture by its file's name."""
+        """A stored image by its file name."""
         with Image.open(self.folder / PICTURES / name) as image:
             return np.asarray(image.convert("RGB"))
 
     @property
     def queries(self) -> list[int]:
-        """Numbers of the queries."""
+        """Indices of the queries."""
         return sorted({pair.query for pair in self.pairs})
 
     def before(self, query: int) -> UInt8[np.ndarray, "r r 3"]:
-        """A query's picture with all images."""
+        """A query's image from the model trained on all images."""
         return self.picture(before_name(query, self.behind["everything"]))
 
     def further(self, method: str, other: str) -> tuple[float, float, float]:
-        """How much further a method moves the same pictures than another, in ℓ2: the mean with its interval."""
+        """Mean difference of two methods' ℓ2 distances on the same queries, with its 95 % interval."""
         distances = [np.array([pair.distance for pair in self.of(name)]) for name in (method, other)]
         return mean_with_interval(distances[0] - distances[1])
 
     def of(self, method: str) -> list[Pair]:
-        """One method's pairs, by query."""
+        """One method's pairs, ordered by query."""
         return sorted((p for p in self.pairs if p.method == method), key=lambda p: p.query)
 
 
 def before_name(query: int, model: str) -> str:
-    """The file of a query's picture by the model of that name, which saw all images."""
+    """File name of a query's image by the named model, which was trained on all images."""
     return f"{query:03d}-all-{model[:8]}.png"
 
 
 def chosen_queries(asked: QuerySet, count: int) -> list[int]:
-    """Numbers of generated queries; the first few of any larger choice."""
+    """Indices of a random choice of generated queries; a smaller count gives a prefix of a larger one."""
     generated = len(asked.labels) - asked.heldout
     return keyed_generator("counterfactual", 0, "").permutation(generated)[:count].tolist()
 
@@ -117,18 +117,22 @@ def counterfactual(
     report: Callable[[int, int], None] = lambda done, total: None,
     share: Share | None = None,
 ) -> Counterfactuals | None:
-    """Retrain without the top ``remove`` of each method for some queries, draw again and measure; resumes.
+    """Retrain without each method's top ``remove`` images, regenerate the queries, and measure; resumable.
 
     Args:
-        steps: of each training; default the study's.
-        report: called with (steps trained, steps in all).
-        share: only train and draw these; nothing is measured, and None returned.
+        queries: number of generated queries to use.
+        steps: training steps; default the study's.
+        report: called with (steps trained, total steps).
+        share: train and generate only this shard; then nothing is measured and None is returned.
+
+    Raises:
+        DtrakError: too many images are removed, the study cannot be retrained, or there are no queries yet.
     """
     folder = attributor.folder
     if not 0 < remove < attributor.table.train_size - 1:
         raise DtrakError(
-            f"{remove} of {attributor.table.train_size} training images cannot be left out; two must stay.",
-            hint="Give a smaller --remove.",
+            f"Cannot remove {remove} of {attributor.table.train_size} training images: at least two must remain.",
+            hint="Use a smaller --remove.",
         )
     check_retrainable(folder)
     asked = load_query_set(folder)
@@ -186,7 +190,7 @@ def counterfactual(
 
 
 def removals(attributor: Attributor, setting: Setting, asked: QuerySet, number: int, count: int) -> list[list[str]]:
-    """The ids that a method would leave out for a query: one list, or one for each random set."""
+    """The ids of the images to remove for a query: a method's top ``count``, or one list for each random set."""
     ids = attributor.table.train_ids
     if METHODS[setting.method].control:
         return [
@@ -201,7 +205,7 @@ def removals(attributor: Attributor, setting: Setting, asked: QuerySet, number: 
 def compare(
     attributor: Attributor, before: UInt8[np.ndarray, "r r 3"], after: UInt8[np.ndarray, "n r r 3"]
 ) -> tuple[float, float]:
-    """Mean ℓ2 of pixels in [−1, 1] and mean cosine of embeddings, between one picture and several."""
+    """Mean ℓ2 distance of pixels in [−1, 1] and mean cosine of embeddings, between one image and several."""
     pixels = pixel_vectors(np.concatenate([before[None], after]))
     embedded = attributor.embedder(np.concatenate([before[None], after])).astype(np.float64)
     embedded /= np.linalg.norm(embedded, axis=1, keepdims=True)
@@ -210,14 +214,14 @@ def compare(
 
 
 def mean_with_interval(values: Float[np.ndarray, " q"]) -> tuple[float, float, float]:
-    """The mean over queries, and between what 95 % of bootstrap resamples of the queries lie."""
+    """The mean over queries, with its 95 % bootstrap interval (resampling queries)."""
     draws = keyed_generator("bootstrap", 0, "queries").integers(0, len(values), (RESAMPLES, len(values)))
     low, high = np.quantile(values[draws].mean(1), [0.025, 0.975])
     return float(values.mean()), float(low), float(high)
 
 
 def load_counterfactuals(folder: StudyFolder) -> Counterfactuals | None:
-    """What was measured here or came with the study, or None."""
+    """The results measured here or else shipped with the study; None if there are none."""
     for root in truth_folders(folder):
         if (root / RESULTS).exists():
             content = read_json(root / RESULTS)

@@ -1,4 +1,4 @@
-"""The LDS of methods and settings on a study's subset models, with λ chosen on some and reported on others."""
+"""The LDS of methods and settings on a study's subset models, with cross-fitted λ."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from dtrak.config import LAST, RANDOMISED
+from dtrak.config import RANDOMISED
 from dtrak.evaluation.lds import Score, bootstrap, lds, lds_with_interval
 from dtrak.evaluation.results import POWERS, Row
 from dtrak.methods.attributor import Attributor
-from dtrak.methods.choices import changed, offer, stored
+from dtrak.methods.choices import CHOICES, changed, measured, offer, stored
 from dtrak.methods.query import QuerySet, load_query_set
 from dtrak.methods.registry import METHODS
 from dtrak.methods.settings import Setting
@@ -21,8 +21,6 @@ LEAST_MODELS = 4
 HALF_RESAMPLES = 500
 NOW_RESAMPLES = 200
 ABLATED = ("dtrak", "trak")
-CHOICES = ("timesteps", "draws", "projection_dim", "projection_seed")
-ALIGNED = ("checkpoint", "strategy", "output")  # stored with different timesteps or projections
 Scores = Float[np.ndarray, "q n"]
 
 
@@ -31,12 +29,15 @@ def evaluate(
     settings: Sequence[Setting] | None = None,
     report: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> list[Row]:
-    """Rows for some settings, by default of :func:`all_settings`.
+    """Evaluate settings, by default :func:`all_settings`; one row per setting and kind of query.
 
-    The features of the truth's queries must be built; what a setting lacks leaves it out.
+    The features of the evaluation queries must be built. By default, settings with missing features are skipped.
+
+    Args:
+        report: called with (title of the setting, settings done, total settings).
 
     Raises:
-        DtrakError: there are fewer than four subset models, or ``settings`` were given and one lacks something.
+        DtrakError: there are fewer than four subset models, or features of a given setting are missing.
     """
     truth, asked = judged = judges(attributor)
     chosen = all_settings(attributor) if settings is None else settings
@@ -60,7 +61,7 @@ def evaluate(
 
 
 def judges(attributor: Attributor) -> tuple[SubsetTruth, QuerySet]:
-    """The subset models that methods are scored on, and the queries they were asked about.
+    """The subset models that methods are evaluated against, and the evaluation queries.
 
     Raises:
         DtrakError: there are too few.
@@ -68,31 +69,32 @@ def judges(attributor: Attributor) -> tuple[SubsetTruth, QuerySet]:
     truth = attributor.subsets("lds")
     if len(truth.masks) < LEAST_MODELS:
         raise DtrakError(
-            f"There are {len(truth.masks)} subset models; an LDS needs {LEAST_MODELS} at least, and says little "
-            "below 64.",
+            f"There are {len(truth.masks)} subset models; an LDS needs at least {LEAST_MODELS}, and 64 or more to be "
+            "reliable.",
             hint=f"python -m index_builder retrain {attributor.folder.study.name}",
         )
     return truth, load_query_set(attributor.folder)
 
 
 def all_settings(attributor: Attributor) -> list[Setting]:
-    """Each built method's own setting, each choice of the ablations of D-TRAK and TRAK, and the randomised model."""
+    """Each available method's default setting, all ablations of D-TRAK and TRAK, and the shuffled-weights control."""
     found = [Setting(method.name) for method in attributor.methods()]
     for name in ABLATED:
         if Setting(name) not in found:
             continue
-        for choice in CHOICES:
+        for choice in measured("alone"):
             values = offer(attributor, Setting(name), choice).values
             found += [s for v in values if (s := changed(attributor, Setting(name), choice, v)) and s not in found]
-        for choice in ALIGNED if name == ABLATED[0] else ("checkpoint", "strategy"):  # another output is another method
+        # another output function of TRAK is another method
+        for choice in measured("aligned") if name == ABLATED[0] else ("checkpoint", "strategy"):
             found += [s for s in aligned_settings(attributor, name, choice) if s not in found]
         found.append(Setting(name, checkpoint=RANDOMISED))
     return list(dict.fromkeys(found))
 
 
 def aligned_settings(attributor: Attributor, method: str, choice: str) -> list[Setting]:
-    """One method along a choice, all with the timesteps and the projection that the least of them has."""
-    own = {"checkpoint": LAST, "strategy": "uniform", "output": METHODS[method].output}[choice]
+    """One method with each value of a choice, all reduced to the smallest common timesteps and projection_dim."""
+    own = METHODS[method].output if choice == "output" else CHOICES[choice].default
     members = {name for name, kind in attributor.variants.items() if kind == "member"}
     values = [v for v in offer(attributor, Setting(method), choice).values if v not in members]
     tried = [s for v in values if (s := changed(attributor, Setting(method), choice, v))]
@@ -106,12 +108,12 @@ def aligned_settings(attributor: Attributor, method: str, choice: str) -> list[S
 
 
 def score_matrices(attributor: Attributor, setting: Setting, asked: QuerySet) -> list[Scores]:
-    """The scores of all queries: one matrix for each λ of :data:`POWERS`, or one alone where λ does not enter.
+    """The scores of all queries [Q, N]: one matrix for each λ of :data:`POWERS`, or a single one without damping.
 
-    Methods along the sampler's path have scores of generated queries only; the others' rows are zero.
+    Methods that follow the sampling trajectory score generated queries only; the other rows are zero.
 
     Raises:
-        DtrakError: something is not built.
+        DtrakError: features or models that the setting needs are missing.
     """
     return METHODS[setting.method].score_matrices(attributor, setting, asked, [10.0**p for p in POWERS])
 
@@ -123,14 +125,15 @@ def score_now(
     judged: tuple[SubsetTruth, QuerySet],
     resamples: int = NOW_RESAMPLES,
 ) -> Score:
-    """The LDS of one setting at its own λ, fast enough to follow a toggle.
+    """The LDS of one setting at its own λ, fast enough for interactive use.
 
     Args:
-        queries: "held-out" or "generated"; where none was held out, the generated ones.
+        queries: "held-out" or "generated"; generated ones if the study holds out no images.
         judged: from :func:`judges`.
+        resamples: bootstrap resamples.
 
     Raises:
-        DtrakError: what the setting needs of the truth is not built.
+        DtrakError: features of the evaluation queries that the setting needs are missing.
     """
     truth, asked = judged
     method = METHODS[setting.method]
@@ -141,7 +144,7 @@ def score_now(
 
 
 def _trak(attributor: Attributor, judged: tuple[SubsetTruth, QuerySet]) -> dict[str, "_Crossfit"]:
-    """What others are compared with, by kind of query; empty where TRAK is not built."""
+    """The baseline of ``Row.over_trak``, by kind of query; empty if TRAK is not built."""
     truth, asked = judged
     try:
         every = score_matrices(attributor, Setting("trak"), asked)
@@ -152,7 +155,7 @@ def _trak(attributor: Attributor, judged: tuple[SubsetTruth, QuerySet]) -> dict[
 
 @dataclass(frozen=True)
 class _Crossfit:
-    """λ chosen on either half of the subset models, the LDS on the other; resamples are paired between settings."""
+    """λ chosen on each half of the subset models, LDS on the other; resamples are paired between settings."""
 
     chosen: list[int]
     mean: float

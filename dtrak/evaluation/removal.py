@@ -1,14 +1,14 @@
-"""Training again without some images: the study's recipe from the same seed, and the pictures that come of it.
+"""Retraining without some images, with the study's recipe and seed, and regenerating images.
 
-Everything random is keyed by sample (see :mod:`dtrak.training.loop`), so a retrained model differs from
-the one that saw all images by the missing images alone. A retrained model is one folder,
+All randomness is keyed by sample (see :mod:`dtrak.training.loop`), so a retrained model differs from
+one trained on all images only through the removed images. Each retrained model has a folder,
 
-    retrained/<name>/removal.json                what was left out, how it was trained, that it is finished
-    retrained/<name>/model/                      its weights, if only an adapter was tuned or nothing left out
-    retrained/<name>/<settings>.npy              the pictures it drew
+    retrained/<name>/removal.json                removed ids and training settings; marks it as finished
+    retrained/<name>/model/                      weights, kept only for adapters or if nothing was removed
+    retrained/<name>/<settings>.npy              generated images
 
-whose name is a digest of what makes it: data, recipe, base and what was left out. No finished model is
-trained twice for the same pictures.
+whose name is a digest of the data, the recipe, the base and the removed ids. Images that exist are not
+generated again.
 """
 
 import contextlib
@@ -37,11 +37,12 @@ Pixels = UInt8[np.ndarray, "n r r 3"]
 
 @dataclass(frozen=True)
 class Removal:
-    """A retraining without some images, by what makes it.
+    """A retraining without some images.
 
     Attributes:
-        removed: ids of training images, sorted.
-        steps: of the training; fewer than the study's recipe shorten its schedule.
+        removed: ids of the removed training images, sorted.
+        steps: training steps; fewer than the study's shorten the learning rate schedule.
+        seed: training seed.
         precision: "fp32" or "bf16".
     """
 
@@ -52,32 +53,32 @@ class Removal:
 
     @classmethod
     def of(cls, folder: StudyFolder, removed: Sequence[str], steps: int | None, precision: str | None) -> "Removal":
-        """The study's own recipe without ``removed``, or a shorter one."""
+        """The study's recipe without ``removed``, with other ``steps`` or ``precision`` if given."""
         recipe = folder.study.training
         return cls(tuple(sorted(removed)), steps or recipe.steps, recipe.seed, precision or recipe.precision)
 
     def folder(self, study: StudyFolder) -> Path:
-        """Where the retrained model is kept."""
+        """The folder of the retrained model."""
         return study.root / "retrained" / digest([asdict(self), study.table.fingerprint(), recipe_digest(study)])
 
     def recipe(self, study: StudyFolder) -> TrainingConfig:
-        """The study's recipe, its warm-up shortened with its steps."""
+        """The study's recipe with these steps, and its warm-up scaled in proportion."""
         config = study.study.training
         warmup = round(config.warmup * self.steps / config.steps)
         return config.model_copy(update={"steps": self.steps, "warmup": warmup, "precision": self.precision})
 
     def epochs(self, study: StudyFolder) -> float:
-        """How often the training sees each image."""
+        """How many times the training passes over the training set."""
         return self.steps / -(-study.table.train_size // study.study.training.batch_size)
 
 
 def is_drawn(folder: StudyFolder, removal: Removal, settings: GenerationSettings) -> bool:
-    """Whether a retrained model has drawn this picture already."""
+    """Whether a retrained model has already generated this image."""
     return _picture(folder, removal, settings).exists()
 
 
 def drawn(folder: StudyFolder, removal: Removal, settings: Sequence[GenerationSettings]) -> Pixels:
-    """Pictures that a retrained model has drawn."""
+    """Images that a retrained model has generated."""
     return np.stack([np.load(_picture(folder, removal, s)) for s in settings])
 
 
@@ -88,10 +89,13 @@ def draw_without(
     report: Callable[[int], None] = lambda step: None,
     device: str = "cpu",
 ) -> None:
-    """Train without some images, unless that was done before, and draw what is missing of some pictures.
+    """Generate the missing images of a retrained model; train it first if its weights are not stored.
 
     Args:
-        report: called with the steps done; what it raises ends the training.
+        report: called with the number of steps done; an exception from it stops the training.
+
+    Raises:
+        DtrakError: the study cannot be retrained.
     """
     missing = [s for s in settings if not is_drawn(folder, removal, s)]
     if not missing:
@@ -133,13 +137,13 @@ def _picture(folder: StudyFolder, removal: Removal, settings: GenerationSettings
 
 @dataclass(frozen=True)
 class Task:
-    """One retrained model and the pictures wanted of it."""
+    """One job: a retrained model and the images to generate with it."""
 
     removal: Removal
     settings: tuple[GenerationSettings, ...]
 
     def reads(self, folder: StudyFolder) -> list[Path]:
-        """What it reads beside the study: its model, where that is kept (see :mod:`dtrak.study.remote`)."""
+        """Folders it reads besides the study: the retrained model's (see :mod:`dtrak.study.remote`)."""
         return [self.removal.folder(folder)]
 
 
@@ -150,11 +154,11 @@ def draw_all(
     report: Callable[[int, int], None] = lambda done, total: None,
     device: str = "cpu",
 ) -> None:
-    """Retrain and draw what is missing of several tasks.
+    """Retrain and generate what is missing of several tasks.
 
     Args:
-        report: called with (steps trained, steps in all) as they pass, by other engines than this machine's when a
-            task ends; what it raises stops every training.
+        report: called with (steps trained, total steps), after each step on the local engine and after each task
+            on others; an exception from it stops all trainings.
     """
     left = [t for t in tasks if not all(is_drawn(folder, t.removal, s) for s in t.settings)]
     total = sum(task.removal.steps for task in tasks)

@@ -1,4 +1,4 @@
-"""What was measured, kept in one file, so that any page can say how well a method did."""
+"""Stored evaluation results: the LDS of each setting, in ``evaluation.json``."""
 
 import time
 from collections.abc import Sequence
@@ -15,22 +15,23 @@ from dtrak.study.folder import StudyFolder, model_digest, truth_folders
 from dtrak.utils.files import read_json, write_json
 
 RESULTS_FILE = "evaluation.json"
-POWERS = tuple(float(p) for p in np.arange(-4.0, 4.01, 0.5))  # of ten: the λ that are tried
+POWERS = tuple(float(p) for p in np.arange(-4.0, 4.01, 0.5))  # log10 of the relative λ grid
 
 
 @dataclass(frozen=True)
 class Row:
-    """How well one setting predicts retraining, on one kind of query.
+    """The LDS of one setting on one kind of query.
 
     Attributes:
         queries: "held-out" or "generated".
-        lds_crossfit: λ chosen on half of the subset models, reported on the other half, both ways, averaged.
-        lds_oracle: the best over λ on all subset models, as the paper reports; it flatters.
-        interval: of lds_crossfit: 95 % of bootstrap resamples of the subset models of either half, averaged.
-        over_trak: how much higher than TRAK's own row, low and high, from the same resamples; empty without TRAK.
-        seeds: trainings behind each subset model, at least.
-        dampings: the λ chosen on either half, relative; empty where λ does not enter.
-        curve: the LDS on all subset models at each λ of the grid, or alone.
+        lds_crossfit: λ chosen on half of the subset models, LDS on the other half; mean of both directions.
+        lds_oracle: the best LDS over λ on all subset models, as papers report; optimistic.
+        interval: 95 % bootstrap interval of lds_crossfit over subset models.
+        over_trak: difference from TRAK's lds_crossfit, with its paired 95 % interval (mean, low, high); empty
+            without TRAK.
+        seeds: trainings per subset, at least.
+        dampings: the relative λ chosen on each half; empty without damping.
+        curve: the LDS on all subset models at each λ of the grid; a single value without damping.
     """
 
     method: str
@@ -46,28 +47,28 @@ class Row:
     curve: tuple[float, ...]
 
     def at(self, damping: float) -> float | None:
-        """The LDS on all subset models at one λ, between those that were tried; None where λ does not enter."""
+        """The LDS on all subset models at one λ, interpolated in log λ; None without damping."""
         if len(self.curve) != len(POWERS):
             return None
         return float(np.interp(np.log10(damping), POWERS, self.curve))
 
     @property
     def chosen_damping(self) -> float | None:
-        """The geometric mean of the λ chosen on either half."""
+        """The geometric mean of the λ chosen on each half; None without damping."""
         return float(f"{np.exp(np.mean(np.log(self.dampings))):.4g}") if self.dampings else None
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON carries it."""
+        """As JSON-serialisable data."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The rows of a study, and what stands behind them.
+    """The evaluation results of a study.
 
     Attributes:
-        behind: counts and choices, by the names of :func:`save_evaluation`.
-        stale: what has changed since, in plain words; empty if nothing.
+        behind: sample sizes, settings and digests that the results depend on, as :func:`save_evaluation` names them.
+        stale: what has changed since the measurement, as a sentence; empty if nothing.
     """
 
     rows: tuple[Row, ...]
@@ -80,26 +81,27 @@ class Evaluation:
 
     @property
     def kinds(self) -> list[str]:
-        """The kinds of queries, those that people mostly ask about first."""
+        """The kinds of queries, generated ones first."""
         return sorted({row.queries for row in self.rows})
 
     def own(self, queries: str) -> list[Row]:
-        """Each method under its own choices, the best first."""
+        """Each method's default setting, ordered by LDS, best first."""
         own = [row for row in self.rows if row.setting == row.method and row.queries == queries]
         return sorted(own, key=lambda row: -row.lds_crossfit)
 
     def of(self, setting: Setting, queries: str) -> Row | None:
-        """The row of a setting; λ does not matter, for each row has chosen its own."""
+        """The row of a setting, or None; λ is ignored, as each row chooses its own."""
         return self._by_setting.get((setting.with_(damping=None).text, queries))
 
 
 def save_evaluation(
     folder: StudyFolder, rows: Sequence[Row], truth: SubsetTruth, fitted: SubsetTruth | None = None
 ) -> None:
-    """Keep the rows in the workspace, with what stands behind them and what they belong to.
+    """Write the rows to the workspace, with sample sizes, settings and the digests of data and model.
 
     Args:
-        fitted: the models that fitted methods were fitted to.
+        truth: the subset models that methods were evaluated against.
+        fitted: the subset models that fitted methods were fitted to.
     """
     asked = load_query_set(folder)
     behind = {
@@ -109,7 +111,7 @@ def save_evaluation(
         "fitted": None if fitted is None else len(fitted.masks),
         "held-out": asked.heldout,
         "generated": len(asked.queries) - asked.heldout,
-        "noise_draws": 1,
+        "noise_draws": folder.study.truth.draws,
         "measured": time.strftime("%Y-%m-%d"),
         **model_and_data(folder),
         **truth.recipe,
@@ -119,7 +121,10 @@ def save_evaluation(
 
 
 def load_evaluation(folder: StudyFolder) -> Evaluation | None:
-    """What was measured here or came with the study, or None; of two, what holds still, then what rests on more."""
+    """The results measured here or shipped with the study, or None.
+
+    Of two, those that are not stale are preferred, then those with more trainings.
+    """
     found = []
     for root in truth_folders(folder):
         if (root / RESULTS_FILE).exists():
@@ -130,12 +135,12 @@ def load_evaluation(folder: StudyFolder) -> Evaluation | None:
 
 
 def model_and_data(folder: StudyFolder) -> dict[str, str]:
-    """Digests of the training images and the model that a measurement belongs to."""
+    """Digests of the training images and the model that results belong to."""
     return {"data": folder.table.fingerprint(), "model": model_digest(folder)}
 
 
 def what_changed(folder: StudyFolder, behind: dict[str, Any]) -> str:
-    """What is not as it was measured, in plain words; empty if nothing."""
+    """What has changed since the measurement, as a sentence; empty if nothing."""
     words, now = {"data": "the training images", "model": "the model"}, model_and_data(folder)
     changed = [word for key, word in words.items() if behind[key] != now[key]]
     return f"{' and '.join(changed)} changed since this was measured" if changed else ""

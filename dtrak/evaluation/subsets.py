@@ -1,15 +1,15 @@
-"""Subset models: the study's training repeated on random halves, and what each loses on fixed queries.
+"""Subset models: the study's training repeated on random halves, and their losses on the evaluation queries.
 
-The ground truth of attribution (Park et al., 2023; Zheng et al., 2024): train M models on half of the
-training set each, and write down the loss that each leaves on each query. Models are thrown away;
-masks follow from (family, number), and what is kept is one small file a model:
+The ground truth of attribution (Park et al., ICML 2023; Zheng et al., ICLR 2024): train M models, each on
+half of the training set, and record the loss of each on each query. Weights are discarded; masks follow
+from (family, number), so each model leaves one small file:
 
-    truth/<family>/subset-007-seed-1.json    the losses, by query, and what made them
+    truth/<family>/subset-007-seed-1.json    losses by query, with the training settings
     truth/queries.npz                        the queries: held-out images, then generated ones
 
-Training randomness is keyed by (seed, epoch, sample id), so subset models of one seed differ by
-their data alone. The family "lds" is for scoring methods, "fit" for methods that are fitted to
-truth (empirical influence, datamodel): they never meet.
+Training randomness is keyed by (seed, epoch, sample id), so subset models of one seed differ only through
+their data. The family "lds" evaluates methods; the family "fit" is for methods that are fitted to
+retrained models (empirical influence, datamodel). The two are independent.
 """
 
 import contextlib
@@ -38,13 +38,13 @@ from dtrak.utils.noise import feature_noise
 
 MOST_HELDOUT = 1000
 NOISE_SEED = 1  # features use 0
-BATCH = 100
+BATCH = 100  # (timestep, draw) pairs per forward pass
 FIT_SEEDS = 1000
 
 
 @dataclass(frozen=True)
 class SubsetModel:
-    """One subset model, by what makes it."""
+    """One subset model, identified by family, subset number and seed."""
 
     family: Family
     number: int
@@ -52,21 +52,25 @@ class SubsetModel:
 
     @property
     def training_seed(self) -> int:
-        """Of the training; no seed of one family is one of the other."""
+        """The seed of the training; the families use disjoint seeds."""
         return self.seed + (FIT_SEEDS if self.family == "fit" else 0)
 
     @property
     def name(self) -> str:
-        """Of its file, without the ending."""
+        """Its file name without the suffix."""
         return f"subset-{self.number:03d}-seed-{self.seed}"
 
 
 def query_set(
     folder: StudyFolder, report: Callable[[int, int], None] = lambda done, total: None, device: str = "cpu"
 ) -> QuerySet:
-    """The study's evaluation queries; drawn once, then kept, for pixels may differ between machines.
+    """The study's evaluation queries, generated once and then stored: pixels may differ between machines.
 
-    The held-out images (the first thousand of them), and generated ones, classes or prompts in turn.
+    They are the held-out images (at most ``MOST_HELDOUT``), then generated images, cycling through the model's
+    classes or prompts.
+
+    Args:
+        report: called with (images generated, total images).
     """
     with contextlib.suppress(DtrakError):
         return load_query_set(folder)
@@ -92,7 +96,7 @@ def query_set(
 def query_losses(
     model: DiffusionModel, queries: Sequence[Query], config: TruthConfig = TruthConfig()
 ) -> Float[np.ndarray, " q"]:
-    """L_simple of each query: mean((ε_θ − ε)²) over fixed timesteps and keyed noises."""
+    """L_simple of each query: mean((ε_θ − ε)²) over fixed timesteps and keyed noise draws."""
     pairs = [(t, draw) for draw in range(config.draws) for t in judged_timesteps(config)]
     found, size = [], BATCH
     for query in queries:
@@ -116,16 +120,16 @@ def query_losses(
 
 
 def judged_timesteps(config: TruthConfig) -> list[int]:
-    """The timesteps at which losses are measured: in the middle of as many equal parts."""
+    """The timesteps at which losses are measured: the midpoints of ``config.timesteps`` equal intervals."""
     part = TIMES // config.timesteps
     return list(range(part // 2, TIMES, part))[: config.timesteps]
 
 
 def is_done(folder: StudyFolder, subset: SubsetModel, now: dict[str, str] | None = None) -> bool:
-    """Whether a subset model was trained and evaluated, here or before, by the recipe and on the queries of now.
+    """Whether the losses of a subset model exist for the present data, recipe and queries.
 
     Args:
-        now: from :func:`belongs_to`, where many are asked about: it reads queries and weights.
+        now: from :func:`belongs_to`; pass it when checking many models, as computing it reads queries and weights.
     """
     paths = [root / subset.family / f"{subset.name}.json" for root in truth_folders(folder)]
     now = belongs_to(folder) if now is None else now
@@ -135,10 +139,13 @@ def is_done(folder: StudyFolder, subset: SubsetModel, now: dict[str, str] | None
 def retrain(
     folder: StudyFolder, subset: SubsetModel, precision: Literal["fp32", "bf16"] | None = None, device: str = "cpu"
 ) -> None:
-    """Train one subset model with the study's recipe, for as many epochs, and keep what it loses on the queries.
+    """Train one subset model with the study's recipe, for as many epochs, and store its losses on the queries.
 
     Args:
-        precision: of the arithmetic; default the recipe's. Processors without bfloat16 take many times as long.
+        precision: default the recipe's. "bf16" is many times slower on processors without bfloat16 support.
+
+    Raises:
+        DtrakError: the study does not describe how its model was trained.
     """
     check_retrainable(folder)
     if is_done(folder, subset):

@@ -1,8 +1,8 @@
-"""What if some training images had not been there? The linear prediction of attribution, set against chance.
+"""What-if: the predicted effect of removing a set of training images, compared with random sets.
 
-The scores predict that leaving out a set S raises what the model loses on the picture by Σ_{n∈S} τ(x, n),
-up to a positive factor. Random sets of the same size have that sum with mean R·τ̄ and variance
-R (1 − R/N) s², s² the sample variance of the scores (sampling without replacement).
+The scores predict that removing a set S raises the model's loss on the query by Σ_{n∈S} τ(x, n), up to a
+positive factor. For random sets of R of N images that sum has mean R·τ̄ and variance R (1 − R/N) s², with s²
+the sample variance of the scores (sampling without replacement).
 """
 
 from collections.abc import Sequence
@@ -17,14 +17,14 @@ from dtrak.utils.noise import keyed_generator
 
 @dataclass(frozen=True)
 class Prediction:
-    """What leaving out a set is predicted to do to one picture.
+    """The predicted effect of removing a set on one query.
 
     Attributes:
-        count: R, how many images.
-        total: Σ τ over them; positive: the picture should change for the worse, for the model.
-        share: of all positive scores.
-        z: of the total among random sets of the same size.
-        beyond: the share of random sets that reach less, by the normal approximation.
+        count: R, the number of removed images.
+        total: Σ τ over the set; positive if the model's loss on the query should rise.
+        share: the set's share of all positive scores, in [0, 1].
+        z: z-score of the total among random sets of the same size.
+        beyond: share of random sets with a lower total, by the normal approximation, in [0, 1].
     """
 
     count: int
@@ -35,7 +35,7 @@ class Prediction:
 
 
 def predict(scores: Float[np.ndarray, " n"], rows: Sequence[int]) -> Prediction:
-    """The prediction for leaving out some rows; empty and whole sets have z = 0."""
+    """The predicted effect of removing some rows; z = 0 for no rows and for all rows."""
     chosen = scores[np.array(rows, dtype=int)]
     count, total = len(chosen), float(chosen.sum())
     positive = float(scores[scores > 0].sum())
@@ -46,7 +46,12 @@ def predict(scores: Float[np.ndarray, " n"], rows: Sequence[int]) -> Prediction:
 
 
 def random_rows(size: int, rows: Sequence[int], key: str) -> list[int]:
-    """As many rows as there are, drawn from the others; from all where too few others are left."""
+    """As many random rows as ``rows``, drawn from the other rows, or from all if too few others remain.
+
+    Args:
+        size: N, the number of training samples.
+        key: seeds the draw.
+    """
     others = np.setdiff1d(np.arange(size), np.array(rows, dtype=int))
     pool = others if len(others) >= len(rows) else np.arange(size)
     return sorted(keyed_generator("what if", 0, key).permutation(pool)[: len(rows)].tolist())

@@ -1,8 +1,8 @@
-"""Engines: who carries out a list of tasks. Results do not depend on the engine.
+"""Engines run a list of tasks; results do not depend on the engine.
 
-A task is a pure function of its keys and leaves files that are whole or absent (see :mod:`dtrak.utils.files`), so it
-may run anywhere, in any order, and twice. :class:`Local` uses
-this machine; :mod:`dtrak.execution.ray_engine` a Ray cluster.
+A task is a pure function of its arguments and writes files atomically (see :mod:`dtrak.utils.files`), so it may
+run anywhere, in any order, and more than once. :class:`Local` runs tasks on this machine,
+:mod:`dtrak.execution.ray_engine` on a Ray cluster.
 """
 
 import os
@@ -11,34 +11,36 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from dtrak.execution.processes import Make, Processes, in_processes
-from dtrak.execution.threads import tasks_on
+from dtrak.execution.threads import THREADS, tasks_on
 from dtrak.utils.errors import DtrakError
 
-Results = Generator[Any, None, None]  # to be closed: that ends what still runs
+Results = Generator[Any, None, None]  # closing it stops the tasks that still run
 
 
 class Engine(Protocol):
-    """What carries out tasks."""
+    """Runs tasks."""
 
     def results(self, make: Make, arguments: tuple[Any, ...], tasks: Sequence[Any]) -> Results:
-        """Results of ``make(*arguments)(task)`` as they come; each worker calls ``make`` once.
+        """Yield the results of ``make(*arguments)(task)`` as they complete; each worker calls ``make`` once.
 
         Raises:
-            DtrakError: a task raised it, or workers die again and again.
+            DtrakError: a task raised it, or workers crash repeatedly.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Local:
-    """This machine: ``workers`` processes of ``threads`` threads, or this process itself for one worker.
+    """Runs tasks on this machine, in ``workers`` processes; a single worker runs in this process.
 
     Attributes:
-        gpus: CUDA devices, one a process, as CUDA_VISIBLE_DEVICES has them.
+        workers: number of processes.
+        threads: threads per process.
+        gpus: CUDA devices, one per process, as named in CUDA_VISIBLE_DEVICES.
     """
 
     workers: int = 1
-    threads: int = 1
+    threads: int = THREADS
     gpus: tuple[str, ...] = ()
 
     @property
@@ -58,28 +60,31 @@ class Local:
 
 
 def local(workers: int | None, threads: int, device: str) -> Local:
-    """The engine of this machine.
+    """The engine for this machine.
 
     Args:
-        workers: None takes as many as the cores have room for at ``threads`` each, or one a GPU.
-        device: of the tasks. "cuda" spreads over all GPUs; "cuda:1" and others are used by this process alone.
+        workers: default as many as the cores allow with ``threads`` each, or one per GPU.
+        threads: threads per worker.
+        device: device of the tasks. "cuda" uses all GPUs; others, such as "cuda:1", a single process.
 
     Raises:
-        DtrakError: there are more workers than GPUs.
+        DtrakError: more workers than GPUs are requested.
     """
     if device == "cpu":
         return Local(workers or max(1, cores() // threads), threads)
     gpus = visible_gpus() if device == "cuda" else ()
-    count = workers or max(1, len(gpus))
-    if count > max(1, len(gpus)):
+    available = max(1, len(gpus))
+    count = workers or available
+    if count > available:
         raise DtrakError(
-            f"{count} workers want a GPU each; {device} is {len(gpus) or 1}.", hint="Give fewer --workers, or none."
+            f"{count} workers requested, {available} GPU{'s' if available > 1 else ''} available.",
+            hint="Lower --workers or omit it.",
         )
     return Local(count, threads, gpus[:count]) if count > 1 else Local(1, threads)
 
 
 def visible_gpus() -> tuple[str, ...]:
-    """The CUDA devices that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    """The CUDA devices that this process may use, as named in CUDA_VISIBLE_DEVICES."""
     import torch
 
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -88,5 +93,5 @@ def visible_gpus() -> tuple[str, ...]:
 
 
 def cores() -> int:
-    """How many cores this process may use."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

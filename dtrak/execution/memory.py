@@ -1,4 +1,4 @@
-"""Meeting a full memory with smaller batches."""
+"""Retrying with smaller batches when memory runs out."""
 
 import gc
 import sys
@@ -13,12 +13,12 @@ T = TypeVar("T")
 
 
 def with_smaller_batches(work: Callable[[int], T], size: int) -> tuple[T, int]:
-    """``work(size)``, with half the size each time memory runs out; gives the size that went through.
+    """Run ``work(size)``, halving the size each time memory runs out; returns the result and the size that worked.
 
-    Says on standard error what it does. ``work`` must be able to start again.
+    Each retry is reported on standard error. ``work`` must be restartable.
 
     Raises:
-        DtrakError: memory does not suffice for one at a time.
+        DtrakError: memory is insufficient for a batch of one.
     """
     while True:
         try:
@@ -28,15 +28,15 @@ def with_smaller_batches(work: Callable[[int], T], size: int) -> tuple[T, int]:
                 raise
         if size <= 1:
             raise DtrakError(
-                "Memory does not suffice, not even for a batch of one.",
-                hint="Use fewer workers, a device with more memory, or a smaller model.",
+                "Out of memory, even with a batch of one.",
+                hint="Use fewer --workers, a device with more memory, or a smaller model.",
             )
         size = max(1, size // 2)
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         print(
-            f"Out of memory: going on with batches of {size}; results stay the same up to rounding.",
+            f"Out of memory: continuing with batches of {size}; results are the same up to rounding.",
             file=sys.stderr,
             flush=True,
         )

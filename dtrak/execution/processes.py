@@ -1,4 +1,4 @@
-"""Work by several processes with threads of their own, that survives the death of one of them."""
+"""Running tasks in several processes; tasks of a crashed process are run again."""
 
 import contextlib
 import functools
@@ -15,9 +15,10 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from dtrak.execution.threads import THREADS, set_task_threads
 from dtrak.utils.errors import DtrakError
 
-MOST_DEATHS = 2  # of processes in a row, with nothing finished between
+MOST_DEATHS = 2  # consecutive crashes without a finished task that are tolerated
 POLL_SECONDS = 0.5
 SPAWN = multiprocessing.get_context("spawn")
 Make = Callable[..., Callable[[Any], Any]]
@@ -26,26 +27,26 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Processes:
-    """How many processes work at a time, and with what.
+    """Processes and their resources.
 
     Attributes:
-        workers: processes.
-        threads: of each.
-        gpus: CUDA devices, each for one process at a time; none if empty.
+        workers: number of processes.
+        threads: threads per process.
+        gpus: CUDA devices, each used by one process at a time; empty for none.
     """
 
     workers: int
-    threads: int = 1
+    threads: int = THREADS
     gpus: tuple[str, ...] = ()
 
 
 def in_processes(make: Make, arguments: tuple[Any, ...], tasks: Sequence[Any], processes: Processes) -> Iterator[Any]:
-    """Results of ``make(*arguments)(task)`` as they come; the processes end with this one.
+    """Yield the results of ``make(*arguments)(task)`` as they complete; the processes end with this one.
 
-    A process calls ``make`` once. A task may run twice: when a process dies, what is unfinished goes to new ones.
+    Each process calls ``make`` once. If a process crashes, unfinished tasks run again in new processes.
 
     Raises:
-        DtrakError: processes die without finishing anything.
+        DtrakError: processes crash repeatedly without finishing a task, or a task raised it.
     """
     left = dict(enumerate(tasks))
     deaths = 0
@@ -60,15 +61,15 @@ def in_processes(make: Make, arguments: tuple[Any, ...], tasks: Sequence[Any], p
 
 
 def died() -> DtrakError:
-    """Said when workers die again and again."""
+    """The error for workers that crash repeatedly."""
     return DtrakError(
-        "Worker processes end without a word (killed, or out of memory?).",
-        hint="Run the same command again with fewer --workers or a smaller --batch-size; what is finished is kept.",
+        "Worker processes exit without an error message (killed, or out of memory?).",
+        hint="Run the same command again with fewer --workers or a smaller --batch-size; finished work is kept.",
     )
 
 
 def _one_pool(make: Make, arguments: tuple[Any, ...], left: dict[int, Any], processes: Processes) -> Iterator[Any]:
-    """One pool's results; finished tasks leave ``left``."""
+    """Yield the results of one process pool; finished tasks are removed from ``left``."""
     gpus = SPAWN.SimpleQueue() if processes.gpus else None
     for gpu in processes.gpus:
         gpus.put(gpu)  # type: ignore[union-attr]
@@ -87,7 +88,7 @@ def _one_pool(make: Make, arguments: tuple[Any, ...], left: dict[int, Any], proc
                 result = future.result()
                 del left[pending.pop(future)]
                 yield result
-    except BaseException:  # an interruption, or a task's error: what runs leaves files whole or absent, and may end
+    except BaseException:  # interruption or task error; files are written atomically, so processes may be killed
         for process in list((pool._processes or {}).values()):
             process.terminate()
         raise
@@ -102,14 +103,14 @@ def one_process_each(
     shared: Any,
     meanwhile: Callable[[], None],
 ) -> None:
-    """``work(task, shared)`` for each task, in a process of its own that ends at once when it is no longer wanted.
+    """Run ``work(task, shared)`` for each task in a process of its own, which can be stopped at any time.
 
     Args:
-        shared: what a process may be started with, such as a shared array.
-        meanwhile: called in this process, twice a second; what it raises ends all processes.
+        shared: passed to each process, such as a shared array.
+        meanwhile: called in this process, twice a second; an exception from it stops all processes.
 
     Raises:
-        DtrakError: a task raised it, or a process died.
+        DtrakError: a task raised it, or a process crashed.
     """
     waiting, running, gpus = list(tasks), dict[Any, Any](), list(processes.gpus)
     try:
@@ -128,12 +129,12 @@ def one_process_each(
                 process.join()
                 if gpu is not None:
                     gpus.append(gpu)
-                if error := _last_word(mine):
+                if error := _reported_error(mine):
                     raise error
                 if process.exitcode:
                     raise DtrakError(
-                        f"A process ended with {process.exitcode} (killed, or out of memory?).",
-                        hint="Run it again; what is finished is kept. The terminal has the details.",
+                        f"A process exited with code {process.exitcode} (killed, or out of memory?).",
+                        hint="Run it again; finished work is kept. See the terminal for details.",
                     )
             meanwhile()
     finally:
@@ -150,7 +151,7 @@ def _alone(work: Callable[[T, Any], None], task: T, shared: Any, parent: Any, th
         parent.send((error.message, error.hint))
 
 
-def _last_word(connection: Any) -> DtrakError | None:
+def _reported_error(connection: Any) -> DtrakError | None:
     try:
         message, hint = connection.recv()
         return DtrakError(message, hint=hint)
@@ -160,7 +161,7 @@ def _last_word(connection: Any) -> DtrakError | None:
 
 @contextlib.contextmanager
 def _without_main() -> Iterator[None]:
-    """Keep new processes from running the main module again, which in the app is a page's script."""
+    """Keep new processes from importing the main module, which in the app is a page's script."""
     main = sys.modules["__main__"]
     sys.modules["__main__"] = types.ModuleType("__main__")
     try:
@@ -184,12 +185,10 @@ def _work(task: Any) -> Any:
 
 
 def _start_process(threads: int, gpu: str | None) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles interruptions
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if gpu is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # before CUDA starts in this process
-    from dtrak.execution.threads import set_task_threads
-
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # must be set before CUDA is initialised
     set_task_threads(threads)
 
 

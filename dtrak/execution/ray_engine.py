@@ -1,8 +1,8 @@
-"""Tasks on a Ray cluster (an optional requirement: ``pip install -r requirements-ray.txt``).
+"""Running tasks on a Ray cluster (optional: ``pip install -r requirements-ray.txt``).
 
-All nodes see the checkout and the workspace under the same paths (a shared folder; for the workspace, a URL does as
-well, see :mod:`dtrak.study.remote`): tasks carry keys and write shards, and what several of them need is sent once, by
-reference. A task whose worker or node is gone runs again elsewhere.
+All nodes need the checkout and the workspace under the same paths, for example in a shared folder; the workspace can
+be exchanged through a URL instead (:mod:`dtrak.study.remote`). Common arguments are sent once, by reference. A task
+whose worker or node is lost runs again elsewhere.
 """
 
 import contextlib
@@ -15,14 +15,15 @@ from typing import Any
 from dtrak.config import ROOT
 from dtrak.execution.engines import Results
 from dtrak.execution.processes import Make, died
+from dtrak.execution.threads import THREADS, set_task_threads
 from dtrak.utils.errors import DtrakError
 
 FOLDERS = ("DTRAK_WORKSPACE", "DTRAK_CONFIGS", "HF_HOME")
 PASSED_ON = (*FOLDERS, "DTRAK_MEMORY", "HF_HUB_OFFLINE")
-RETRIES = 5  # of one task, each after the loss of its worker or node
+RETRIES = 5  # per task, after the loss of its worker or node
 LOOPBACK = "127.0.0.1"
 ANSWER_SECONDS = 5
-START = "Start one with 'ray start --head', or leave out --address to start one here."
+START = "Start a cluster with 'ray start --head', or omit --address to start one on this machine."
 
 
 @dataclass(frozen=True)
@@ -30,15 +31,15 @@ class Ray:
     """A Ray cluster.
 
     Attributes:
-        address: of its head ("10.0.0.5:6379"); None starts one on this machine, on loopback.
-        workers: tasks at a time at most; None leaves it to the cluster, or takes the cores of this machine.
-        threads: of a task, and the CPUs it asks for.
-        gpus: of a task; 1 for tasks on CUDA.
+        address: address of the head node ("10.0.0.5:6379"); None starts a cluster on this machine, on loopback.
+        workers: maximum number of concurrent tasks; None for as many as the cluster's or machine's cores allow.
+        threads: threads per task, and CPUs that it reserves.
+        gpus: GPUs that a task reserves; 1 for tasks on CUDA.
     """
 
     address: str | None = None
     workers: int | None = None
-    threads: int = 1
+    threads: int = THREADS
     gpus: float = 0
 
     def results(self, make: Make, arguments: tuple[Any, ...], tasks: Sequence[Any]) -> Results:
@@ -77,7 +78,7 @@ class Ray:
             ray.init(**given, runtime_env=runtime, log_to_driver=False, logging_level="ERROR")
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise DtrakError(
-                f"Ray did not start, or let us in at {self.address or 'this machine'}: {error}", hint=START
+                f"Cannot start or reach Ray at {self.address or 'this machine'}: {error}", hint=START
             ) from error
         try:
             self._require_room(ray)
@@ -86,17 +87,25 @@ class Ray:
             ray.shutdown()
 
     def _require_room(self, ray: Any) -> None:
-        """Refuse tasks that no node could take; Ray would wait for one for ever."""
+        """Check that some node can run a task; Ray would wait indefinitely.
+
+        Raises:
+            DtrakError: no node can.
+        """
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         if not any(n.get("CPU", 0) >= self.threads and n.get("GPU", 0) >= self.gpus for n in nodes):
             raise DtrakError(
                 f"No node of the cluster has {self.threads} CPU{'s' if self.threads > 1 else ''}"
-                f"{' and a GPU' if self.gpus else ''} for a task.",
-                hint="Give fewer --threads, another --device, or add a node.",
+                f"{' and a GPU' if self.gpus else ''}, which each task needs.",
+                hint="Lower --threads, change --device, or add a node.",
             )
 
     def _require_answer(self) -> None:
-        """Find out in seconds what Ray's own retries take minutes for."""
+        """Check within seconds that the cluster answers; Ray's own retries take minutes.
+
+        Raises:
+            DtrakError: it does not answer.
+        """
         host, _, port = (self.address or "").rpartition(":")
         if host and port.isdecimal():
             try:
@@ -126,20 +135,18 @@ def _result(ray: Any, finished: Any) -> Any:
     except (ray.exceptions.WorkerCrashedError, ray.exceptions.NodeDiedError, ray.exceptions.OutOfMemoryError) as error:
         raise died() from error
     except ray.exceptions.RayError as error:
-        raise DtrakError(f"Ray could not run a task: {error}", hint="Its logs are in /tmp/ray.") from error
+        raise DtrakError(f"Ray could not run a task: {error}", hint="See Ray's logs in /tmp/ray.") from error
 
 
 _made: dict[str, Callable[[Any], Any]] = {}
 
 
 def _work(shared: list[Any], task: Any, threads: int) -> Any:
-    """In a worker of the cluster, which keeps what it made for the tasks that come after."""
+    """Runs in a worker of the cluster, which reuses the result of ``make`` for later tasks."""
     import ray
 
-    from dtrak.execution.threads import set_task_threads
-
     set_task_threads(threads)
-    (reference,) = shared  # inside a list, so that it is fetched here only where it is new
+    (reference,) = shared  # passed inside a list, so that Ray does not fetch it for every task
     key = reference.hex()
     if key not in _made:
         _made.clear()

@@ -1,4 +1,4 @@
-"""A share of a list of tasks, for schedulers that start the same command many times (SLURM arrays and others)."""
+"""Part I of N of a list of tasks (``--shard I/N``), for schedulers such as SLURM arrays."""
 
 from dataclasses import dataclass
 
@@ -7,10 +7,10 @@ from dtrak.utils.errors import DtrakError
 
 @dataclass(frozen=True)
 class Share:
-    """Share ``number`` (from 1) of ``of``.
+    """Part ``number`` (from 1) of ``of``.
 
-    Tasks are told apart by their place in the whole list, never among those that are missing: whoever
-    runs when, the shares cover everything, and a share that runs twice finds its work done.
+    Tasks are assigned by their position in the full list, not among the missing ones. So the parts cover
+    everything in whatever order they run, and a part that runs twice finds its work done.
     """
 
     number: int
@@ -18,16 +18,16 @@ class Share:
 
     @classmethod
     def parse(cls, text: str) -> "Share":
-        """Read "I/N".
+        """Parse "I/N".
 
         Raises:
-            DtrakError: it is not of that form, or I is not from 1 to N.
+            DtrakError: the text does not have that form, or I is not in 1 to N.
         """
         number, _, of = text.partition("/")
         if number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of):
             return cls(int(number), int(of))
-        raise DtrakError(f"'{text}' is no share.", hint="Write --shard 2/8 for the second of eight.")
+        raise DtrakError(f"Invalid --shard '{text}'.", hint="Use --shard 2/8 for the second of eight parts.")
 
     def has(self, place: int) -> bool:
-        """Whether the task at a place of the whole list, from 0, is of this share."""
+        """Whether the task at a position in the full list, from 0, belongs to this part."""
         return place % self.of == self.number - 1

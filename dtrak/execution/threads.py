@@ -1,15 +1,16 @@
-"""How many threads torch computes with."""
+"""The number of threads that torch uses."""
 
 import contextlib
 from collections.abc import Iterator
 
 import torch
 
-_of_a_task = 1
+THREADS = 1  # of a task, unless a user says otherwise
+_of_a_task = THREADS
 
 
 def set_task_threads(count: int) -> None:
-    """Let this process, a worker, compute on ``count`` threads."""
+    """Use ``count`` threads in this worker process."""
     global _of_a_task
     _of_a_task = count
     torch.set_num_threads(count)
@@ -17,7 +18,7 @@ def set_task_threads(count: int) -> None:
 
 @contextlib.contextmanager
 def tasks_on(count: int) -> Iterator[None]:
-    """Let tasks in this process compute on ``count`` threads, for a while."""
+    """Use ``count`` threads for tasks in this process, within the block."""
     global _of_a_task
     before, _of_a_task = _of_a_task, count
     try:
@@ -28,11 +29,10 @@ def tasks_on(count: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def task_threads() -> Iterator[None]:
-    """Run torch on as many threads as a task has: one, unless one of the functions above said otherwise.
+    """Run torch with the threads of a task: one, unless set by one of the functions above.
 
-    Sums then come in one order, whoever calls, so results repeat to the bit. And a small network
-    on a busy machine is far faster on one: two threads that wait for each other at every layer stand
-    still whenever a browser takes one of the cores.
+    A fixed number fixes the order of sums, so results are bit-identical. Small networks on a busy machine are
+    also much faster with one thread: several would wait for each other at every layer.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(_of_a_task)

@@ -1,1 +1,1 @@
-"""Features: output functions, vector–Jacobian products, per-sample gradients, projection."""
+"""Features: output functions, vector–Jacobian products, per-row gradients, projection."""

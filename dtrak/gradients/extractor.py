@@ -1,4 +1,4 @@
-"""Features ``φ(x) = P · mean over (t, draw) of ∇_θ f(ε_θ(x_t, t, c))``, for any number of settings at once."""
+"""Features ``φ(x) = P · mean over (t, draw) of ∇_θ f(ε_θ(x_t, t, c))``, for several feature sets at once."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,11 +24,11 @@ FEATURE_VERSION = 4  # part of every fingerprint: raise it whenever what a shard
 
 
 def identity(model: str, data: str, config: FeatureConfig) -> dict[str, Any]:
-    """Everything the numbers of a feature set depend on, by name; its digest is the fingerprint.
+    """Everything that the values of a feature set depend on, by name; its digest is the fingerprint.
 
     Args:
         model: fingerprint of the model.
-        data: fingerprint of the training rows.
+        data: fingerprint of the rows (:func:`dtrak.methods.query.data_fingerprint`).
     """
     return {
         "version": FEATURE_VERSION,
@@ -57,16 +57,16 @@ def identity(model: str, data: str, config: FeatureConfig) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class SampleFeature:
-    """One feature set of one sample.
+    """The feature of one sample for one feature set.
 
     Attributes:
-        parts: one row a (timestep, draw) pair where they are kept apart, else one row, their mean.
+        parts: one row per (timestep, draw) pair if ``apart``, else a single row, their mean.
         values: mean((ε_θ − ε)²) and mean(ε_θ²) of each pair.
-        blocks: the mean split by block of the network, if asked for; the rows sum to it.
+        blocks: the mean split by block of the network, if requested; the rows sum to the mean.
     """
 
-    parts: Float[np.ndarray, "parts k"]
-    values: Float[np.ndarray, "pairs 2"]
+    parts: Float[np.ndarray, "*rows parts k"]
+    values: Float[np.ndarray, "*rows pairs 2"]
     blocks: Float[np.ndarray, "blocks k"] | None = None
 
     @cached_property
@@ -76,10 +76,10 @@ class SampleFeature:
 
 
 def network_blocks(names: Sequence[str]) -> dict[str, list[int]]:
-    """Numbers of the parameters of each block of a UNet, in the order of the network.
+    """Indices of the parameters of each block of a UNet, in the order of the network.
 
     Args:
-        names: of the parameters.
+        names: names of the parameters.
     """
     found: dict[str, list[int]] = {}
     for number, name in enumerate(names):
@@ -95,13 +95,13 @@ def network_blocks(names: Sequence[str]) -> dict[str, list[int]]:
 
 
 class FeatureExtractor:
-    """Computes one or more feature sets of a sample; settings that look at the same noise share its passes.
+    """Computes one or more feature sets of a sample; sets with the same noise schedule share forward passes.
 
     Args:
-        configs: the feature sets wanted, all of this model.
-        batch_size: (timestep, draw) pairs per forward pass; changes memory and speed only.
+        configs: the feature sets, all of this model.
+        batch_size: (timestep, draw) pairs per forward pass; affects only memory and speed.
         by_block: also split each mean by block of the network.
-        timesteps: look here instead of at the configs' own timesteps (a sampling trajectory).
+        timesteps: use these instead of the configs' timesteps (for a sampling trajectory).
     """
 
     def __init__(
@@ -131,16 +131,18 @@ class FeatureExtractor:
             self._groups.setdefault((schedule, config.apart), []).append(i)
         together = {schedule for schedule, apart in self._groups if apart}
         for schedule in together & {schedule for schedule, apart in self._groups if not apart}:
-            self._groups[schedule, True] += self._groups.pop((schedule, False))  # one pass serves both
+            self._groups[schedule, True] += self._groups.pop((schedule, False))  # one pass is enough for both
 
     def __call__(self, x: Float[Tensor, "*pairs c h w"], sample_id: str, label: str | None) -> list[SampleFeature]:
-        """The features of one encoded image, one for each config, float32.
+        """The features of one encoded image, one per config, float32.
 
         Args:
-            x: the image, or one for each pair.
+            x: the encoded image, or one for each (timestep, draw) pair.
+            sample_id: keys the noise.
+            label: label or prompt to condition on; None for unconditional.
 
         Raises:
-            DtrakError: a feature is not finite.
+            DtrakError: a feature is not finite, or memory is insufficient for a batch of one.
         """
         result: dict[int, SampleFeature] = {}
         told = self.model.condition([label])
@@ -158,7 +160,7 @@ class FeatureExtractor:
             if not np.isfinite(feature.parts).all():
                 raise DtrakError(
                     f"The feature '{self.configs[i].output}' of sample '{sample_id}' is not finite.",
-                    hint="The model's weights or this image hold infinities; check both.",
+                    hint="Check the model's weights and this image for infinities and NaNs.",
                 )
         return [result[i] for i in range(len(self.configs))]
 
@@ -212,7 +214,7 @@ def mean_gradient(
     config: FeatureConfig,
     batch_size: int = 16,
 ) -> dict[str, Tensor]:
-    """What a feature set projects for one image, unprojected: a gradient a tuned parameter, by name."""
+    """The unprojected feature of one image: the mean gradient of each tuned parameter, by name."""
     schedule = NoiseSchedule(
         tuple(config.timestep_list(model.num_timesteps)), config.noise_draws, config.noise_seed, config.first_draw
     )
@@ -227,7 +229,7 @@ def mean_gradient(
 
 
 def extract_rows(extractor: FeatureExtractor, table: Table, rows: Sequence[int]) -> list[SampleFeature]:
-    """Features of some rows of a table, one of each config, stacked along a new first axis."""
+    """The features of some rows of a table, one per config, stacked along a new first axis."""
     latents = extractor.model.encode(table.pixels[list(rows)])
     found = [
         extractor(latent, table.records[row].id, table.names[row]) for latent, row in zip(latents, rows, strict=True)

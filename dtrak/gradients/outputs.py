@@ -1,11 +1,12 @@
-"""Output functions f of the predicted noise, each as its cotangent v = ∂f/∂ε_θ.
+"""Output functions f of the predicted noise, each given by its cotangent v = ∂f/∂ε_θ.
 
-A gradient reaches the parameters only through v: ``∇_θ f = vᵀ ∂ε_θ/∂θ``. One forward pass thus
-serves every output function, at one vector–Jacobian product each. Names and definitions follow
-Zheng et al., "Intriguing Properties of Data Attribution on Diffusion Models" (ICLR 2024), whose
-D-TRAK is ``mean-squared-l2-norm`` and whose TRAK is ``loss``.
+    ∇_θ f = vᵀ ∂ε_θ/∂θ
 
-Tensors' own methods suffice, so that the names are known without importing torch, which takes a second.
+So one forward pass serves every output function, with one vector–Jacobian product each. Names and
+definitions follow Zheng et al., "Intriguing Properties of Data Attribution on Diffusion Models"
+(ICLR 2024), whose D-TRAK is ``mean-squared-l2-norm`` and whose TRAK is ``loss``.
+
+This module does not import torch, which takes a second.
 """
 
 from __future__ import annotations
@@ -55,14 +56,14 @@ def l2_norm(prediction: Batch, noise: Batch, elbo_weight: Tensor) -> Batch:
 
 
 def linf_norm(prediction: Batch, noise: Batch, elbo_weight: Tensor) -> Batch:
-    """f = max|ε_θ|; its gradient lives on the one largest element."""
+    """f = max|ε_θ|; the gradient is non-zero only at the element of largest magnitude."""
     flat = prediction.flatten(1)
     index = flat.abs().argmax(dim=1, keepdim=True)
     return flat.new_zeros(flat.shape).scatter(1, index, flat.gather(1, index).sign()).reshape(prediction.shape)
 
 
 def weighted_mse(prediction: Batch, noise: Batch, elbo_weight: Tensor) -> Batch:
-    """f = w_t · mean((ε_θ − ε)²) with the ELBO's w_t = β_t² / (2 σ_t² α_t (1 − ᾱ_t)), σ_t² = β_t."""
+    """f = w_t · mean((ε_θ − ε)²) with the ELBO weights w_t = β_t² / (2 σ_t² α_t (1 − ᾱ_t)), σ_t² = β_t."""
     return _per_row(elbo_weight, prediction) * loss(prediction, noise, elbo_weight)
 
 

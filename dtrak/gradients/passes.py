@@ -1,11 +1,10 @@
 """Gradients of output functions for one sample: ∇_θ f(ε_θ(x_t, t, c)) at several (t, draw) pairs.
 
-A feature is a *sum* over one sample's pairs, so no per-sample gradient machinery is needed for it:
-the batch of one forward pass is one sample at several pairs, and an ordinary backward pass adds
-them up. Nothing in the network mixes the rows of a batch, hence the sum is exact, any module works
-(fused attention, LoRA), and the cost is that of plain training. Where each pair is wanted apart,
-:mod:`dtrak.gradients.rows` gives them for networks of common layers, at little more for a LoRA; for
-others, ``vmap`` over the pairs of one vector–Jacobian product per output does, more slowly.
+A feature is a *sum* over one sample's pairs, so it needs no per-sample gradients: a batch is one sample
+at several pairs, and an ordinary backward pass sums over them. The network does not mix rows of a
+batch, so the sum is exact, any module works (fused attention, LoRA), and the cost is that of training.
+If the gradient of each pair is needed, :mod:`dtrak.gradients.rows` computes it for networks of common
+layers, at little extra cost for a LoRA. Other networks use ``vmap`` over the pairs, which is slower.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,13 +26,13 @@ from dtrak.utils.noise import feature_noise
 
 @dataclass(frozen=True)
 class NoiseSchedule:
-    """Where a sample is looked at: every (timestep, draw) pair counts alike.
+    """The (timestep, draw) pairs of a feature, with equal weights.
 
     Attributes:
         timesteps: in [0, 1000).
-        draws: independent noises for each timestep.
-        seed: of the noise; see :mod:`dtrak.utils.noise`.
-        first_draw: number of the first of them.
+        draws: number of noise draws per timestep.
+        seed: noise seed; see :mod:`dtrak.utils.noise`.
+        first_draw: number of the first draw.
     """
 
     timesteps: tuple[int, ...]
@@ -50,12 +49,12 @@ class NoiseSchedule:
 
 @dataclass(frozen=True)
 class Chunk:
-    """What one forward pass gave.
+    """The results of one forward pass.
 
     Attributes:
-        pairs: numbers of the pairs, consecutive.
-        gradients: for each tuned parameter in the network's order, that of each output; a row a pair, or one row,
-            their sum. To be read once: they may be made as they are read.
+        pairs: indices of the pairs.
+        gradients: for each tuned parameter in the network's order, the gradient of each output function, with one
+            row per pair or a single row, their sum. Iterate only once: they may be computed lazily.
         values: mean((ε_θ − ε)²) and mean(ε_θ²) of each pair, float64.
     """
 
@@ -79,10 +78,10 @@ def gradient_chunks(
     Args:
         x: the encoded image, or one for each pair (a sampling trajectory).
         sample_id: keys the noise.
-        condition: what the network is told; None for one that is told nothing.
+        condition: the conditioning; None for an unconditional network.
         outputs: names in ``OUTPUT_FUNCTIONS``; they share each forward pass.
-        batch_size: pairs per forward pass; it bounds memory and changes nothing else.
-        apart: give each pair's gradient by itself.
+        batch_size: pairs per forward pass; affects only memory and speed.
+        apart: return the gradient of each pair instead of their sum.
     """
     pairs = schedule.pairs
     shape = tuple(x.shape[-3:])
@@ -112,7 +111,7 @@ class _Batch:
     elbo_weights: Tensor
 
     def repeated(self, rows: int) -> "_Batch":
-        """The first pair, so many times."""
+        """The first pair, repeated ``rows`` times."""
         parts = (self.x_t, self.target, self.timesteps, self.condition, self.elbo_weights)
         return _Batch(*(None if p is None else p[:1].expand(rows, *p.shape[1:]) for p in parts))  # type: ignore[arg-type]
 
@@ -145,9 +144,9 @@ _row_by_row: WeakKeyDictionary[torch.nn.Module, bool] = WeakKeyDictionary()
 
 
 def _is_row_by_row(model: DiffusionModel, batch: _Batch) -> bool:
-    """Whether :mod:`dtrak.gradients.rows` can split this network's gradients; found out once, on one row and on two.
+    """Whether :mod:`dtrak.gradients.rows` supports this network; tested once per network, with one row and with two.
 
-    What does not come a row at a time (a table of positions, say) has another length than one of these.
+    An input without a batch axis (such as a table of positions) does not have the right length in both tests.
     """
     if model.network not in _row_by_row:
         known = Recorder(model.network).knows_layers
@@ -182,7 +181,7 @@ def _apart_by_vmap(model: DiffusionModel, batch: _Batch, outputs: Sequence[str])
         return (prediction[0], *found)
 
     places = (0, 0, 0, None if batch.condition is None else 0, 0)
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):  # fused attention has no rule for vmap
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):  # fused attention has no batching rule for vmap
         prediction, *found = vmap(one, in_dims=places)(
             batch.x_t, batch.target, batch.timesteps, batch.condition, batch.elbo_weights
         )

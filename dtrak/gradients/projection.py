@@ -1,10 +1,10 @@
-"""Random projections P: R^D → R^k that keep inner products, ``E⟨Px, Py⟩ = ⟨x, y⟩``.
+"""Random projections P: R^D → R^k that preserve inner products in expectation, ``E⟨Px, Py⟩ = ⟨x, y⟩``.
 
 ``SparseProjector`` (default) adds each coordinate, with a random sign, to one of k buckets: a
-count sketch (Charikar, Chen & Farach-Colton, 2002). Its hash works in blocks of k coordinates,
-each shifted round by a random amount, so that projecting reads a vector once, from end to end, and
-D signs are all that is stored. ``DenseProjector`` draws a full matrix (normal or Rademacher entries,
-scaled by 1/√k, as in TRAK); it is the slow reference that tests and benchmarks compare with.
+count sketch (Charikar, Chen & Farach-Colton, 2002). Its hash shifts blocks of k coordinates
+cyclically by random amounts, so that a projection reads the vector once, sequentially, and only the
+D signs are stored. ``DenseProjector`` draws a full matrix (normal or Rademacher entries, scaled by
+1/√k, as in TRAK); it is the slow reference for tests and benchmarks.
 """
 
 import functools
@@ -24,51 +24,52 @@ PROJECTION_VERSION = 1  # part of every fingerprint: raise it whenever the matri
 
 
 class Projector(ABC):
-    """Maps vectors of ``input_dim`` numbers to ``output_dim`` numbers, at once or as their pieces come."""
+    """Maps vectors with ``input_dim`` coordinates to ``output_dim``, at once or piece by piece."""
 
     input_dim: int
     output_dim: int
 
     def __call__(self, vectors: Float[Tensor, "n d"]) -> Float[Tensor, "n k"]:
-        """Project n vectors; float64 stays float64, all else gives float32."""
+        """Project n vectors; the result is float64 for float64 input, else float32."""
         total = self.begin(len(vectors), vectors)
         self.add(total, vectors, 0)
         return self.result(total)
 
     @abstractmethod
     def begin(self, rows: int, like: Tensor) -> Tensor:
-        """What pieces of so many vectors, of this kind and on this device, are added to."""
+        """An empty accumulator for ``rows`` vectors, with type and device as ``like``."""
 
     @abstractmethod
     def add(self, total: Tensor, piece: Float[Tensor, "n *shape"], start: int) -> None:
-        """Add a piece of each vector (the gradient of one parameter, say), in any order and as often as wanted.
+        """Add a piece of each vector (such as the gradient of one parameter), in any order and any number of times.
 
         Args:
-            piece: flattened in the order of its indices, however it lies in memory.
-            start: number of its first coordinate.
+            total: from :meth:`begin`.
+            piece: flattened in index order, with any memory layout.
+            start: index of its first coordinate.
 
         Raises:
-            ValueError: it does not lie within ``input_dim`` numbers, or is of another number of vectors.
+            ValueError: it exceeds ``input_dim`` coordinates, or has another number of vectors.
         """
 
     @abstractmethod
     def result(self, total: Tensor) -> Float[Tensor, "n k"]:
-        """The projection of what was added up."""
+        """The projection of the accumulated vectors."""
 
     def _check(self, total: Tensor, piece: Tensor, start: int) -> None:
         if len(piece) != len(total):
-            raise ValueError(f"a piece of {len(piece)} vectors cannot be added to {len(total)}")
+            raise ValueError(f"cannot add a piece of {len(piece)} vectors to {len(total)}")
         stop = start + _size(piece)
         if not 0 <= start <= stop <= self.input_dim:
-            raise ValueError(f"numbers {start} to {stop} are not among {self.input_dim}")
+            raise ValueError(f"coordinates {start} to {stop} are out of range for input_dim {self.input_dim}")
 
 
 class SparseProjector(Projector):
     """Coordinate j goes, with sign s_j, to bucket ``(j + r_⌊j/k⌋) mod k``.
 
     Signs and shifts come from Philox streams keyed by the seed. Two coordinates of different
-    blocks meet with probability 1/k, two of one block never; signs are independent. Hence inner
-    products are unbiased with variance at most ``(‖x‖²‖y‖² + ⟨x,y⟩²) / k``.
+    blocks collide with probability 1/k, two of the same block never; signs are independent. So
+    inner products are unbiased, with variance at most ``(‖x‖²‖y‖² + ⟨x,y⟩²) / k``.
     """
 
     def __init__(self, input_dim: int, output_dim: int, seed: int, device: torch.device | str = "cpu"):
@@ -80,7 +81,7 @@ class SparseProjector(Projector):
         self._shifts = keyed_generator("shift", seed, "").integers(0, output_dim, blocks)
 
     def begin(self, rows: int, like: Tensor) -> Tensor:
-        """See :class:`Projector`: rings of 2k numbers, for a shifted block wraps at most once."""
+        """See :class:`Projector`; rows of 2k buckets, as a shifted block wraps around at most once."""
         return like.new_zeros(rows, 2 * self.output_dim, dtype=_wide(like))
 
     def add(self, total: Tensor, piece: Float[Tensor, "n *shape"], start: int) -> None:
@@ -99,7 +100,7 @@ class SparseProjector(Projector):
 
 
 def _add(ring: Tensor, values: Tensor, signs: Tensor, shifts: Int[np.ndarray, " blocks"], start: int) -> None:
-    """Add coordinates, the first of which is number ``start``, to their buckets."""
+    """Add coordinates to their buckets; ``start`` is the index of the first coordinate."""
     k, stop = ring.shape[1] // 2, start + values.shape[1]
     signed = values * signs[start:stop]
     for block in range(start // k, -(-stop // k)):
@@ -112,10 +113,10 @@ Lines = tuple[Float[np.ndarray, " numbers"], tuple[int, ...], tuple[int, ...]]
 
 
 def _lines(piece: Tensor) -> Lines:
-    """A piece as it lies in memory: all of it, its shape (rows, tiles, height, width), the steps of the first three.
+    """A piece in its memory order: the flat array, its shape (rows, tiles, height, width), and the first three strides.
 
-    A row is the transposes of its tiles, one after the other. The gradient of a convolution may be laid out channels
-    last, and then has a tile for each channel that comes out; all else is one tile of height 1.
+    In index order, a row is the concatenation of its transposed tiles. A channels-last gradient of a convolution has
+    one tile per output channel; anything else is a single tile of height 1.
     """
     rows, size, steps = len(piece), _size(piece), piece.stride()
     if piece.is_contiguous():
@@ -136,7 +137,7 @@ def _size(piece: Tensor) -> int:
 
 
 def _add_lines(ring: Any, numbers: Any, shape: Any, steps: Any, signs: Any, shifts: Any, start: int) -> None:
-    """:func:`_add` for a compiler: each number is read once, and nothing large but the ring is written."""
+    """:func:`_add` for numba: each element is read once, and only the ring is written."""
     rows, tiles, height, width = shape
     k, size = ring.shape[1] // 2, height * width
     turned = np.empty(size if height > 1 else 0, numbers.dtype)
@@ -162,7 +163,7 @@ def _add_lines(ring: Any, numbers: Any, shape: Any, steps: Any, signs: Any, shif
 
 @functools.cache
 def _compiled_add() -> Callable[..., None]:
-    import numba  # here, for it takes a second
+    import numba  # slow to import
 
     return numba.njit(_add_lines, nogil=True, cache=True)
 
@@ -172,10 +173,10 @@ def _wide(like: Tensor) -> torch.dtype:
 
 
 class DenseProjector(Projector):
-    """``P = R/√k`` with independent entries of mean 0 and variance 1, drawn column by column.
+    """``P = R/√k`` with independent entries of mean 0 and variance 1; a slow reference, with time O(D·k).
 
-    Rows of ``R`` are never held at once: blocks of input coordinates are drawn when needed, so
-    memory stays at the vectors and ``block · k`` numbers and time at D·k. For reference, not for use.
+    ``R`` is drawn in blocks of input coordinates as needed, so memory is that of the vectors and of
+    ``block · k`` numbers.
     """
 
     def __init__(
@@ -200,7 +201,7 @@ class DenseProjector(Projector):
                 yield (generator.integers(0, 2, shape, np.int8) * 2 - 1).astype(np.float32)
 
     def begin(self, rows: int, like: Tensor) -> Tensor:
-        """See :class:`Projector`: the vectors themselves."""
+        """See :class:`Projector`; accumulates the unprojected vectors."""
         return like.new_zeros(rows, self.input_dim, dtype=_wide(like))
 
     def add(self, total: Tensor, piece: Float[Tensor, "n *shape"], start: int) -> None:
@@ -220,7 +221,7 @@ class DenseProjector(Projector):
 def make_projector(
     kind: ProjectionKind, input_dim: int, output_dim: int, seed: int, device: torch.device | str = "cpu"
 ) -> Projector:
-    """The projector of that kind; the same arguments give the same matrix on every machine."""
+    """A projector; the same arguments give the same matrix on every machine."""
     if kind == "sparse":
         return SparseProjector(input_dim, output_dim, seed, device)
     return DenseProjector(input_dim, output_dim, seed, kind)

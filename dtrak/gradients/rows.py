@@ -1,10 +1,10 @@
-"""Gradients of each row of a batch by itself, from one ordinary forward pass and one backward pass an output.
+"""Per-row gradients of a batch, from one ordinary forward pass and one backward pass per output function.
 
-A layer's gradient is a product of what went into it and of the gradient that came out of it (Goodfellow, 2015,
-"Efficient Per-Example Gradient Computations"). So it is enough to record the inputs of the tuned layers and to ask
-autograd for the gradients of their outputs: the network runs as it is, with fused attention, and no gradient of a
-whole batch is formed. Layer by layer, one product serves all output functions, whose gradients stand side by side as
-the layer's channels; the gradients of all rows are never there for more than one parameter at a time.
+A layer's per-row gradient is a product of its input and of the gradient of its output (Goodfellow, 2015, arXiv
+1510.01799, "Efficient Per-Example Gradient Computations"). So it suffices to record the inputs of the tuned layers
+and to take autograd's gradients of their outputs: the network runs unmodified, with fused attention, and no batch
+gradient is formed. For each layer one matrix product serves all output functions, whose gradients are concatenated
+as channels. Per-row gradients exist for one parameter at a time.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ Rows = Float[Tensor, "rows *shape"]
 
 @dataclass(frozen=True)
 class _Call:
-    """One use of a layer: its input, and where the gradient of its output appears."""
+    """One call of a layer: its input with its version counter, and the autograd edge of its output."""
 
     layer: nn.Module
     input: Tensor
@@ -33,7 +33,7 @@ class _Call:
 
 
 class Recorder:
-    """Records the uses of the layers that hold a network's tuned parameters."""
+    """Records the calls of the layers that own a network's tuned parameters."""
 
     def __init__(self, network: nn.Module):
         tuned = {
@@ -46,8 +46,8 @@ class Recorder:
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[None]:
-        """Record the forward passes inside."""
-        # First of all hooks, to see what the layer itself gave.
+        """Record the forward passes in the block."""
+        # Run before other hooks, which might replace the layer's output.
         hooks = [layer.register_forward_hook(self._record, prepend=True) for layer in self._tuned]
         try:
             yield
@@ -64,23 +64,23 @@ class Recorder:
 
     @property
     def knows_layers(self) -> bool:
-        """Whether every layer is of a kind with a formula, and its parameters are its own."""
+        """Whether every tuned layer has a known formula and no parameter is shared."""
         parameters = [layer.get_parameter(name) for layer, names in self._tuned.items() for name in names]
         return len({*parameters}) == len(parameters) and all(
             _formula(layer) is not None and {*names} <= {"weight", "bias"} for layer, names in self._tuned.items()
         )
 
     def keeps_apart(self, rows: int) -> bool:
-        """Whether all that was recorded is there still, one item a row."""
+        """Whether all recorded inputs are unmodified and have one entry per row."""
         return not self._unknown_calls and all(
             len(call.input) == rows and call.input._version == call.version for call in self._calls
         )
 
     def gradients(self, prediction: Rows, cotangents: Sequence[Rows]) -> Iterator[list[Rows]]:
-        """``vᵀ ∂prediction[i]/∂θ`` of each row i, with v that row of each cotangent.
+        """``vᵢᵀ ∂prediction[i]/∂θ`` for each row i, with vᵢ row i of each cotangent.
 
         Yields:
-            for each tuned parameter θ, in the network's order, one of shape (rows, *θ.shape) a cotangent.
+            For each tuned parameter θ, in the network's order, one tensor (rows, *θ.shape) per cotangent.
         """
         edges = [call.output for call in self._calls]
         last = len(cotangents) - 1
@@ -90,7 +90,7 @@ class Recorder:
         ]
         uses: dict[nn.Module, list[tuple[Tensor, list[Tensor]]]] = {layer: [] for layer in self._tuned}
         for call, gradients in zip(self._calls, zip(*pulled, strict=True), strict=True):
-            if gradients[0] is not None:  # else the prediction does not depend on it
+            if gradients[0] is not None:  # None if the prediction does not depend on this call
                 uses[call.layer].append((call.input, list(gradients)))
         for layer, names in self._tuned.items():
             for name in names:
@@ -114,7 +114,7 @@ Formula = Callable[[Any, str, Tensor, list[Tensor]], list[Rows]]
 
 
 def _formula(layer: nn.Module) -> Formula | None:
-    """How the gradients of a layer's weight or bias follow from its input and the gradient of its output."""
+    """The function that computes gradients of a layer's weight or bias; None if the layer is not supported."""
     if isinstance(layer, nn.Conv2d) and (layer.padding_mode != "zeros" or isinstance(layer.padding, str)):
         return None
     if isinstance(layer, nn.Embedding) and (
@@ -138,19 +138,19 @@ def _convolution(layer: nn.Conv2d, name: str, given: Tensor, gradients: list[Ten
     if layer.groups == 1 and layer.stride == (1, 1):
         return list(_shifted_products(layer, given, gradients).split(layer.out_channels, 1))
     found = []
-    for gradient in gradients:  # one convolution, of which each row is a group
+    for gradient in gradients:  # a single convolution with each row as a group
         size = (len(given) * layer.out_channels, *layer.weight.shape[1:])
         together, groups = (given.flatten(0, 1)[None], size, gradient.flatten(0, 1)[None]), len(given) * layer.groups
-        rows = conv2d_weight(*together, layer.stride, layer.padding, layer.dilation, groups)  # type: ignore[arg-type]
+        rows = conv2d_weight(*together, layer.stride, layer.padding, layer.dilation, groups)
         found.append(rows.reshape(len(given), *layer.weight.shape))
     return found
 
 
 def _shifted_products(layer: nn.Conv2d, given: Tensor, gradients: list[Tensor]) -> Float[Tensor, "rows out in h w"]:
-    """A product of matrices for each place of the kernel.
+    """Weight gradients by one batched matrix product per kernel position.
 
-    With both pictures as lines of pixels, as long as the padded input's, the kernel's step by (y, x) is a step of
-    ``y · width + x`` pixels. The gradient's lines end in zeros.
+    With both images flattened to rows of the padded input's width, moving the kernel by (y, x) shifts the flat array
+    by ``y · width + x``. Rows of the gradient are padded with zeros to that width.
     """
     (pad_y, pad_x), (step_y, step_x) = cast(tuple[int, int], layer.padding), layer.dilation
     size = layer.out_channels

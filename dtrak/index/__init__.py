@@ -1,1 +1,1 @@
-"""Features on disk and the FAISS index over them."""
+"""The feature store and the FAISS index."""

@@ -1,9 +1,9 @@
-"""The FAISS inner-product index over raw training features, with what turns queries into answers.
+"""The FAISS inner-product index of the training features, with the kernel that turns query features into queries q.
 
-``index/<fingerprint>/`` holds ``vectors.faiss``; ``features.npy``, Φ itself for exact products; the kernel's
-``eigenvalues.npy`` and ``eigenvectors.npy`` where they fit in memory; ``norms.npy``; ``white-*.npy`` for coordinates of
-their own; and, written last, ``manifest.json``. λ lives on the query side, so nothing here depends on it. Opponents are
-a search for −q. Arrays and most kinds of vectors are mapped into memory, not read.
+``index/<fingerprint>/`` contains ``vectors.faiss``; ``features.npy``, Φ for exact scores; the kernel's
+``eigenvalues.npy`` and ``eigenvectors.npy`` if they fit in memory; ``norms.npy``; ``white-*.npy`` for whitened
+indexes; and, written last, ``manifest.json``. λ is applied to the query, so the index does not depend on it. Opponents
+are found by searching −q. Arrays and most FAISS indexes are memory-mapped.
 """
 
 import contextlib
@@ -24,25 +24,25 @@ from dtrak.linalg.kernel import LARGE, Kernel, multiply, row_norms, row_slices
 from dtrak.utils.errors import DtrakError
 from dtrak.utils.files import atomic_write, read_json, sha256_file, write_json, write_npy
 
-TRAINING_ROWS = 65_536  # that a quantiser learns from
-CANDIDATES = 1000  # of an index that is not exact, ranked again by exact products; more among many rows
-SHARE = 2000  # one candidate for so many rows
-HALVES, FEW = "SQfp16", 100  # whose order is nearly right already
-PROBES = 16  # one of so many lists of an inverted file is looked into
+TRAINING_ROWS = 65_536  # rows that a quantiser is trained on
+CANDIDATES = 1000  # approximate results that are re-ranked exactly, at least
+SHARE = 2000  # one candidate per this many rows, in large indexes
+HALVES, FEW = "SQfp16", 100  # float16 needs few candidates: its order is nearly exact
+PROBES = 16  # a search visits 1/16 of the lists of an inverted file
 FLAT = "Flat"
 EXACT = "Set index_factory: Flat (exact, and fast enough below a million rows)."
-MOST_NUMBERS = 2**28  # that a quantiser learns from at once
+MOST_NUMBERS = 2**28  # elements that a quantiser is trained on, at most
 
 
 def build_index(store: FeatureStore, root: Path, factory: str = FLAT) -> Path:
-    """Build the index of a complete store below ``root``; an existing one of the same factory is kept.
+    """Build the index of a complete store in ``root``, unless it exists with the same factory; returns its folder.
 
     Args:
-        factory: a FAISS factory string; "Flat" is exact. "White64," before it stores the 64 leading coordinates
+        factory: a FAISS factory string; "Flat" is exact. The prefix "White64," stores the 64 leading coordinates
             of :mod:`dtrak.index.whitening` instead of raw features.
 
     Raises:
-        DtrakError: FAISS does not know the factory, or cannot train it on so few rows.
+        DtrakError: the factory is invalid, or FAISS cannot train it on so few rows.
     """
     folder = root / store.fingerprint
     manifest = folder / "manifest.json"
@@ -76,31 +76,35 @@ def build_index(store: FeatureStore, root: Path, factory: str = FLAT) -> Path:
 
 
 def _check_factory(factory: str, rows: int, dim: int) -> None:
-    """Refuse what cannot be built before anything is lost or computed for it."""
+    """Check that the factory can be built, before deleting or computing anything.
+
+    Raises:
+        DtrakError: it cannot.
+    """
     size, inner = split_white(factory)
     if size and not (rows > dim >= size and fits(rows, dim)):
         raise no_whitening(size)
     try:
         faiss.index_factory(size or dim, inner, faiss.METRIC_INNER_PRODUCT)
     except RuntimeError as error:
-        raise DtrakError(f"FAISS does not know '{factory}': {error}", hint=EXACT) from error
+        raise DtrakError(f"Invalid index_factory '{factory}': {error}", hint=EXACT) from error
 
 
 def split_white(factory: str) -> tuple[int, str]:
-    """The m of a leading "White<m>," (or 0), and what comes after it."""
+    """The m of a prefix "White<m>," (0 without it), and the rest of the string."""
     found = re.match(r"White(\d+),", factory)
     return (int(found[1]), factory[found.end() :]) if found else (0, factory)
 
 
 @dataclass(frozen=True)
 class IndexedRows:
-    """A FAISS index, and the rows that it is of.
+    """A FAISS index with its rows.
 
     Attributes:
-        index: of FAISS.
-        features: Φ, for exact products.
-        white: the coordinates that the index holds, if not the features' own.
-        factory: of :func:`build_index`.
+        index: the FAISS index.
+        features: Φ, for exact scores.
+        white: the coordinates of the indexed vectors; None for raw features.
+        factory: see :func:`build_index`.
     """
 
     index: Any
@@ -110,20 +114,20 @@ class IndexedRows:
 
     @property
     def exact(self) -> bool:
-        """Whether the index's own products are exact."""
+        """Whether the index's own inner products are exact."""
         return self.factory == FLAT
 
     @property
     def candidates(self) -> int:
-        """How many of its first ones are ranked again."""
+        """The number of approximate results that are re-ranked exactly."""
         return FEW if self.factory == HALVES else max(CANDIDATES, self.index.ntotal // SHARE)
 
     @classmethod
     def build(cls, features: Float[np.ndarray, "n k"], factory: str, kernel: Kernel | KrylovKernel) -> "IndexedRows":
-        """Fill an index with all rows, block by block.
+        """Build an index of all rows, block by block.
 
         Raises:
-            DtrakError: FAISS does not know the factory, or cannot train it on so few rows.
+            DtrakError: the factory is invalid, or FAISS cannot train it on so few rows.
         """
         rows = len(features)
         size, inner = split_white(factory)
@@ -150,10 +154,10 @@ class IndexedRows:
     def search(
         self, queries: Float[np.ndarray, "q k"], top: int, candidates: int | None = None
     ) -> list[tuple[Int[np.ndarray, " t"], Float[np.ndarray, " t"]]]:
-        """See :meth:`AttributionIndex.search`, here for several queries at once.
+        """See :meth:`AttributionIndex.search`; here for several queries at once.
 
         Args:
-            candidates: that are ranked again, but twice ``top`` at least; default :attr:`candidates`.
+            candidates: number of candidates to re-rank, at least twice ``top``; default :attr:`candidates`.
         """
         wanted = min(top if self.exact else max(candidates or self.candidates, 2 * top), self.index.ntotal)
         seen = queries if self.white is None else np.stack([self.white.of_query(q) for q in queries])
@@ -166,7 +170,7 @@ class IndexedRows:
         found = rows >= 0  # approximate indexes may return fewer
         if self.exact:
             return rows[found], products[found]
-        rows = np.sort(rows[found])  # as they lie in the file
+        rows = np.sort(rows[found])  # read the file sequentially
         products = multiply(self.features[rows], q)
         best = np.argsort(-products, kind="stable")[:top]
         return rows[best], products[best]
@@ -174,10 +178,11 @@ class IndexedRows:
 
 @dataclass(frozen=True)
 class QueryFeature:
-    """A query's feature and the identity it was computed under.
+    """A query's feature and its identity.
 
     Attributes:
-        parts: one row a (timestep, draw) pair where they are kept apart; a single row or vector otherwise.
+        parts: one row per (timestep, draw) pair if ``apart``; otherwise a single row or vector, their mean.
+        identity: everything its values depend on (:func:`dtrak.gradients.extractor.identity`).
         values: mean((ε_θ − ε)²) and mean(ε_θ²) of each pair.
         blocks: the mean split by block of the network.
     """
@@ -194,7 +199,7 @@ class QueryFeature:
 
 
 class AttributionIndex:
-    """An index opened for searching.
+    """A built index, opened for searching.
 
     Args:
         folder: ``index/<fingerprint>``.
@@ -206,9 +211,7 @@ class AttributionIndex:
 
     def __init__(self, folder: Path, store: FeatureStore):
         if not index_is_built(folder):
-            raise DtrakError(
-                f"The index {folder.name} is not built.", hint="python -m index_builder build, with the study's name"
-            )
+            raise DtrakError(f"The index {folder.name} is not built.", hint="python -m index_builder build STUDY")
         manifest = read_json(folder / "manifest.json")
         self.folder, self.store = folder, store
         self.identity: dict[str, Any] = manifest["identity"]
@@ -236,10 +239,10 @@ class AttributionIndex:
         return np.asarray(np.load(self.folder / f"{name}.npy", mmap_mode="r"))
 
     def check(self, query: QueryFeature) -> None:
-        """Refuse a query made in another way than the index was.
+        """Check that a query's feature was computed like the index's features.
 
         Raises:
-            DtrakError: names the fields that differ.
+            DtrakError: it was not; the message names the fields that differ.
         """
         differing = [
             f"{key} (index: {self.identity.get(key)}, query: {query.identity.get(key)})"
@@ -248,34 +251,42 @@ class AttributionIndex:
         ]
         if differing:
             raise DtrakError(
-                f"The query does not belong to this index; they differ in {'; '.join(differing)}.",
-                hint="Build the study again, so that index and model agree: python -m index_builder build STUDY",
+                f"The query does not match this index; they differ in {'; '.join(differing)}.",
+                hint="Rebuild the study so that index and model match: python -m index_builder build STUDY",
             )
 
     def search(self, q: Float[np.ndarray, " k"], top: int) -> tuple[Int[np.ndarray, " t"], Float[np.ndarray, " t"]]:
-        """Rows of the ``top`` largest inner products with ``q``, and these products, descending.
+        """The rows with the ``top`` largest inner products with ``q``, and these products, descending.
 
-        An index that is not exact names candidates, which are ranked again by their exact products.
+        Candidates of an approximate index are re-ranked by their exact products.
         """
         return self._indexed.search(q[None], top)[0]
 
     def both_ends(self, q: Float[np.ndarray, " k"], top: int) -> tuple[Int[np.ndarray, " t"], Int[np.ndarray, " t"]]:
-        """Rows of the ``top`` largest and of the ``top`` smallest inner products with ``q``.
+        """The rows with the ``top`` largest and with the ``top`` smallest inner products with ``q``.
 
-        They are :meth:`search` for q and for −q, asked at once.
+        Equal to :meth:`search` for q and for −q, in one call.
         """
         (largest, _), (smallest, _) = self._indexed.search(np.stack([q, -q]), top)
         return largest, smallest
 
     def scores(self, query: QueryFeature, damping: float | None) -> Float64[np.ndarray, " n"]:
-        """Exact scores of all training rows; without damping, plain inner products."""
+        """Exact scores of all training samples; inner products without damping.
+
+        Raises:
+            DtrakError: the query does not match the index.
+        """
         self.check(query)
         if damping is None:
             return multiply(self.features, query.vector)
         return self.kernel.scores(self.features, query.vector, damping)
 
     def searchable(self, query: QueryFeature, damping: float | None) -> Float64[np.ndarray, " k"]:
-        """The vector whose inner products with the raw rows are :meth:`scores`."""
+        """The vector q whose inner products with the raw rows are :meth:`scores`.
+
+        Raises:
+            DtrakError: the query does not match the index.
+        """
         self.check(query)
         if damping is None:
             return query.vector.astype(np.float64)
@@ -283,13 +294,13 @@ class AttributionIndex:
 
 
 def _training_rows(index: Any, rows: int, dim: int) -> int:
-    """How many rows a quantiser learns from: enough for every list of an inverted file."""
+    """The number of rows to train a quantiser on: enough for every list of an inverted file."""
     lists = getattr(faiss.try_extract_index_ivf(index), "nlist", 0)
     return max(1, min(rows, max(TRAINING_ROWS, 40 * lists), MOST_NUMBERS // dim))
 
 
 def _probe(index: Any) -> None:
-    """Let an inverted file look into a fixed share of its lists."""
+    """Make searches of an inverted file visit a fixed share of its lists."""
     lists = faiss.try_extract_index_ivf(index)
     if lists is not None:
         lists.nprobe = max(lists.nprobe, lists.nlist // PROBES)
@@ -297,6 +308,6 @@ def _probe(index: Any) -> None:
 
 def _to_gpus(index: Any) -> Any:
     if getattr(faiss, "get_num_gpus", lambda: 0)() > 0:
-        with contextlib.suppress(RuntimeError):  # some codes have no form for GPUs
+        with contextlib.suppress(RuntimeError):  # some encodings are not available on GPUs
             return faiss.index_cpu_to_all_gpus(index)
     return index

@@ -1,12 +1,12 @@
-"""The feature store: shards of Φ on disk that know whether they are finished.
+"""The feature store: shards of Φ on disk, each with a completion mark.
 
-``features/<fingerprint>/`` holds ``manifest.json`` (what the numbers depend on), and for each
-shard ``shard-00003.npy`` (features), ``shard-00003.values.npy`` (what the model's predictions
-were, see :class:`dtrak.gradients.extractor.SampleFeature`) and its completion mark ``shard-00003.json``,
+``features/<fingerprint>/`` contains ``manifest.json`` (everything the values depend on) and for each
+shard ``shard-00003.npy`` (features), ``shard-00003.values.npy`` (statistics of the model's predictions,
+see :class:`dtrak.gradients.extractor.SampleFeature`) and its completion mark ``shard-00003.json``,
 written after them:
 
-- the mark exists: the shard is whole, and the mark holds its hash;
-- it does not: the shard is missing or was interrupted, and is computed again.
+- the mark exists: the shard is complete, and the mark contains its hashes;
+- it does not: the shard is missing or was interrupted, and will be computed.
 """
 
 from dataclasses import dataclass
@@ -21,21 +21,21 @@ from dtrak.utils.files import digest, read_json, sha256_file, write_json, write_
 
 
 def index_is_built(folder: Path) -> bool:
-    """Whether ``index/<fingerprint>`` holds a whole index; one without Φ was made by an older dtrak."""
+    """Whether ``index/<fingerprint>`` contains a complete index; one without Φ is of an older version."""
     return (folder / "manifest.json").exists() and (folder / "features.npy").exists()
 
 
 @dataclass(frozen=True)
 class FeatureStore:
-    """One feature set of one training set.
+    """One feature set on disk.
 
     Attributes:
         folder: ``features/<fingerprint>``.
-        identity: everything the numbers depend on (:func:`dtrak.gradients.extractor.identity`).
-        rows: N, the number of training samples.
-        dim: k, the projection's dimension.
-        parts: P, how many (timestep, draw) pairs are kept apart; 1 if only their mean is.
-        dtype: of the stored numbers, "float32" or "float16".
+        identity: everything the values depend on (:func:`dtrak.gradients.extractor.identity`).
+        rows: number of samples, N for the training set.
+        dim: k, the projected dimension.
+        parts: number of (timestep, draw) pairs that are stored separately; 1 if only their mean is stored.
+        dtype: stored type, "float32" or "float16".
         shard_size: rows per shard; the last may have fewer.
     """
 
@@ -49,7 +49,7 @@ class FeatureStore:
 
     @classmethod
     def create(cls, root: Path, identity: dict[str, Any], rows: int, shard_size: int = 32) -> "FeatureStore":
-        """Open the store of this identity below ``root``, making its manifest if it is new."""
+        """Open the store of this identity in ``root``, creating it if it does not exist."""
         folder = root / digest(identity)
         if (folder / "manifest.json").exists():
             return cls.open(folder)
@@ -64,11 +64,13 @@ class FeatureStore:
         """Open an existing store.
 
         Raises:
-            DtrakError: there is none, or its manifest does not belong to its folder.
+            DtrakError: there is none, or its manifest does not match its folder.
         """
         manifest = read_json(folder / "manifest.json")
         if digest(manifest["identity"]) != folder.name:
-            raise DtrakError(f"{folder} holds a manifest of another fingerprint.", hint="Delete the folder and build.")
+            raise DtrakError(
+                f"The manifest in {folder} has another fingerprint.", hint="Delete the folder and build again."
+            )
         return cls(folder, **manifest)
 
     @property
@@ -77,15 +79,15 @@ class FeatureStore:
 
     @property
     def shards(self) -> range:
-        """Numbers of all shards."""
+        """The numbers of all shards."""
         return range(-(-self.rows // self.shard_size))
 
     def shard_rows(self, shard: int) -> range:
-        """The training rows of a shard."""
+        """The rows of a shard."""
         return range(shard * self.shard_size, min((shard + 1) * self.shard_size, self.rows))
 
     def missing(self) -> list[int]:
-        """Shards still to be computed."""
+        """The shards without a completion mark."""
         return [shard for shard in self.shards if not self._mark(shard).exists()]
 
     @property
@@ -98,9 +100,14 @@ class FeatureStore:
         features: Float[np.ndarray, "rows parts k"],
         values: Float[np.ndarray, "rows pairs 2"] | None = None,
     ) -> None:
-        """Store a shard, then mark it complete."""
+        """Write a shard, then its completion mark.
+
+        Raises:
+            ValueError: the number of rows is wrong.
+            DtrakError: the values overflow the store's ``dtype``, or the files cannot be written.
+        """
         if len(features) != len(self.shard_rows(shard)):
-            raise ValueError(f"shard {shard} has {len(self.shard_rows(shard))} rows, not {len(features)}")
+            raise ValueError(f"shard {shard} needs {len(self.shard_rows(shard))} rows, got {len(features)}")
         array = features.astype(self.dtype).reshape(len(features), self.parts, self.dim)
         if not np.isfinite(array).all():
             raise DtrakError(
@@ -112,7 +119,7 @@ class FeatureStore:
         write_json(self._mark(shard), {"sha256": hashes, "rows": len(array)})
 
     def read(self) -> Float[np.ndarray, "n k"]:
-        """All features, the mean of their parts, in the order of the rows.
+        """All features in row order, averaged over parts, float32.
 
         Raises:
             DtrakError: shards are missing or damaged.
@@ -123,8 +130,11 @@ class FeatureStore:
         """``Σ_p weights[p] · part p`` for every row, in float32.
 
         Args:
-            weights: one a part, or one a row and part.
-            dim: only the first so many columns.
+            weights: one per part, or one per row and part.
+            dim: use only the first ``dim`` columns.
+
+        Raises:
+            DtrakError: shards are missing or damaged.
         """
         self._require_complete()
         dim = self.dim if dim is None else dim
@@ -139,7 +149,7 @@ class FeatureStore:
         chosen = weights.astype(np.float32) if weights.ndim == 1 else weights[start:stop, :, None]
         for number in range(self.parts):
             weight = chosen[number] if weights.ndim == 1 else chosen[:, number].astype(np.float32)
-            if np.any(weight):  # what does not count is not read
+            if np.any(weight):  # parts with weight 0 are not read
                 result += weight * array[:, number, : result.shape[1]].astype(np.float32, copy=False)
 
     def _bounds(self, shard: int) -> tuple[int, int]:
@@ -147,7 +157,7 @@ class FeatureStore:
         return rows.start, rows.stop
 
     def write_rows(self, file: IO[bytes]) -> None:
-        """Write all features, the mean of their parts, as one .npy, a shard at a time; float16 if that is stored.
+        """Write all features, averaged over parts, as one .npy, shard by shard; float16 for a single float16 part.
 
         Raises:
             DtrakError: shards are missing or damaged.
@@ -162,9 +172,13 @@ class FeatureStore:
             file.write(rows.astype(dtype).tobytes())
 
     def sample(self, most: int) -> Float[np.ndarray, "n k"]:
-        """The mean features of at most so many rows: whole shards, spread evenly."""
+        """Features of about ``most`` rows, averaged over parts, float32: evenly spaced shards, at least one.
+
+        Raises:
+            DtrakError: shards are missing or damaged.
+        """
         self._require_complete()
-        count = min(len(self.shards), max(1, most // self.shard_size))  # a shard at least
+        count = min(len(self.shards), max(1, most // self.shard_size))
         chosen = [self.shards[i * len(self.shards) // count] for i in range(count)]
         found = [np.zeros((len(self.shard_rows(shard)), self.dim), dtype=np.float32) for shard in chosen]
         for shard, rows in zip(chosen, found, strict=True):
@@ -172,7 +186,11 @@ class FeatureStore:
         return np.concatenate(found)
 
     def values(self) -> Float[np.ndarray, "n pairs 2"]:
-        """What was written as values, of all rows."""
+        """The values of all rows; see :meth:`write`.
+
+        Raises:
+            DtrakError: shards are missing.
+        """
         self._require_complete()
         return np.concatenate([np.load(self._values_path(shard)) for shard in self.shards])
 
@@ -185,21 +203,21 @@ class FeatureStore:
         if missing := self.missing():
             raise DtrakError(
                 f"{len(missing)} of {len(self.shards)} shards of feature set {self.fingerprint} are not built.",
-                hint="Run the build again; it resumes.",
+                hint="Run the build again to resume it.",
             )
 
     def verify(self) -> list[str]:
-        """Problems in plain words, found by hashing every shard."""
+        """Check the hash of every shard; a list of problems, empty if there are none."""
         problems = [f"shard {shard} is not built" for shard in self.missing()]
-        return problems + [f"shard {shard} is gone or has another hash than its mark" for shard in self.damaged()]
+        return problems + [f"shard {shard} is missing or does not match its hash" for shard in self.damaged()]
 
     def discard(self, shard: int) -> None:
-        """Forget a shard, mark first, so that the next build computes it again."""
+        """Delete a shard, its mark first, so that the next build recomputes it."""
         for path in (self._mark(shard), self._path(shard), self._values_path(shard)):
             path.unlink(missing_ok=True)
 
     def damaged(self) -> list[int]:
-        """Shards that are marked complete and whose data is gone or has another hash."""
+        """The shards that are marked complete but whose files are missing or do not match their hashes."""
 
         def whole(shard: int) -> bool:
             hashes = read_json(self._mark(shard))["sha256"]
@@ -217,7 +235,7 @@ class FeatureStore:
         except (OSError, ValueError) as error:
             raise DtrakError(
                 f"{path} is damaged: {error}",
-                hint="python -m index_builder verify STUDY --repair, then build again.",
+                hint="Run python -m index_builder verify STUDY --repair, then build again.",
             ) from error
 
     def _path(self, shard: int) -> Path:

@@ -1,13 +1,13 @@
-"""Coordinates in which few numbers a row, coarsely stored, still rank well under the kernel.
+"""Whitened coordinates, in which few coarsely quantised numbers per row still rank well under the kernel.
 
-A search wants the rows with the largest ``φₙ·q``, and under the kernel ``q = (ΦᵀΦ + λI)⁻¹ φ(x)``: small directions of
-Φ count far more in q than in φₙ. A quantiser of raw rows spends its bits on the large ones. With
+A search finds the rows with the largest ``φₙ·q``, with ``q = (ΦᵀΦ + λI)⁻¹ φ(x)``. Directions of small variance weigh
+far more in q than in φₙ, but a quantiser of raw rows spends its bits on directions of large variance. With
 ``ΦᵀΦ = V S Vᵀ`` and a typical λ₀,
 
     φₙ·q = yₙ·p,    yₙ = (S + λ₀)^(−1/2) Vᵀ φₙ,    p = (S + λ₀)^(1/2) Vᵀ q,
 
-both sides weigh directions alike, and those with ``s ≪ λ₀`` hardly count: the first m suffice. λ stays free; λ₀ only
-says where the quantiser is at its best.
+both sides weigh directions equally, and those with ``s ≪ λ₀`` are negligible, so the first m suffice. λ remains free;
+λ₀ only determines where the quantiser is most accurate.
 """
 
 from dataclasses import dataclass
@@ -23,10 +23,10 @@ TYPICAL = 0.316  # λ₀ relative to the mean eigenvalue: D-TRAK's default
 
 
 def no_whitening(size: int) -> DtrakError:
-    """Said where there are no such coordinates."""
+    """The error for features that cannot be whitened."""
     return DtrakError(
-        f"White{size} needs the decomposition of ΦᵀΦ, with at least {size} columns and more rows than columns.",
-        hint="Use another index_factory (Flat is exact), or set DTRAK_MEMORY higher.",
+        f"White{size} needs the eigendecomposition of ΦᵀΦ: more rows than columns, and at least {size} columns.",
+        hint="Use another index_factory (Flat is exact), or increase DTRAK_MEMORY.",
     )
 
 
@@ -35,8 +35,8 @@ class Whitening:
     """A change of coordinates.
 
     Attributes:
-        rows: W of ``yₙ = φₙ W``.
-        queries: of ``p = q @ queries``.
+        rows: the matrix W in ``yₙ = φₙ W``.
+        queries: the matrix in ``p = q @ queries``.
     """
 
     rows: Float32[np.ndarray, "k m"]
@@ -44,10 +44,10 @@ class Whitening:
 
     @classmethod
     def of(cls, kernel: Kernel | KrylovKernel, size: int) -> "Whitening":
-        """The m leading directions of a kernel.
+        """The ``size`` leading directions of a kernel.
 
         Raises:
-            DtrakError: the kernel is not of ΦᵀΦ, or has fewer directions.
+            DtrakError: the kernel is not a decomposition of ΦᵀΦ, or has fewer directions.
         """
         if not isinstance(kernel, Kernel) or kernel.dual or size > len(kernel.eigenvalues):
             raise no_whitening(size)
@@ -56,5 +56,5 @@ class Whitening:
         return cls((vectors / scale).astype(np.float32), (vectors * scale).astype(np.float32))
 
     def of_query(self, q: Float[np.ndarray, " k"]) -> Float32[np.ndarray, " m"]:
-        """p for a q."""
+        """p for a query q."""
         return (q.astype(np.float64) @ self.queries).astype(np.float32)

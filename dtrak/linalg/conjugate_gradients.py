@@ -1,8 +1,8 @@
-"""``(ΦᵀΦ + λI)⁻¹ φ`` for all λ at once where no Gram matrix fits in memory: multi-shift conjugate gradients.
+"""``(ΦᵀΦ + λI)⁻¹ φ`` for several λ without a Gram matrix, by multi-shift conjugate gradients.
 
-One Krylov space serves every shift, for ΦᵀΦ + λI has the same space as ΦᵀΦ and the residuals of all shifts
-stay parallel to that of the smallest (Jegerlehner, 1996, hep-lat/9612014). An iteration costs one pass over
-Φ, for all queries and all λ together; nothing but a block of rows is ever cast to float64.
+One Krylov space serves every shift: ΦᵀΦ + λI generates the same space as ΦᵀΦ, and the residuals of all shifts
+remain parallel to that of the smallest (Jegerlehner, 1996, hep-lat/9612014). Each iteration takes one pass over
+Φ for all queries and all λ; Φ is cast to float64 block by block.
 """
 
 import os
@@ -18,19 +18,19 @@ from dtrak.utils.errors import DtrakError
 from dtrak.utils.noise import keyed_generator
 from dtrak.utils.text import parse_size
 
-TOLERANCE = 1e-8  # of a residual, relative to the right-hand side
-MOST = 3000  # passes over Φ
-PROBES = 64
+TOLERANCE = 1e-8  # residual norm relative to the right-hand side
+MOST = 3000  # passes over Φ, at most
+PROBES = 64  # random directions of an estimate
 
 
 @dataclass(frozen=True)
 class Solution:
-    """What :func:`solve` found.
+    """The result of :func:`solve`.
 
     Attributes:
-        vectors: a row a query for each λ.
-        residuals: ‖(ΦᵀΦ + λI) x − b‖ / ‖b‖, as the recurrences have it.
-        passes: over Φ.
+        vectors: the solution of each query for each λ.
+        residuals: ‖(ΦᵀΦ + λI) x − b‖ / ‖b‖, by the recurrences.
+        passes: number of passes over Φ.
     """
 
     vectors: Float64[np.ndarray, "l q k"]
@@ -49,10 +49,11 @@ def solve(
 
     Args:
         shifts: absolute λ, all positive.
-        tolerance: of the residual, relative to ‖b‖; iteration ends when every system is below it.
+        tolerance: required residual norm relative to ‖b‖, for all systems.
+        most: maximum number of passes over Φ.
 
     Raises:
-        DtrakError: some system is not there after ``most`` passes.
+        DtrakError: some system has not converged after ``most`` passes.
     """
     absolute = np.array(shifts, dtype=np.float64)
     base = float(absolute.min())
@@ -70,8 +71,9 @@ def solve(
     while (residuals > tolerance).any():
         if passes == most:
             raise DtrakError(
-                f"After {most} passes over the features λ = {base:.3g} is solved to {residuals.max():.1e} only.",
-                hint="Choose a larger damping: small ones need many passes and say little.",
+                f"No convergence for λ = {base:.3g} after {most} passes over the features: the relative residual is "
+                f"{residuals.max():.1e}.",
+                hint="Choose a larger damping.",
             )
         passes += 1
         product = normal_product(features, seed) + base * seed
@@ -94,7 +96,7 @@ def solve(
 def normal_product(
     features: Float[np.ndarray, "n k"], vectors: Float64[np.ndarray, "q k"]
 ) -> Float64[np.ndarray, "q k"]:
-    """ΦᵀΦ v for every row v, a block of Φ's rows at a time."""
+    """ΦᵀΦ v for every row v of ``vectors``, block by block."""
     total = np.zeros_like(vectors)
     for block in blocks(features):
         total += (vectors @ block.T) @ block
@@ -106,10 +108,10 @@ def _ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 class KrylovKernel:
-    """The kernel of features too many for a decomposition; the same questions as :class:`dtrak.linalg.kernel.Kernel`.
+    """The kernel of features that are too large to decompose; the interface of :class:`dtrak.linalg.kernel.Kernel`.
 
     Row norms and leverages are estimates: means over ``PROBES`` random directions, with a relative standard
-    error of about 1/√(2·64) = 9 % of a norm.
+    error of a norm of about 1/√(2·64) = 9 %.
     """
 
     def __init__(self, features: Float[np.ndarray, "n k"]):
@@ -125,7 +127,12 @@ class KrylovKernel:
     def solve(
         self, queries: Float[np.ndarray, "q k"], dampings: Float64[np.ndarray, " l"] | Sequence[float]
     ) -> Float64[np.ndarray, "l q k"]:
-        """``(ΦᵀΦ + λI)⁻¹ φ`` for relative λ."""
+        """``(ΦᵀΦ + λI)⁻¹ φ`` for relative λ.
+
+        Raises:
+            ValueError: a damping is not positive.
+            DtrakError: no convergence.
+        """
         return solve(self._features, queries, [self._absolute(d) for d in dampings]).vectors
 
     def scores(
@@ -137,11 +144,11 @@ class KrylovKernel:
     def precondition(
         self, features: Float[np.ndarray, "n k"], query: Float[np.ndarray, " k"], damping: float
     ) -> Float64[np.ndarray, " k"]:
-        """``(ΦᵀΦ + λI)⁻¹ φ``, to search an index of raw rows with."""
+        """The query q = ``(ΦᵀΦ + λI)⁻¹ φ`` for an index of raw rows."""
         return self.solve(query[None], [damping])[0, 0]
 
     def influence_norms(self, features: Float[np.ndarray, "n k"], damping: float) -> Float64[np.ndarray, " n"]:
-        """‖(ΦᵀΦ + λI)⁻¹ φₙ‖₂, estimated: for random z, E (φₙᵀ M z)² = ‖M φₙ‖²."""
+        """‖M φₙ‖₂ with M = (ΦᵀΦ + λI)⁻¹, estimated: for standard normal z, E (φₙᵀ M z)² = ‖M φₙ‖²."""
         return np.sqrt(self._probe(damping)[0])
 
     def leverages(self, features: Float[np.ndarray, "n k"], damping: float) -> Float64[np.ndarray, " n"]:
@@ -151,15 +158,18 @@ class KrylovKernel:
 
     @property
     def auto_damping(self) -> float:
-        """Not known without the spectrum.
+        """Not available without the spectrum.
 
         Raises:
             DtrakError: always.
         """
-        raise DtrakError("λ = auto needs the whole spectrum, which is too large here.", hint="Give λ as a number.")
+        raise DtrakError(
+            "λ = auto needs an eigendecomposition, which does not fit in memory.",
+            hint="Set λ to a number, or increase DTRAK_MEMORY.",
+        )
 
     def _probe(self, damping: float) -> tuple[np.ndarray, np.ndarray]:
-        """‖M φₙ‖² and ‖Φ M φₙ‖² of every row, estimated from the same number of directions each."""
+        """Estimates of ‖M φₙ‖² and ‖Φ M φₙ‖² of every row."""
         found = self._probed.get(damping)
         if found is None:
             rows, columns = self._features.shape
@@ -169,7 +179,7 @@ class KrylovKernel:
             solved = self.solve(np.concatenate([flat, of_rows]), [damping])[0]
             squares = _products(self._features, solved) ** 2
             found = squares[:PROBES].mean(0), squares[PROBES:].mean(0)
-            self._probed = {damping: found}  # the latest alone; another thread may have set its own
+            self._probed = {damping: found}  # keep only the latest; another thread may have set its own
         return found
 
     def _absolute(self, damping: float) -> float:
@@ -179,29 +189,34 @@ class KrylovKernel:
 
 
 def kernel_of(features: Float[np.ndarray, "n k"]) -> Kernel | KrylovKernel:
-    """The kernel of features by the road that :func:`fits` chooses."""
+    """The kernel of features: an eigendecomposition if it :func:`fits` in memory, else conjugate gradients."""
     return Kernel.decompose(features) if fits(*features.shape) else KrylovKernel(features)
 
 
 def fits(rows: int, columns: int) -> bool:
-    """Whether the smaller Gram matrix can be decomposed in the memory allowed (``DTRAK_MEMORY``, default 4 GB).
+    """Whether decomposing the smaller Gram matrix fits in ``DTRAK_MEMORY`` (default 4 GB).
 
-    It takes about three matrices of that size in float64.
+    It needs about three matrices of that size in float64.
     """
     return 3 * 8 * min(rows, columns) ** 2 <= memory_allowed()
 
 
-def road(rows: int, columns: int) -> str:
-    """In words, how the kernel of that many rows and columns is handled, and why."""
+def solver_choice(rows: int, columns: int) -> str:
+    """A sentence that says how the kernel of Φ of this size is computed, and why."""
     smaller, allowed = min(rows, columns), memory_allowed()
-    needed = f"{3 * 8 * smaller**2 / 1e9:.2g} GB of {allowed / 1e9:.2g} GB allowed (DTRAK_MEMORY)"
+    size, limit = f"{smaller:,} × {smaller:,}", f"limit {allowed / 1e9:.2g} GB (DTRAK_MEMORY)"
+    needed = f"{3 * 8 * smaller**2 / 1e9:.2g} GB"
     if fits(rows, columns):
-        return f"Kernel: eigendecomposition of the smaller Gram matrix, {smaller:,} a side; it takes {needed}."
-    return f"Kernel: conjugate gradients at each query, for a decomposition of {smaller:,} a side would take {needed}."
+        return f"Kernel: eigendecomposition of the {size} Gram matrix; needs {needed}, {limit}."
+    return f"Kernel: conjugate gradients for each query; an eigendecomposition ({size}) would need {needed}, {limit}."
 
 
 def memory_allowed() -> float:
-    """``DTRAK_MEMORY`` in bytes: a number, or one with GB, MB or others; 4 GB unless it is set."""
+    """``DTRAK_MEMORY`` in bytes; default 4 GB.
+
+    Raises:
+        DtrakError: its value is not a size.
+    """
     return parse_size(os.environ.get("DTRAK_MEMORY", "4GB"), "DTRAK_MEMORY")
 
 

@@ -18,8 +18,8 @@ from jaxtyping import Float, Float64
 from scipy.linalg import eigh
 from scipy.optimize import brentq
 
-BLOCK = 2**20  # numbers cast to float64 at a time: they stay in the processor's cache
-LARGE = 2**23  # the same where products of matrices want larger blocks
+BLOCK = 2**20  # elements cast to float64 at a time, few enough for the processor's cache
+LARGE = 2**23  # the same for matrix products, which need larger blocks
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Kernel:
     Attributes:
         eigenvalues: ascending, clipped at 0, [m] with m = min(N, k).
         eigenvectors: in columns, [m, m].
-        dual: True if they are of ΦΦᵀ, False if of ΦᵀΦ.
+        dual: True for ΦΦᵀ (N ≤ k), False for ΦᵀΦ.
     """
 
     eigenvalues: Float64[np.ndarray, " m"]
@@ -41,7 +41,7 @@ class Kernel:
         """Decompose the smaller Gram matrix of ``features``, in float64.
 
         Args:
-            known: that matrix, where it is worked out already.
+            known: that matrix, if already computed.
         """
         dual = features.shape[0] <= features.shape[1]
         matrix = gram(features) if known is None else known
@@ -69,10 +69,10 @@ class Kernel:
     def precondition(
         self, features: Float[np.ndarray, "n k"], query: Float[np.ndarray, " k"], damping: float
     ) -> Float64[np.ndarray, " k"]:
-        """A query q with ``Φ q = Φ (ΦᵀΦ + λI)⁻¹ φ``, of the least norm, to search an index of raw rows with.
+        """The query q for an index of raw rows, with ``Φ q = Φ (ΦᵀΦ + λI)⁻¹ φ`` and minimum norm.
 
-        In the dual case the part of φ outside the rows' span, which no row can see, is dropped:
-        it would only cost precision in the index's float32.
+        In the dual case the component of φ outside the span of the rows is dropped: it does not affect scores and
+        would only cost precision in the index's float32.
         """
         damping = self.absolute(damping)
         if not self.dual:
@@ -100,7 +100,7 @@ class Kernel:
 
     @property
     def auto_damping(self) -> float:
-        """The relative λ under which half of the directions count: Σ s/(s+λ) = rank/2."""
+        """The relative λ for which the effective number of directions is half the rank: Σ s/(s+λ) = rank/2."""
         values = self.eigenvalues[self.eigenvalues > self.eigenvalues[-1] * 1e-12]
         if not values.size:
             return 1.0
@@ -112,14 +112,18 @@ class Kernel:
         return float(np.exp(found) / self.mean_eigenvalue)
 
     def absolute(self, damping: float) -> float:
-        """λ itself for a relative damping."""
+        """The absolute λ for a relative damping.
+
+        Raises:
+            ValueError: damping is not positive.
+        """
         if not damping > 0:
             raise ValueError(f"damping must be positive, not {damping}")
         return damping * (self.mean_eigenvalue or 1.0)
 
 
 def gram(features: Float[np.ndarray, "n k"]) -> Float64[np.ndarray, "m m"]:
-    """The smaller of Φ Φᵀ and Φᵀ Φ in float64, summed block by block: Φ may be a file mapped into memory."""
+    """The smaller of ΦΦᵀ and ΦᵀΦ in float64, summed block by block, as Φ may be memory-mapped."""
     rows, columns = features.shape
     result = np.zeros((min(rows, columns),) * 2)
     if rows > columns:
@@ -134,9 +138,13 @@ def gram(features: Float[np.ndarray, "n k"]) -> Float64[np.ndarray, "m m"]:
 
 
 def multiply(matrix: Float[np.ndarray, "n k"], vector: Float[np.ndarray, " k"]) -> Float64[np.ndarray, " n"]:
-    """``matrix @ vector`` in float64, row block by row block; float32 is widened as it is read."""
+    """``matrix @ vector`` in float64, without a float64 copy of the matrix.
+
+    Raises:
+        ValueError: the shapes do not match.
+    """
     if matrix.shape[1:] != vector.shape:
-        raise ValueError(f"shapes {matrix.shape} and {vector.shape} do not multiply")
+        raise ValueError(f"cannot multiply shapes {matrix.shape} and {vector.shape}")
     vector = np.ascontiguousarray(vector, dtype=np.float64)
     if matrix.dtype == np.float32 and matrix.flags.c_contiguous:
         result = np.empty(len(matrix))
@@ -155,7 +163,7 @@ def _products(matrix: Any, vector: Any, result: Any) -> None:
 
 @functools.cache
 def _compiled_products() -> Callable[..., None]:
-    import numba  # here, for it takes a second
+    import numba  # slow to import
 
     return numba.njit(_products, nogil=True, cache=True, fastmath={"reassoc", "contract"})  # as BLAS may
 
@@ -163,7 +171,7 @@ def _compiled_products() -> Callable[..., None]:
 def transposed_products(
     features: Float[np.ndarray, "n k"], vectors: Float64[np.ndarray, "q n"]
 ) -> Float64[np.ndarray, "q k"]:
-    """``vectors @ Φ`` in float64, row block by row block."""
+    """``vectors @ Φ`` in float64, block by block."""
     total = np.zeros((len(vectors), features.shape[1]))
     for part in row_slices(features.shape, LARGE):
         total += vectors[:, part] @ features[part].astype(np.float64)
@@ -176,13 +184,13 @@ def row_norms(features: Float[np.ndarray, "n k"]) -> Float64[np.ndarray, " n"]:
 
 
 def blocks(features: Float[np.ndarray, "n k"], numbers: int = BLOCK) -> Iterator[Float64[np.ndarray, "b k"]]:
-    """Rows of Φ in float64, about so many numbers at a time."""
+    """Blocks of rows of Φ in float64, with about ``numbers`` elements each."""
     for part in row_slices(features.shape, numbers):
         yield features[part].astype(np.float64)
 
 
 def row_slices(shape: tuple[int, int], numbers: int = BLOCK) -> Iterator[slice]:
-    """The rows of a matrix in slices of about so many numbers."""
+    """Slices of rows of a matrix with about ``numbers`` elements each."""
     size = max(1, numbers // max(1, shape[1]))
     for start in range(0, shape[0], size):
         yield slice(start, min(start + size, shape[0]))

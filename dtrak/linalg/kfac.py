@@ -1,13 +1,13 @@
-"""EK-FAC: the Gauss–Newton matrix of a training loss, layer by layer, diagonal in a Kronecker basis.
+"""EK-FAC: a layer-wise approximation of the Gauss–Newton matrix of a training loss, diagonal in a Kronecker basis.
 
-For a layer with inputs a and gradients g at its outputs, summed over the positions where its weight acts,
+For a layer with inputs a and output gradients g, summed over the positions where its weight is applied,
 
     G = Σ g aᵀ,   F = E[vec(G) vec(G)ᵀ] ≈ (U_S ⊗ U_A) diag(Λ) (U_S ⊗ U_A)ᵀ,   Λ = E[(U_Sᵀ G U_A)²],
 
-with U_A, U_S the eigenvectors of E[a aᵀ] and E[g gᵀ]. Grosse et al., 2023 (arXiv 2308.03296) for influence; for
-diffusion models Mlodozeniec et al., ICLR 2025 (arXiv 2410.13850). The loss is mean((ε_θ − ε)²), so the outputs' part
-of the Gauss–Newton matrix is 2/D, and g is what v = √(2/D) z with z ~ N(0, I) pulls back. Parameters outside linear
-and convolutional layers are left out: their part of a preconditioned gradient is zero.
+with U_A, U_S the eigenvectors of E[a aᵀ] and E[g gᵀ]. For influence: Grosse et al., 2023 (arXiv 2308.03296); for
+diffusion models: Mlodozeniec et al., ICLR 2025 (arXiv 2410.13850). The loss is mean((ε_θ − ε)²), so its Hessian in the
+outputs is (2/D) I, and g is the gradient for the cotangent v = √(2/D) z with z ~ N(0, I). Parameters outside linear
+and convolutional layers are excluded: their part of a preconditioned gradient is zero.
 """
 
 import contextlib
@@ -28,11 +28,11 @@ Predict = Callable[[], Float[Tensor, "rows *shape"]]
 
 @dataclass(frozen=True)
 class Factors:
-    """One layer's part, over its weight and, where it has one that is tuned, its bias as a last column.
+    """The factors of one layer's weight, with its bias, if tuned, as the last column.
 
     Attributes:
-        inputs: U_A, eigenvectors of the inputs' covariance, in columns.
-        outputs: U_S, those of the gradients' covariance.
+        inputs: U_A, eigenvectors of E[a aᵀ], in columns.
+        outputs: U_S, eigenvectors of E[g gᵀ], in columns.
         eigenvalues: Λ.
         bias: whether the last column is a bias.
     """
@@ -43,25 +43,25 @@ class Factors:
     bias: bool
 
     def precondition(self, gradient: Float[Tensor, "o i"], damping: float) -> Float[Tensor, "o i"]:
-        """(F + λI)⁻¹ applied to a layer's gradient, λ absolute."""
+        """(F + λI)⁻¹ applied to a layer's gradient, with absolute λ."""
         turned = self.outputs.T @ gradient @ self.inputs
         return self.outputs @ (turned / (self.eigenvalues + damping)) @ self.inputs.T
 
 
 class Kfac:
-    """The factors of all tuned layers, by the name of the layer."""
+    """The factors of all tuned layers, by layer name."""
 
     def __init__(self, layers: dict[str, Factors]):
         self.layers = layers
 
     @property
     def mean_eigenvalue(self) -> float:
-        """Of all layers: the unit of relative damping."""
+        """The mean eigenvalue over all layers: the unit of relative damping."""
         total = sum(float(f.eigenvalues.double().sum()) for f in self.layers.values())
         return total / max(1, sum(f.eigenvalues.numel() for f in self.layers.values()))
 
     def precondition(self, gradients: Mapping[str, Tensor], damping: float) -> dict[str, Tensor]:
-        """(F + λI)⁻¹ g for gradients by parameter name; zero for parameters of no known layer.
+        """(F + λI)⁻¹ g for gradients by parameter name; zero for parameters outside the factored layers.
 
         Args:
             damping: λ relative to :attr:`mean_eigenvalue`.
@@ -86,7 +86,7 @@ class Kfac:
         return found
 
     def save(self, path: Path) -> None:
-        """Write all factors to one file of safetensors."""
+        """Write all factors to one safetensors file."""
         tensors: dict[str, Tensor] = {}
         for name, f in self.layers.items():
             tensors |= {
@@ -113,8 +113,11 @@ def fit(network: nn.Module, batches: Callable[[], Iterable[tuple[Predict, Tensor
     """The factors of a network's tuned linear and convolutional layers.
 
     Args:
-        batches: called twice; gives forward passes and, for each, cotangents v [draws, rows, …] to pull back. A row
-            is one data point; draws are averaged where they are samples of v, so scale them for anything else.
+        batches: called twice; yields forward passes, each with cotangents v [draws, rows, …]. A row is one data
+            point; the result averages over draws.
+
+    Raises:
+        ValueError: a layer is used twice in one pass, or a convolution has string padding.
     """
     layers = tuned_layers(network)
     inputs: dict[str, Tensor] = {}
@@ -136,7 +139,7 @@ def fit(network: nn.Module, batches: Callable[[], Iterable[tuple[Predict, Tensor
 
 
 def tuned_layers(network: nn.Module) -> dict[str, nn.Module]:
-    """Linear and ungrouped convolutional layers whose weight is tuned, by name."""
+    """The linear and ungrouped convolutional layers with a tuned weight, by name."""
     return {
         name: layer
         for name, layer in network.named_modules()
@@ -153,7 +156,7 @@ Calls = dict[str, tuple[Float[Tensor, "rows positions i"], Float[Tensor, "rows p
 
 
 def _pulled_back(layers: dict[str, nn.Module], batches: Iterable[tuple[Predict, Tensor]]) -> Iterator[Calls]:
-    """Inputs and output gradients of each layer, in float64, one dictionary a draw."""
+    """Inputs and output gradients of each layer, in float64, one dictionary per draw."""
     for predict, cotangents in batches:
         with _recording(layers) as calls:
             prediction = predict()
@@ -178,7 +181,7 @@ def _recording(layers: dict[str, nn.Module]) -> Iterator[dict[str, tuple[Tensor,
 
         def record(_: nn.Module, given: tuple[Tensor, ...], output: Tensor, name: str = name) -> None:
             if name in calls:
-                raise ValueError(f"the layer {name} is used twice in one pass; EK-FAC takes it once")
+                raise ValueError(f"layer {name} is used twice in one pass, which EK-FAC does not support")
             calls[name] = given[0].detach(), output
 
         hooks.append(layer.register_forward_hook(record))
@@ -190,7 +193,7 @@ def _recording(layers: dict[str, nn.Module]) -> Iterator[dict[str, tuple[Tensor,
 
 
 def _positions(layer: nn.Module, given: Tensor) -> Float[Tensor, "rows positions i"]:
-    """A layer's input at each place where its weight acts, with a one for the bias."""
+    """A layer's input at each position where its weight is applied, with a one appended for a tuned bias."""
     if isinstance(layer, nn.Conv2d):
         unfolded = F.unfold(
             given, layer.kernel_size, dilation=layer.dilation, padding=_padding(layer), stride=layer.stride
@@ -211,7 +214,7 @@ def _output_positions(layer: nn.Module, gradient: Tensor) -> Float[Tensor, "rows
 
 def _padding(layer: nn.Conv2d) -> tuple[int, ...]:
     if isinstance(layer.padding, str):
-        raise ValueError("a convolution padded by name cannot be unfolded")
+        raise ValueError("convolutions with string padding are not supported")
     return tuple(layer.padding)
 
 

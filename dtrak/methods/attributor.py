@@ -1,4 +1,4 @@
-"""From an image to the training images it leans on: the one road that command line and pages take."""
+"""From a query image to a ranking of the training images, for the command line, the pages and Python."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -25,14 +25,15 @@ from dtrak.utils.errors import DtrakError
 from dtrak.utils.latest import Latest
 
 EXTRACTORS_KEPT = 8
-Features = dict[str, QueryFeature]  # of one query, by the keys of their needs
+Features = dict[str, QueryFeature]  # features of one query, by ``Need.key``
 
 
 class Attributor(TrainingSide):
     """A study opened for queries.
 
     Args:
-        batch_size: timesteps per forward pass of a query.
+        device: where to compute, such as "cpu" or "cuda".
+        batch_size: (timestep, draw) pairs per forward pass of a query.
     """
 
     def __init__(self, folder: StudyFolder, device: str = "cpu", batch_size: int = 16):
@@ -42,22 +43,26 @@ class Attributor(TrainingSide):
 
     @cached_property
     def embedder(self) -> Embedder:
-        """The image embedding of the study."""
+        """The study's image embedding."""
         return Embedder(self.folder.study.embedding)
 
     def needs(self, setting: Setting, query: Query) -> list[Need]:
-        """The features that the query must have for a setting; none for methods without features.
+        """The query features that a setting needs; none for methods without features.
 
         Raises:
-            DtrakError: the study lacks them, or the query cannot have them.
+            DtrakError: the study lacks the feature sets, or the query does not suit the method.
         """
         return METHODS[setting.method].query_needs(self, setting, query)
 
     def features(self, query: Query, settings: Sequence[Setting] = (), by_block: bool = True) -> Features:
-        """The query's features for some settings, by default for all methods of one model; the costly part.
+        """Compute the query's features for some settings; the expensive step, which takes gradients.
 
         Args:
-            by_block: also split the features that an index is built of by block of the network.
+            settings: default all available gradient methods that use a single model and few passes.
+            by_block: also split the index's features by block of the network.
+
+        Raises:
+            DtrakError: the study lacks the feature sets, or the query does not suit a method.
         """
         settings = settings or [
             Setting(m.name) for m in self.methods() if isinstance(m, GradientMethod) and m.one_model and m.light
@@ -66,7 +71,7 @@ class Attributor(TrainingSide):
         return self.compute(query, list(needs.values()), by_block)
 
     def compute(self, query: Query, needs: Sequence[Need], by_block: bool = True) -> Features:
-        """The named features of a query; those of one model share their passes."""
+        """Compute the needed features of a query; features of one model share forward passes."""
         found: Features = {}
         for model_name in dict.fromkeys(need.config.model for need in needs):
             model = self.variant(model_name)
@@ -86,11 +91,14 @@ class Attributor(TrainingSide):
         return found
 
     def query_parts(self, side: Side, features: Features) -> Float[np.ndarray, "parts k"]:
-        """The weighted parts of the query's feature, which sum to it; one row where they are not kept apart."""
+        """The weighted (timestep, draw) parts of the query's feature, which sum to it.
+
+        A single row if they are not stored separately.
+        """
         rows = []
         for source in side.sources:
             feature = self.of_query(source, features)
-            weights = self._weights(source, lambda feature=feature: feature.values)  # type: ignore[misc]
+            weights = self._weights(source, lambda feature=feature: feature.values)
             parts = np.atleast_2d(feature.parts)[:, : side.dim].astype(np.float64) * weights[:, None]
             rows.append(parts[np.array(source.weights) != 0] * self.rescale(source, side))
         return np.concatenate(rows)
@@ -98,20 +106,23 @@ class Attributor(TrainingSide):
     def scores(
         self, setting: Setting, query: Query, features: Features
     ) -> tuple[Float[np.ndarray, " n"], float | None]:
-        """The scores of all training images in float64, and the λ that was used; milliseconds, no gradient.
+        """The scores of all training images in float64, and the λ used; takes milliseconds.
 
         Raises:
-            DtrakError: something that the method needs is not built.
+            DtrakError: features or models that the method needs are missing.
         """
         return METHODS[setting.method].scores(self, setting, query, features)
 
     def attribute(self, query: Query, features: Features, setting: Setting | str = "dtrak", top: int = 10) -> Ranking:
-        """The ranking of all training samples for a query; milliseconds, no gradient.
+        """Rank all training samples for a query; takes milliseconds.
 
         Args:
             features: from :meth:`features`.
-            setting: or the name of a method, for its defaults.
-            top: how many proponents and opponents at most.
+            setting: a setting, or a method's name for its defaults.
+            top: maximum number of proponents and of opponents.
+
+        Raises:
+            DtrakError: features or models that the method needs are missing.
         """
         setting = Setting(setting) if isinstance(setting, str) else setting
         scores, damping = self.scores(setting, query, features)
@@ -119,7 +130,7 @@ class Attributor(TrainingSide):
         return Ranking(setting, damping, self.fingerprint(setting), self.table, scores, top, ends=ends)
 
     def of_query(self, source: Source, features: Features) -> QueryFeature:
-        """The query's feature of a stored set.
+        """The query's feature that matches a stored feature set.
 
         Raises:
             DtrakError: it was not computed.
@@ -135,14 +146,14 @@ class Attributor(TrainingSide):
         """
         if key not in features:
             raise DtrakError(
-                "The query's feature was not computed under this setting, or under another fingerprint.",
-                hint="Compute the query's features again.",
+                "The query's feature was not computed for this setting, or has another fingerprint.",
+                hint="Recompute the query's features.",
             )
         return features[key]
 
     @staticmethod
     def as_query_feature(feature: SampleFeature, identity: dict[str, Any]) -> QueryFeature:
-        """A computed feature with what its numbers depend on."""
+        """A computed feature together with its identity."""
         return QueryFeature(feature.parts, identity, feature.values, feature.blocks)
 
     def _extractor(self, model: DiffusionModel, configs: tuple[FeatureConfig, ...], by_block: bool) -> FeatureExtractor:

@@ -1,4 +1,4 @@
-"""Methods that sum over checkpoints of the training: TracInCP and GAS."""
+"""Methods that average over checkpoints of the training: TracInCP and GAS."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class CheckpointMethod(GradientMethod):
 
     @property
     def splits(self) -> bool:  # type: ignore[override]
-        """Parts are shown for one model only."""
+        """No: a score is a mean over several models."""
         return False
 
     def models_of(self, study: TrainingSide, setting: Setting) -> list[str]:
@@ -33,7 +33,7 @@ class CheckpointMethod(GradientMethod):
         if not checkpoints:
             raise DtrakError(
                 f"Study '{study.folder.study.name}' has no earlier checkpoints.",
-                hint="Name some under model.checkpoints.",
+                hint="List them under model.checkpoints.",
             )
         return [*checkpoints, LAST]
 

@@ -1,4 +1,4 @@
-"""Negative controls: scores that know nothing."""
+"""Negative controls: scores that are independent of the model and the data."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class RandomMethod(Method):
-    """Uniform scores, keyed by the query."""
+    """Random scores, keyed by the query id."""
 
     control: ClassVar[bool] = True
 

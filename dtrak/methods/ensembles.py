@@ -1,4 +1,4 @@
-"""Methods that average over models trained on other halves of the data."""
+"""Methods that average over an ensemble of models trained on different random halves of the data."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 class EnsembleMethod(GradientMethod):
     """The mean score over the last checkpoint and the ensemble's members."""
 
-    needs: str = "features of its output function, of each member of the ensemble"
+    needs: str = "features of its output function for each ensemble member"
     choices: ClassVar[frozenset[str]] = FEATURE_CHOICES
 
     @property
     def splits(self) -> bool:  # type: ignore[override]
-        """Parts are shown for one model only."""
+        """No: a score is a mean over several models."""
         return False
 
     def models_of(self, study: TrainingSide, setting: Setting) -> list[str]:

@@ -1,4 +1,4 @@
-"""Features of your own: plain arrays, ranked and judged without a model of ours."""
+"""Ranking with your own features, given as plain arrays."""
 
 from collections.abc import Sequence
 
@@ -10,24 +10,24 @@ from dtrak.methods.readout import Readout
 
 
 class Features:
-    """Φ, one row a training sample.
+    """Φ, one row per training sample.
 
     Args:
-        values: projected gradients, or any features that scores are inner products of.
-        ids: of the samples; default their row numbers.
+        values: projected gradients, or any features whose inner products are scores.
+        ids: ids of the samples; default the row numbers.
 
     Raises:
-        ValueError: the shapes do not fit, or a value is not finite.
+        ValueError: the shapes do not match, or a value is not finite.
     """
 
     def __init__(self, values: Float[np.ndarray, "n k"], ids: Sequence[str] | None = None):
         values = np.ascontiguousarray(values, dtype=np.float64 if values.dtype == np.float64 else np.float32)
         if values.ndim != 2 or not np.isfinite(values).all():
-            raise ValueError(f"features are finite numbers of shape (n, k), not {values.shape}")
+            raise ValueError(f"features must be a finite array of shape (n, k); got shape {values.shape}")
         self.values = values
         self.ids = [str(row) for row in range(len(values))] if ids is None else list(ids)
         if len(self.ids) != len(values):
-            raise ValueError(f"{len(self.ids)} ids for {len(values)} rows")
+            raise ValueError(f"got {len(self.ids)} ids for {len(values)} rows")
         self._readout = Readout(values)
 
     def scores(
@@ -40,11 +40,14 @@ class Features:
 
         Args:
             damping: λ relative to the mean non-zero eigenvalue of ΦᵀΦ.
-            normaliser: what the score of each row is divided by.
+            normaliser: the divisor of each row's score; see :class:`dtrak.methods.base.Method`.
+
+        Raises:
+            ValueError: the queries have another dimension than the features.
         """
         queries = np.asarray(queries)
         if queries.shape[-1] != self.values.shape[1]:
-            raise ValueError(f"queries of {queries.shape[-1]} numbers, features of {self.values.shape[1]}")
+            raise ValueError(f"queries have {queries.shape[-1]} columns, features have {self.values.shape[1]}")
         rows = [self._readout.scores(row, damping, normaliser) for row in np.atleast_2d(queries)]
         return np.stack(rows).reshape(*queries.shape[:-1], len(self.values))
 
@@ -55,7 +58,7 @@ class Features:
         top: int = 10,
         normaliser: Normaliser = "none",
     ) -> list[tuple[str, float]]:
-        """The ``top`` strongest proponents, each an id and its score."""
+        """The ``top`` highest-scoring samples, each an id and its score."""
         scores = self.scores(query, damping, normaliser)
         return [(self.ids[row], float(scores[row])) for row in np.argsort(-scores, kind="stable")[:top]]
 

@@ -1,14 +1,14 @@
-"""Methods that compare projected gradients: φ(x)ᵀ (ΦᵀΦ + λI)⁻¹ φₙ with or without a kernel and a normaliser.
+"""Methods that compare projected gradients: φ(x)ᵀ (ΦᵀΦ + λI)⁻¹ φₙ, with or without the kernel and a normaliser.
 
-One store serves them all: a method is the output function of both sides, a preconditioner (the kernel at some λ, or
-none), and what each row's score is divided by.
+All use the same feature stores: a method is an output function, a preconditioner (the kernel at some λ, or the
+identity) and a normaliser of the scores.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -32,11 +32,11 @@ FEATURE_CHOICES = frozenset(
 
 @dataclass(frozen=True, kw_only=True)
 class GradientMethod(Method):
-    """A score of one model's features.
+    """A method that scores by inner products of gradient features.
 
     Attributes:
         output: the output function of its features.
-        residual: whether DAS's residual and leverage terms enter.
+        residual: whether to apply DAS's residual and leverage terms.
     """
 
     output: str
@@ -47,16 +47,16 @@ class GradientMethod(Method):
 
     @property
     def splits(self) -> bool:  # type: ignore[override]
-        """DAS squares its scores; all others are sums."""
+        """Yes, except for DAS, which squares its scores."""
         return not self.residual
 
     @property
     def one_model(self) -> bool:
-        """Whether its scores come from a single model, which may be chosen."""
+        """Whether it uses a single model, which can be chosen."""
         return "checkpoint" in self.choices
 
     def takes(self, choice: str) -> bool:
-        """λ only with a kernel."""
+        """See :class:`Method`; λ applies only with a kernel."""
         return super().takes(choice) and (choice != "damping" or self.damping is not None)
 
     def models_of(self, study: TrainingSide, setting: Setting) -> list[str]:
@@ -81,7 +81,7 @@ class GradientMethod(Method):
 
         output = setting.output or self.output
         models = self.models_of(study, setting)
-        if len(models) > 1 and setting.timesteps is None:  # all models are looked at alike
+        if len(models) > 1 and setting.timesteps is None:  # use the same timesteps for all models
             alone = [select(study.folder.study, setting, output, model, split) for model in models]
             setting = setting.with_(timesteps=min(len(side.pairs) for side in alone) // setting.draws)
         return [select(study.folder.study, setting, output, model, split) for model in models]
@@ -94,7 +94,7 @@ class GradientMethod(Method):
     def query_vector(
         self, study: Attributor, setting: Setting, side: Side, features: Features, query: Query
     ) -> Float[np.ndarray, " k"]:
-        """φ(x) under a setting, for one model.
+        """φ(x) for one model under a setting.
 
         Raises:
             DtrakError: the feature was not computed.
@@ -105,21 +105,21 @@ class GradientMethod(Method):
         return study.query_parts(side, features).sum(0).astype(np.float32)
 
     def query_vectors(self, study: Attributor, setting: Setting, asked: QuerySet) -> list[Float[np.ndarray, "q k"]]:
-        """φ of each evaluation query, one matrix a model."""
+        """φ of each evaluation query, one matrix per model."""
         return [study.queries(side) for side in self.sides(study, setting, "truth")]
 
     def wanted_damping(self, setting: Setting) -> Damping:
-        """The setting's λ, or the method's own."""
+        """The setting's λ, or the method's default."""
         return self.damping if setting.damping is None else setting.damping
 
     def divided_by(self, setting: Setting) -> Normaliser:
-        """The setting's normaliser, or the method's own."""
+        """The setting's normaliser, or the method's default."""
         return setting.normaliser or self.normaliser
 
     def row_scores(
         self, readout: Readout, queries: Float[np.ndarray, "*q k"], damping: float | None, setting: Setting
     ) -> Float64[np.ndarray, "*q n"]:
-        """The scores of all rows of one model at one λ."""
+        """The scores of all training samples for one model at one λ."""
         return readout.scores(queries, damping, self.divided_by(setting), self.residual)
 
     def sweep(
@@ -159,7 +159,7 @@ class GradientMethod(Method):
     def ends(
         self, study: Attributor, setting: Setting, query: Query, features: Features, damping: float | None, top: int
     ) -> Ends | None:
-        """From the FAISS index where the setting is what it was built for; a row normaliser it cannot know."""
+        """See :class:`Method`; the index covers only the feature sets it was built of, without a normaliser."""
         sides = self.sides(study, setting)
         if self.residual or len(sides) > 1 or self.divided_by(setting) != "none":
             return None
@@ -169,7 +169,7 @@ class GradientMethod(Method):
         if not indexed or side.dim != source.config.projection_dim:
             return None
         index = study.indexed(source.config)
-        return cast(Ends, index.both_ends(index.searchable(study.of_query(source, features), damping), top))
+        return index.both_ends(index.searchable(study.of_query(source, features), damping), top)
 
 
 METHODS: tuple[Method, ...] = (
@@ -231,5 +231,5 @@ DAS = GradientMethod(
     residual=True,
     formula="τ(x, n) = (φ(x)ᵀ (ΦᵀΦ + λI)⁻¹ φₙ · rₙ / (1 − φₙᵀ (ΦᵀΦ + λI)⁻¹ φₙ))²,  φ of mean(ε_θ), "
     "rₙ = √mean((ε_θ − ε)²)",
-    source="Lin et al., ICLR 2025 (arXiv 2410.18639); over the mean of the timesteps' gradients",
+    source="Lin et al., ICLR 2025 (arXiv 2410.18639); here on gradients averaged over timesteps",
 )

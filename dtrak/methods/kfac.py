@@ -1,7 +1,9 @@
 """EK-FAC influence: the query's gradient is preconditioned over all tuned weights, then projected.
 
-Φ holds projected gradients of the loss, and the projection keeps inner products, so ``P (F + λI)⁻¹ ∇L(x)`` scores all
-training samples without another look at them. F is :mod:`dtrak.linalg.kfac`'s, fitted once to some training images.
+    τ(x, n) = ⟨P (F + λI)⁻¹ ∇L(x), φₙ⟩
+
+The projection preserves inner products in expectation, so the stored features of the loss serve as the training
+side. F is the EK-FAC matrix of :mod:`dtrak.linalg.kfac`, fitted once to a sample of training images.
 """
 
 from __future__ import annotations
@@ -32,21 +34,21 @@ if TYPE_CHECKING:
     from dtrak.methods.settings import Setting
     from dtrak.methods.training_side import TrainingSide
 
-IMAGES, TIMESTEPS = 128, 4  # that F is fitted to: so many training images, each at so many keyed timesteps
-VERSION = 1
+IMAGES, TIMESTEPS = 128, 4  # F is fitted to this many training images, each at this many keyed timesteps
+VERSION = 1  # part of the factors' digest: raise it whenever the fit changes
 
 
 @dataclass(frozen=True, kw_only=True)
 class EkfacMethod(GradientMethod):
-    """λ acts before the projection, so a query has a feature for each λ."""
+    """λ acts before the projection, so a query needs a feature for each λ."""
 
-    needs: str = "features of the loss; EK-FAC factors, which build fits"
+    needs: str = "features of the loss; EK-FAC factors (fitted by build)"
     choices: ClassVar[frozenset[str]] = frozenset({"damping"})
     light: ClassVar[bool] = False
 
     @property
     def splits(self) -> bool:  # type: ignore[override]
-        """The parts of the query are mixed by the preconditioner."""
+        """No: the preconditioner mixes the parts of the query."""
         return False
 
     def require(self, study: TrainingSide) -> None:
@@ -77,7 +79,7 @@ class EkfacMethod(GradientMethod):
     def score_matrices(
         self, study: Attributor, setting: Setting, asked: QuerySet, dampings: Sequence[float]
     ) -> list[Float[np.ndarray, "q n"]]:
-        """See :class:`Method`; the queries' features are kept on disk, for each takes a pass over its timesteps."""
+        """See :class:`Method`; the queries' features take a pass over their timesteps, so they are cached on disk."""
         self.require(study)
         wanted = list(dampings) if setting.damping is None else [self._damping(setting)]
         (side,) = self.sides(study, setting)
@@ -93,13 +95,13 @@ class EkfacMethod(GradientMethod):
         return [readout.scores(matrix) for matrix in np.stack(rows, axis=1)]
 
     def ends(self, *_: Any) -> None:
-        """The index is searched by the features it was built of."""
+        """None: the index does not cover these query features."""
         return None
 
     def _damping(self, setting: Setting) -> float:
         wanted = self.wanted_damping(setting)
         if not isinstance(wanted, float):
-            raise DtrakError(f"{self.title} needs λ as a number.", hint="Leave 'auto' out.")
+            raise DtrakError(f"{self.title} needs a number for λ, not 'auto'.", hint="Set λ to a number.")
         return wanted
 
     def _config(self, study: TrainingSide, setting: Setting) -> FeatureConfig:
@@ -108,16 +110,19 @@ class EkfacMethod(GradientMethod):
 
 
 def factors_path(study: TrainingSide) -> Path:
-    """Where the factors of the study's model on its training images are kept."""
+    """The file of the EK-FAC factors for the study's model and training images."""
     depends = ["ekfac", VERSION, study.model.fingerprint(), study.table.fingerprint(), IMAGES, TIMESTEPS]
     return study.folder.root / "ekfac" / f"{digest(depends)}.safetensors"
 
 
 def fit_factors(study: TrainingSide, report: Callable[[int, int], None] = lambda done, total: None) -> bool:
-    """Fit the factors and keep them; False if that was done before.
+    """Fit the factors and store them; False if they exist already.
 
     Args:
-        report: called with (passes done, passes in all).
+        report: called with (images done, total images), in each of two passes.
+
+    Raises:
+        DtrakError: another process works on the study.
     """
     from dtrak.linalg.kfac import fit
 
@@ -130,7 +135,7 @@ def fit_factors(study: TrainingSide, report: Callable[[int, int], None] = lambda
 
 
 def _batches(study: TrainingSide, report: Callable[[int, int], None]) -> Iterator[tuple[Any, Tensor]]:
-    """One image a batch, at keyed timesteps with keyed noise and a keyed draw of v."""
+    """One image per batch, with keyed timesteps, noise and cotangent v."""
     import torch
 
     model, table = study.model, study.table

@@ -1,4 +1,4 @@
-"""Making queries: from a file, from a seed, or from a folder of files."""
+"""Creating queries from an image file, a seed, or a folder of images."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -20,9 +20,12 @@ IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".ti
 def query_from_bytes(attributor: Attributor, content: bytes, label: str | None) -> Query:
     """A query from an image file's bytes.
 
+    Args:
+        label: class or prompt to condition on; None for unconditional.
+
     Raises:
-        BadImage: it cannot be used.
-        DtrakError: the model does not know the label.
+        BadImage: the image cannot be used.
+        DtrakError: the model has no such class.
     """
     study = attributor.folder.study
     attributor.model.conditioner.check_name(label)
@@ -30,16 +33,24 @@ def query_from_bytes(attributor: Attributor, content: bytes, label: str | None) 
 
 
 def query_from_file(attributor: Attributor, path: Path, label: str | None) -> tuple[Query, dict[str, Any]]:
-    """A query from an image file, and its description."""
+    """A query from an image file, and its description for exports.
+
+    Raises:
+        DtrakError: the image cannot be used, or the model has no such class.
+    """
     try:
         query = query_from_bytes(attributor, path.read_bytes(), label)
     except BadImage as reason:
-        raise DtrakError(f"{path} cannot be attributed: {reason}.", hint="Give a PNG, JPEG or WebP image.") from None
+        raise DtrakError(f"Cannot use {path}: {reason}.", hint="Use a PNG, JPEG or WebP image.") from None
     return query, {"image": path.name, "sha256": sha256_file(path), "label": label}
 
 
 def generate_query(attributor: Attributor, settings: GenerationSettings) -> Query:
-    """Generate an image, as the page does, and make it a query."""
+    """Generate an image and return it as a query.
+
+    Raises:
+        DtrakError: the model has no such class.
+    """
     attributor.model.conditioner.check_name(settings.label)
     return Query(generate(attributor.model, [settings])[0], settings.label, settings)
 
@@ -51,12 +62,17 @@ def write_scores(
     setting: Setting,
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[tuple[str, str]]:
-    """Score all training rows for every image of a folder; returns the files left out, with reasons.
+    """Score all training samples for every image in a folder; returns the skipped files with reasons.
 
     Writes ``scores`` [Q, N] float32, ``train_ids`` [N] and ``query_files`` [Q] to an ``.npz`` file.
 
+    Args:
+        queries: the folder of images.
+        out: the file to write.
+        report: called with (files done, total files).
+
     Raises:
-        DtrakError: no usable image.
+        DtrakError: there is no usable image, or features that the method needs are missing.
     """
     files = sorted(p for p in queries.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
     rows, used, refused = [], [], []
@@ -73,7 +89,7 @@ def write_scores(
         used.append(name)
     report(len(files), len(files))
     if not rows:
-        raise DtrakError(f"There is no usable image in {queries}.", hint="Give a folder of PNG, JPEG or WebP files.")
+        raise DtrakError(f"There is no usable image in {queries}.", hint="Use a folder of PNG, JPEG or WebP files.")
     with atomic_write(out) as file:
         np.savez(
             file,

@@ -1,4 +1,4 @@
-"""What is attributed: one image, and the fixed set of images that retrained models are asked about."""
+"""Queries: an image to attribute, and the fixed set of evaluation queries."""
 
 import functools
 import hashlib
@@ -17,8 +17,8 @@ from dtrak.utils.errors import DtrakError
 from dtrak.utils.files import atomic_write, digest
 
 QUERIES_FILE = "queries.npz"
-FIRST_SEED = 100_000  # of the generated queries: far from seeds that people try
-STEPS = 50
+FIRST_SEED = 100_000  # of the generated queries; far from seeds that users try
+STEPS = 50  # denoising steps of the generated queries
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class Query:
     """An image to attribute.
 
     Attributes:
-        pixels: as the model sees it.
-        label: the class to condition on, or None for any.
-        settings: what it was generated from, or None for an image from elsewhere.
+        pixels: at the model's resolution.
+        label: class or prompt to condition on; None for unconditional.
+        settings: generation settings; None for an image that was not generated here.
     """
 
     pixels: UInt8[np.ndarray, "r r 3"]
@@ -37,20 +37,20 @@ class Query:
 
     @cached_property
     def id(self) -> str:
-        """Keys the noise of the query's feature: the same pixels always meet the same noise."""
+        """Key of the query's noise, from its pixels: the same image always gets the same noise."""
         return "query:" + hashlib.sha256(np.ascontiguousarray(self.pixels).tobytes()).hexdigest()[:32]
 
 
 @dataclass(frozen=True)
 class QuerySet:
-    """The images that retrained models are evaluated on.
+    """The evaluation queries: the images on which retrained models' losses are measured.
 
     Attributes:
         pixels: held-out images first, then generated ones.
-        labels: what each is conditioned on; "" for none.
-        heldout: how many are held-out images.
-        guidance: that the generated ones were drawn with.
-        model: digest of the model that drew them.
+        labels: class or prompt of each; "" for unconditional.
+        heldout: number of held-out images.
+        guidance: guidance scale of the generated images.
+        model: digest of the model that generated them.
     """
 
     pixels: UInt8[np.ndarray, "q r r 3"]
@@ -61,14 +61,14 @@ class QuerySet:
 
     @cached_property
     def queries(self) -> list[Query]:
-        """As queries; their ids follow from their pixels."""
+        """All queries, in order."""
         return [
             Query(pixels, label or None, self.settings(place - self.heldout) if place >= self.heldout else None)
             for place, (pixels, label) in enumerate(zip(self.pixels, self.labels, strict=True))
         ]
 
     def settings(self, number: int) -> GenerationSettings:
-        """What generated query ``number`` (from 0) is drawn with."""
+        """Generation settings of generated query ``number`` (from 0)."""
         return generated_settings(number, self.labels[self.heldout + number] or None, self.guidance)
 
     @property
@@ -78,19 +78,19 @@ class QuerySet:
 
     @property
     def groups(self) -> dict[str, slice]:
-        """The kinds of queries: "held-out" and "generated"."""
+        """Row slices by kind of query: "held-out" (if any) and "generated"."""
         generated = {"generated": slice(self.heldout, None)}
         return {"held-out": slice(0, self.heldout), **generated} if self.heldout else generated
 
     @cached_property
     def table(self) -> Table:
-        """The queries as rows that features can be computed of; none of them is a training row."""
+        """The queries as a table without training rows, for computing their features."""
         records = tuple(Record(query.id, query.label, "", "", "", "truth") for query in self.queries)
         return Table(Path(), records, self.pixels)
 
 
 def generated_settings(number: int, label: str | None, guidance: float) -> GenerationSettings:
-    """What generated query ``number`` (from 0) of any study is drawn with."""
+    """Generation settings of generated query ``number`` (from 0), for any study."""
     return GenerationSettings(FIRST_SEED + number, STEPS, label, guidance)
 
 
@@ -98,7 +98,7 @@ def load_query_set(folder: StudyFolder) -> QuerySet:
     """The study's evaluation queries.
 
     Raises:
-        DtrakError: they were not drawn yet, or by another model.
+        DtrakError: they do not exist yet, or another model generated them.
     """
     found, model = [root for root in truth_folders(folder) if (root / QUERIES_FILE).exists()], model_digest(folder)
     for root in found:
@@ -106,9 +106,9 @@ def load_query_set(folder: StudyFolder) -> QuerySet:
         asked = _read(path, path.stat().st_mtime_ns, folder.study.guidance)
         if asked.model == model:
             return asked
-    why = "those it has were asked about pictures of another model" if found else "there are none yet"
+    why = "its evaluation queries were generated by another model" if found else "there are none yet"
     raise DtrakError(
-        f"Study '{folder.study.name}' has no retrained models to be judged by: {why}.",
+        f"Study '{folder.study.name}' has no retrained models for evaluation: {why}.",
         hint=f"python -m index_builder retrain {folder.study.name}",
     )
 
@@ -121,7 +121,7 @@ def _read(path: Path, modified: int, guidance: float) -> QuerySet:
 
 
 def save_query_set(folder: StudyFolder, queries: QuerySet) -> None:
-    """Keep the queries in the workspace."""
+    """Write the evaluation queries to the workspace."""
     with atomic_write(truth_folders(folder)[0] / QUERIES_FILE) as file:
         np.savez_compressed(
             file,
@@ -133,10 +133,10 @@ def save_query_set(folder: StudyFolder, queries: QuerySet) -> None:
 
 
 def split_rows(folder: StudyFolder, split: Split) -> tuple[Table, range]:
-    """The table that holds the rows of a split, and which they are.
+    """The table that holds the rows of a split, and their row numbers.
 
     Raises:
-        DtrakError: the split is "truth" and its queries were not drawn yet.
+        DtrakError: the split is "truth" and there are no evaluation queries yet, or the data are not prepared.
     """
     if split == "truth":
         table = load_query_set(folder).table
@@ -146,7 +146,11 @@ def split_rows(folder: StudyFolder, split: Split) -> tuple[Table, range]:
 
 
 def data_fingerprint(folder: StudyFolder, split: Split) -> str:
-    """A digest of the rows that a feature set depends on."""
+    """A digest of the rows that a feature set depends on.
+
+    Raises:
+        DtrakError: the split is "truth" and there are no evaluation queries yet, or the data are not prepared.
+    """
     if split == "truth":
         table = load_query_set(folder).table
         return digest([[record.id, record.label] for record in table.records])

@@ -1,7 +1,7 @@
-"""A ranking: the training images by their scores for one query.
+"""A ranking: the training images ordered by score for one query.
 
-One object is what the gallery, the histogram, the exports, the command line and Python show. What changes the order
-(subtracting hubs, merging near-duplicates) gives a new ranking, so that all of them change together.
+The gallery, the histogram, the exports, the command line and Python all show the same object. Operations that
+change the order (subtracting hubs, merging near-duplicates) return a new ranking, so that all views stay consistent.
 """
 
 import html
@@ -41,11 +41,12 @@ def top_scored(
     groups: Int[np.ndarray, " n"] | None = None,
     rows: Sequence[int] | None = None,
 ) -> list[Scored]:
-    """The first ``count`` samples by ``sign · score``, those of the sign only; ties in row order.
+    """The top ``count`` samples by ``sign · score``, where that is positive; ties in row order.
 
     Args:
-        groups: group of each row; of each group only its first sample is taken.
-        rows: where to look; default all rows.
+        sign: 1 for proponents, −1 for opponents.
+        groups: group of each row; only the first sample of each group is listed.
+        rows: candidate rows, already ordered; default all rows.
     """
     if rows is None:
         rows = np.argsort(-sign * scores, kind="stable").tolist()
@@ -62,18 +63,18 @@ def top_scored(
 
 @dataclass(frozen=True)
 class Ranking:
-    """The answer to one query.
+    """The ranking of the training images for one query.
 
     Attributes:
-        setting: how it was scored.
-        damping: the λ that was used, of the first model where there are several; None without a kernel.
+        setting: the method and its choices.
+        damping: the λ used, of the first model if there are several; None without a kernel.
         fingerprint: of the feature sets it was computed from.
-        table: of the study; training rows first.
-        scores: of every training sample, in row order.
-        top: how many proponents and opponents are listed at most.
-        unit: of the scores: the method's own, or standard deviations once hubs are damped.
-        groups: group of each training row, where near-duplicates are merged; each counts once.
-        ends: rows that a search of the index found at both ends; default all rows are looked at.
+        table: the study's table, training rows first.
+        scores: score of every training sample, in row order.
+        top: maximum number of listed proponents and of opponents.
+        unit: unit of the scores: the method's own, or standard deviations ("z-score") after subtracting hubs.
+        groups: group of each training row if near-duplicates are merged; each group is listed once.
+        ends: top and bottom rows from an index search; None to sort all rows.
     """
 
     setting: Setting
@@ -102,15 +103,15 @@ class Ranking:
         return self._side(1)
 
     def merged(self, groups: Int[np.ndarray, " n"] | None) -> "Ranking":
-        """The same with near-duplicates listed once; None leaves it as it is."""
+        """The ranking with near-duplicates merged; unchanged for None."""
         return self if groups is None else replace(self, groups=groups, ends=None)
 
     def rescored(self, scores: Float[np.ndarray, " n"], unit: Unit) -> "Ranking":
-        """The same samples by other scores."""
+        """The same samples ranked by other scores."""
         return replace(self, scores=scores, unit=unit, ends=None)
 
     def order(self) -> list[int]:
-        """Training rows from the strongest proponent to the strongest opponent; of each group the first alone."""
+        """Training rows by descending score; only the first row of each group."""
         rows = np.argsort(-self.scores, kind="stable").tolist()
         if self.groups is None:
             return rows
@@ -120,7 +121,7 @@ class Ranking:
         return list(first.values())
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data, as JSON carries it; scores to six significant digits."""
+        """As JSON-serialisable data; scores rounded to six significant digits."""
         return {
             "method": self.method.name,
             "setting": self.setting.text,
@@ -132,7 +133,7 @@ class Ranking:
         }
 
     def to_pandas(self) -> "pd.DataFrame":
-        """One row a training sample, strongest proponent first: rank, id, score, label, caption, creator, licence."""
+        """One row per training sample by descending score: rank, id, score, label, caption, creator, licence."""
         import pandas as pd
 
         rows = self.order()
@@ -183,10 +184,11 @@ def _entry(scored: Scored) -> dict[str, Any]:
 
 
 def as_json(study: str, query: dict[str, Any], ranking: Ranking, measured: str = "") -> dict[str, Any]:
-    """A ranking with the study and the query that it belongs to.
+    """A ranking with its study and query, as JSON-serialisable data.
 
     Args:
-        measured: the setting's measured reliability, in words.
+        query: description of the query.
+        measured: the setting's measured reliability, as a sentence.
     """
     content = ranking.as_dict()
     sides = {side: content.pop(side) for side in ("proponents", "opponents")}

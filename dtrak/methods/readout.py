@@ -1,4 +1,4 @@
-"""One model's training features under a setting, and the scores that they give to a query's feature."""
+"""Scores of one model's training features Φ for a query's feature: Φ (ΦᵀΦ + λI)⁻¹ φ(x)."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -13,16 +13,16 @@ from dtrak.methods.base import Normaliser
 from dtrak.methods.settings import AUTO
 from dtrak.utils.errors import DtrakError
 
-NEAR_ONE = 1e-6  # 1 − leverage never falls below this
+NEAR_ONE = 1e-6  # lower bound of 1 − leverage
 
 
 class Readout:
-    """Φ with its kernel; the Gram matrix at once, its eigendecomposition only for what needs it.
+    """Φ with its kernel; the eigendecomposition is computed only when needed.
 
     Args:
         features: Φ.
         residuals: rₙ = √mean((ε_θ − ε)²), for DAS.
-        kernel: the decomposition of Φ, where it is known already.
+        kernel: the kernel of Φ, if already known.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Readout:
 
     @property
     def kernel(self) -> Kernel | KrylovKernel:
-        """What serves every λ: the eigendecomposition, or a solver where it would not fit in memory."""
+        """The eigendecomposition, or an iterative solver if that does not fit in memory; either serves every λ."""
         if self._kernel is None:
             dense = fits(*self.features.shape)
             self._kernel = Kernel.decompose(self.features, self._gram) if dense else KrylovKernel(self.features)
@@ -59,19 +59,23 @@ class Readout:
         return self.features.shape[0] <= self.features.shape[1]
 
     def half(self, columns: slice) -> "Readout":
-        """The readout of some of the columns, with its kernel; kept."""
+        """The readout of some columns with its own kernel, cached by the first column."""
         if columns.start not in self._halves:
             self._halves[columns.start] = Readout(self.features[:, columns])
         return self._halves[columns.start]
 
     def damping(self, wanted: float | str | None) -> float | None:
-        """The damping as a number: "auto" is worked out from the spectrum."""
+        """The damping as a number; "auto" is resolved from the spectrum.
+
+        Raises:
+            DtrakError: "auto" needs the spectrum, and it does not fit in memory.
+        """
         return self.kernel.auto_damping if wanted == AUTO else wanted  # type: ignore[return-value]
 
     def inner(self, queries: Float[np.ndarray, "*q k"], damping: float | None) -> Float64[np.ndarray, "*q n"]:
-        """``Φ (ΦᵀΦ + λI)⁻¹ φ``, or ``Φ φ`` without damping, for one query or a row each.
+        """``Φ (ΦᵀΦ + λI)⁻¹ φ``, or ``Φ φ`` without damping, for one query or one per row.
 
-        The first λ is a Cholesky solve: an eigendecomposition costs some ten of them.
+        The first λ uses a Cholesky solve, about ten times cheaper than the eigendecomposition.
         """
         if damping is None:
             return self._products(queries)
@@ -85,7 +89,7 @@ class Readout:
     def inner_of(
         self, rows: Sequence[int], queries: Float[np.ndarray, "q k"], damping: float | None
     ) -> Float64[np.ndarray, "q rows"]:
-        """:meth:`inner` for some rows. Where Φ has more rows than columns, the others are not read."""
+        """:meth:`inner` for some rows of Φ; if Φ has more rows than columns, only these rows are read."""
         chosen = np.array(rows, dtype=int)
         if self._dual:
             return self.inner(queries, damping)[:, chosen]
@@ -93,7 +97,7 @@ class Readout:
         return seen @ self.features[chosen].astype(np.float64).T
 
     def _preconditioned(self, queries: Float[np.ndarray, "*q k"], damping: float) -> Float64[np.ndarray, "*q k"]:
-        """``(ΦᵀΦ + λI)⁻¹ φ``, whose products with rows of Φ are the scores."""
+        """``(ΦᵀΦ + λI)⁻¹ φ``, whose inner products with the rows of Φ are the scores."""
         wide = np.atleast_2d(queries).astype(np.float64)
         known = self._kernel if fits(*self.features.shape) else self.kernel
         if isinstance(known, KrylovKernel):
@@ -112,10 +116,14 @@ class Readout:
         normaliser: Normaliser = "none",
         residual: bool = False,
     ) -> Float64[np.ndarray, "*q n"]:
-        """The scores of all rows, for one query or a row each; rows without a gradient keep their zero score.
+        """The scores of all training samples, for one query or one per row; samples with φₙ = 0 score zero.
+
+        Args:
+            damping: λ relative to the mean non-zero eigenvalue; None for inner products.
+            residual: apply DAS's residual and leverage terms.
 
         Raises:
-            DtrakError: the normaliser or the residual needs a damping and there is none.
+            DtrakError: the normaliser or the residual term needs a damping, and there is none.
         """
         return self._finish(self.inner(queries, damping), queries, damping, normaliser, residual)
 
@@ -146,7 +154,7 @@ class Readout:
     ) -> Float64[np.ndarray, "*q n"]:
         if residual:
             if damping is None or self.residuals is None:
-                raise DtrakError("This method needs a kernel and the stored residuals.", hint="Set a damping.")
+                raise DtrakError("This method needs a damping λ and stored residuals.", hint="Set a damping.")
             leverages = self.kernel.leverages(self.features, damping)
             scores = (scores * self.residuals / np.maximum(1 - leverages, NEAR_ONE)) ** 2
         if normaliser == "cosine":
@@ -155,23 +163,23 @@ class Readout:
         return scores / self.row_norms(damping, normaliser)
 
     def row_norms(self, damping: float | None, normaliser: Normaliser) -> Float64[np.ndarray, " n"]:
-        """What each row's score is divided by, apart from the query's own norm.
+        """The divisor of each row's score, without the query's norm.
 
         Raises:
-            DtrakError: the normaliser needs a kernel and there is none.
+            DtrakError: the normaliser needs a kernel, and there is none.
         """
         if normaliser == "none":
             return np.ones(len(self.features))
         if normaliser == "influence":
             if damping is None:
-                raise DtrakError("The influence normaliser needs a kernel.", hint="Choose a method with damping.")
+                raise DtrakError("The normaliser 'influence' needs a kernel.", hint="Choose a method with damping.")
             norms = self.kernel.influence_norms(self.features, damping)
         else:
             norms = self.norms
         return np.where(norms > 0, norms, 1.0)
 
     def _products(self, queries: Float[np.ndarray, "*q k"]) -> Float64[np.ndarray, "*q n"]:
-        """Φ φ; those of the latest batch are kept, for they serve every λ."""
+        """Φ φ; cached for the latest batch of queries, as it serves every λ."""
         latest = self._latest
         if queries.ndim > 1 and (latest is None or latest[0] is not queries):
             self._latest = latest = queries, self._multiplied(queries)
@@ -190,7 +198,7 @@ class Readout:
         normaliser: Normaliser,
         residual: bool,
     ) -> Float64[np.ndarray, "l n"]:
-        """The scores of one query for several λ, from one decomposition."""
+        """The scores of one query at several λ, from one decomposition."""
         inner = self._solve(query[None], dampings)[:, 0]
         return np.stack(
             [self._finish(row, query, d, normaliser, residual) for row, d in zip(inner, dampings, strict=True)]
@@ -215,5 +223,5 @@ class Readout:
             unit = np.trace(matrix) / len(matrix)
             matrix[np.diag_indices_from(matrix)] += damping * (unit or 1.0)
             factor = cho_factor(matrix, lower=True, overwrite_a=True, check_finite=False)
-            self._factors = {damping: factor}  # the latest alone; another thread may have set its own
+            self._factors = {damping: factor}  # keep only the latest; another thread may have set its own
         return factor

@@ -1,4 +1,4 @@
-"""All attribution methods, in the order in which they are listed."""
+"""All attribution methods, in display order."""
 
 from dtrak.methods import checkpoints, control, ensembles, influence, journey, kfac, retrained, similarity
 from dtrak.methods.base import Method
@@ -24,7 +24,7 @@ def get_method(name: str) -> Method:
     """The method of that name.
 
     Raises:
-        DtrakError: there is none.
+        DtrakError: there is no such method.
     """
     if name not in METHODS:
         raise DtrakError(f"There is no method '{name}'.", hint=f"Methods: {', '.join(METHODS)}.")

@@ -1,4 +1,4 @@
-"""Methods that read models retrained on random subsets, family ``fit``: the truth as far as so many models tell it."""
+"""Methods fitted to retrained models: estimates from the losses of subset models of the family ``fit``."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class FittedMethod(Method):
     """An estimate from subset masks and a query's losses.
 
     Attributes:
-        estimate: from masks [m, n] and losses [m] to scores [n].
+        estimate: maps masks [m, n] and losses [m] to scores [n].
     """
 
     estimate: Callable[..., Scores]
-    needs: str = "models retrained on the subsets of family fit"
+    needs: str = "subset models of the family fit"
     fitted: ClassVar[bool] = True
 
     def require(self, study: TrainingSide) -> None:
@@ -47,7 +47,7 @@ class FittedMethod(Method):
 
 
 def empirical_influence(masks: Bool[np.ndarray, "m n"], losses: Float[np.ndarray, " m"]) -> Float[np.ndarray, " n"]:
-    """Mean loss without n minus mean loss with n; 0 for an image that all or none of the models saw."""
+    """Mean loss of models trained without n minus that of models trained with n; 0 if either group is empty."""
     held = masks.astype(np.float64)
     inside, outside = held.sum(0), (1 - held).sum(0)
     known = (inside > 0) & (outside > 0)
@@ -57,11 +57,18 @@ def empirical_influence(masks: Bool[np.ndarray, "m n"], losses: Float[np.ndarray
 
 
 def datamodel(masks: Bool[np.ndarray, "m n"], losses: Float[np.ndarray, " m"]) -> Float[np.ndarray, " n"]:
-    """−w of a ridge regression of the loss on the masks, α from {0.1, 1, 10} by 5-fold cross-validation."""
+    """−w of a ridge regression of the loss on the masks, α from {0.1, 1, 10} by 5-fold cross-validation.
+
+    Raises:
+        DtrakError: there is only one subset model.
+    """
     from sklearn.linear_model import RidgeCV
 
     if len(masks) < 2:
-        raise DtrakError("A datamodel needs at least two subset models.", hint="Let the retraining go on.")
+        raise DtrakError(
+            "A datamodel needs at least two subset models.",
+            hint="Retrain more of them: python -m index_builder retrain STUDY --family fit",
+        )
     folds = min(5, len(masks))
     return -RidgeCV(alphas=ALPHAS, cv=folds).fit(masks.astype(np.float64), losses).coef_
 

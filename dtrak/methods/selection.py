@@ -1,7 +1,7 @@
-"""Which stored feature sets a setting needs, and with what weights.
+"""The stored feature sets that a setting uses, and their weights.
 
-A feature is a mean over (timestep, draw) pairs, so where pairs are kept apart any selection of them
-is a weighted sum of what is stored. Two output functions follow from others pair by pair:
+A feature is a mean over (timestep, draw) pairs. If the pairs are stored separately (``apart``), the feature of
+any selection of them is a weighted sum of stored parts. Two output functions follow from others pair by pair:
 
     ∇ ‖ε_θ‖₂ = √D / (2 √m) · ∇ m,  m = mean(ε_θ²);      ∇ (w_t · loss) = w_t · ∇ loss.
 """
@@ -22,10 +22,10 @@ DERIVED = {"l2-norm": SQUARE, "weighted-mse": LOSS}
 
 @dataclass(frozen=True)
 class Source:
-    """A feature set, and the weight of each of its parts; weights sum to 1 over a side's sources.
+    """A feature set with the weight of each of its parts; weights sum to 1 over a side's sources.
 
     Attributes:
-        derived: the output function to make of the set's own, or None.
+        derived: the output function to derive from the set's own; None to use it as it is.
     """
 
     config: FeatureConfig
@@ -34,7 +34,7 @@ class Source:
 
     @property
     def whole(self) -> bool:
-        """Whether this is just the mean of the set."""
+        """Whether this is the unweighted mean of the set's parts."""
         return self.derived is None and len(set(self.weights)) == 1 and abs(sum(self.weights) - 1) < 1e-12
 
 
@@ -43,9 +43,9 @@ class Side:
     """The features of one model under a setting.
 
     Attributes:
-        sources: the sets they are summed from.
-        dim: k, the columns used.
-        pairs: the (timestep, draw) pairs that they are the mean of.
+        sources: the feature sets that are summed.
+        dim: k, the number of projected columns used.
+        pairs: the (timestep, draw) pairs that are averaged.
     """
 
     sources: tuple[Source, ...]
@@ -54,15 +54,15 @@ class Side:
 
     @property
     def apart(self) -> bool:
-        """Whether each pair's part can be told."""
+        """Whether the part of each pair is stored separately."""
         return all(source.config.apart for source in self.sources)
 
 
 def select(study: Study, setting: Setting, output: str, model: str, split: Split = "train") -> Side:
-    """The stored sets that give the setting's features of one model.
+    """The stored feature sets that give one model's features under a setting.
 
     Raises:
-        DtrakError: they are not among the study's feature sets; it says what to add.
+        DtrakError: the study does not list them; the hint says what to add.
     """
     base = DERIVED.get(output, output)
     sets = [c for c in study.sets_of(split) if c.model == model]
@@ -120,12 +120,12 @@ def part_weights(
     latent_size: int,
     elbo: Callable[[list[int]], Float[np.ndarray, " pairs"]],
 ) -> Float[np.ndarray, "*rows parts"]:
-    """The weight of each part, for all rows alike or, where the output is derived by row, for each row.
+    """The weight of each part, the same for all rows, or per row if the derived output function depends on the row.
 
     Args:
-        values: mean((ε_θ − ε)²) and mean(ε_θ²), called only if needed.
-        latent_size: D, the numbers in one prediction.
-        elbo: the ELBO's weights of timesteps.
+        values: returns mean((ε_θ − ε)²) and mean(ε_θ²) of each row and pair; called only if needed.
+        latent_size: D, the number of elements of one prediction.
+        elbo: maps timesteps to their ELBO weights.
     """
     weights = np.array(source.weights)
     if source.derived == "l2-norm":

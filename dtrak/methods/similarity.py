@@ -1,4 +1,4 @@
-"""Baselines that need no diffusion model: images compared by their pixels, or by an image embedding."""
+"""Similarity baselines that need no diffusion model: pixels, or an image embedding."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class PixelMethod(Method):
-    """Pixels in [−1, 1]."""
+    """Compares pixels in [−1, 1]."""
 
     def scores(
         self, study: Attributor, setting: Setting, query: Query, features: Features
@@ -33,7 +33,7 @@ class PixelMethod(Method):
 
 @dataclass(frozen=True, kw_only=True)
 class EmbeddingMethod(Method):
-    """The study's image embedding."""
+    """Compares the study's image embeddings."""
 
     needs: str = "the image embedding"
 
@@ -48,7 +48,7 @@ class EmbeddingMethod(Method):
         return Readout(rows).scores(study.embedder(query.pixels[None])[0], normaliser=self.normaliser), None
 
     def note(self, study: TrainingSide) -> str:
-        """Which embedding."""
+        """The name of the embedding."""
         return f"The embedding is {study.folder.study.embedding}."
 
 

@@ -1,7 +1,7 @@
-"""What models retrained on subsets lose on the evaluation queries.
+"""Losses of subset models on the evaluation queries.
 
 Masks follow from (family, number); :mod:`dtrak.evaluation.subsets` trains the models. The family "lds"
-is for scoring methods, "fit" for methods that are fitted to truth: they never meet.
+evaluates methods, the family "fit" is for methods that are fitted to retrained models; they are independent.
 """
 
 from dataclasses import dataclass, field
@@ -25,10 +25,10 @@ class SubsetTruth:
     """The finished subset models of one family.
 
     Attributes:
-        masks: which images each was trained with.
-        losses: of each subset on each query, the mean over its seeds.
-        seeds: how many models stand behind each row.
-        recipe: how they were trained and asked: "steps", "precision", "timesteps".
+        masks: the images that each subset contains.
+        losses: loss of each subset on each query, averaged over seeds.
+        seeds: models per subset.
+        recipe: training and evaluation settings: "steps", "precision", "timesteps".
     """
 
     masks: Bool[np.ndarray, "m n"]
@@ -46,7 +46,7 @@ class SubsetTruth:
         if query_id not in self.query_ids:
             raise DtrakError(
                 "The retrained models were not evaluated on this image.",
-                hint="Choose a held-out image or one of the generated images that the ground truth was made for.",
+                hint="Choose one of the evaluation queries: a held-out image or a generated query.",
             )
         return self.losses[:, self.query_ids.index(query_id)]
 
@@ -55,7 +55,7 @@ def belongs_to(folder: StudyFolder) -> dict[str, str]:
     """What a subset model's losses are valid for: digests of the training data, the recipe and the queries.
 
     Raises:
-        DtrakError: the queries were not drawn yet.
+        DtrakError: there are no evaluation queries yet.
     """
     found = {
         "data": folder.table.fingerprint(),
@@ -67,17 +67,17 @@ def belongs_to(folder: StudyFolder) -> dict[str, str]:
 
 
 def load_subsets(folder: StudyFolder, family: Family) -> SubsetTruth:
-    """What is finished of a family, by the seeds that every subset has been trained with.
+    """The finished subset models of a family, averaged over the seeds that all their subsets have.
 
-    Models of another recipe, other data or other queries are passed over.
+    Models of another recipe, other data or other queries are ignored.
 
     Raises:
-        DtrakError: nothing is.
+        DtrakError: there are none.
     """
     paths = [path for root in truth_folders(folder) for path in sorted((root / family).glob("*.json"))]
     hint = f"python -m index_builder retrain {folder.study.name}{' --family fit' if family == 'fit' else ''}"
     if not paths:
-        raise DtrakError("This needs models retrained on subsets, and there are none yet.", hint=hint)
+        raise DtrakError("This needs retrained models, and there are none yet.", hint=hint)
     now, found = belongs_to(folder), dict[tuple[int, int], dict[str, Any]]()
     for path in paths:
         content = read_json(path)
@@ -85,7 +85,7 @@ def load_subsets(folder: StudyFolder, family: Family) -> SubsetTruth:
             found.setdefault((content["number"], content["seed"]), content)
     if not found:
         raise DtrakError(
-            "The retrained models that there are belong to another recipe, other data or other queries.", hint=hint
+            "The existing retrained models belong to another recipe, other data or other queries.", hint=hint
         )
     every = [seed for _, seed in found]
     first = max(sorted(set(every)), key=every.count)
@@ -103,14 +103,19 @@ def load_subsets(folder: StudyFolder, family: Family) -> SubsetTruth:
 
 
 def subset_mask(folder: StudyFolder, family: Family, number: int) -> Bool[np.ndarray, " n"]:
-    """Which training images a subset model is trained with: half of them (see :class:`TruthConfig`)."""
+    """The training images of a subset: a random half (see :class:`TruthConfig`).
+
+    Raises:
+        DtrakError: with ``first_seed``, the other family uses the same half.
+    """
     table, first = folder.table, folder.study.truth.first_seed
     mask = np.zeros(table.train_size, dtype=bool)
     if first is not None:
         other = first["fit" if family == "lds" else "lds"]
         if first[family] < other <= first[family] + 2 * number and (other - first[family]) % 2 == 0:
             raise DtrakError(
-                f"Half {number} of '{family}' is one of the other family's.", hint="Use fewer, or other first seeds."
+                f"Subset {number} of family '{family}' is also used by the other family.",
+                hint="Train fewer subsets, or change truth.first_seed.",
             )
         labels = [record.label for record in table.records[: table.train_size]]
         chosen = drawn(labels, table.train_size // 2, first[family] + 2 * number, folder.study.data.stratify)

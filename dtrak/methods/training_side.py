@@ -1,4 +1,4 @@
-"""The training side of a study: its models, its stores, and Φ with its kernel under any setting."""
+"""The training side of a study: its models, feature stores and indexes, and Φ with its kernel for any setting."""
 
 from functools import cached_property
 from typing import Any
@@ -30,7 +30,11 @@ KEPT = 8
 
 
 class TrainingSide:
-    """A study opened for reading; each model, table and store is loaded when first needed."""
+    """A study opened for reading; models, table and stores are loaded when first needed.
+
+    Args:
+        device: where to compute, such as "cpu" or "cuda".
+    """
 
     def __init__(self, folder: StudyFolder, device: str = "cpu"):
         self.folder, self.device = folder, device
@@ -44,7 +48,7 @@ class TrainingSide:
 
     @property
     def model(self) -> DiffusionModel:
-        """The model that draws."""
+        """The study's own model, the last checkpoint."""
         return self.variant(LAST)
 
     @cached_property
@@ -53,17 +57,21 @@ class TrainingSide:
 
     @cached_property
     def variants(self) -> dict[str, str]:
-        """The study's models by name, and whether each is the "last", a "checkpoint" or a "member"."""
+        """The kind of each of the study's models by name: "last", "checkpoint" or "member"."""
         return {name: variant.kind for name, variant in model_variants(self.folder).items()}
 
     def variant(self, name: str) -> DiffusionModel:
-        """One of the study's models."""
+        """One of the study's models by name.
+
+        Raises:
+            DtrakError: the study has no such model, or it is not trained yet.
+        """
         if name not in self._models:
             self._models[name] = load_study_model(self.folder, self.device, name)
         return self._models[name]
 
     def identity(self, config: FeatureConfig) -> dict[str, Any]:
-        """What a feature set depends on, now."""
+        """Everything a feature set depends on, for the present model and data."""
         if config not in self._identities:
             if config.model not in self._fingerprints:
                 self._fingerprints[config.model] = self.variant(config.model).fingerprint()
@@ -95,29 +103,29 @@ class TrainingSide:
         if missing := store.missing():
             done = len(store.shards) - len(missing)
             raise DtrakError(
-                f"The features '{config.output}' of '{config.model}' are being built: {done} of "
-                f"{len(store.shards)} shards are there.",
-                hint=f"Wait for the build to end, or resume it: {hint}",
+                f"The features '{config.output}' of '{config.model}' are incomplete: {done} of "
+                f"{len(store.shards)} shards are built.",
+                hint=f"Wait for the running build to finish, or resume it: {hint}",
             )
         self._stores[fingerprint] = store
         return store
 
     def subsets(self, family: Family) -> SubsetTruth:
-        """The finished subset models of one family, read once.
+        """The finished subset models of one family, cached.
 
         Raises:
-            DtrakError: there are none, or they belong to other data.
+            DtrakError: there are none for the present data, recipe and queries.
         """
         if family not in self._subsets:
             self._subsets[family] = load_subsets(self.folder, family)
         return self._subsets[family]
 
     def methods(self) -> list[Method]:
-        """The methods that this study can answer by now."""
+        """The methods that are available for this study."""
         return [method for method in METHODS.values() if self.why_not(method.name) is None]
 
     def why_not(self, method: str) -> DtrakError | None:
-        """What a method lacks in this study, or None; a query may lack more (see :class:`Need`)."""
+        """Why a method is not available for this study; None if it is. A query may need more (see :class:`Need`)."""
         try:
             METHODS[method].require(self)
         except DtrakError as reason:
@@ -125,37 +133,44 @@ class TrainingSide:
         return None
 
     def sides(self, setting: Setting, split: Split = "train") -> list[Side]:
-        """The stored features behind a setting, one a model; none for methods without features.
+        """The stored features that a setting uses, one :class:`Side` per model; none for methods without features.
 
         Raises:
-            DtrakError: the study does not list them.
+            DtrakError: the study does not list the feature sets.
         """
         return METHODS[setting.method].sides(self, setting, split)
 
     def readout(self, side: Side) -> Readout:
-        """The training features of one model under a setting; the latest few are kept."""
+        """The training features of one model under a setting; the latest few are cached.
+
+        Raises:
+            DtrakError: the features or the index are not built.
+        """
         return self._readouts.of(self._key(side), lambda: self._read(side))
 
     def queries(self, side: Side) -> Float[np.ndarray, "q k"]:
-        """The features of held-out images, or of the truth's queries, under a selection; the latest few are kept.
+        """The features of held-out images or evaluation queries; the latest few are cached.
 
         Args:
             side: of the split "heldout" or "truth".
+
+        Raises:
+            DtrakError: the features are not built.
         """
         return self._queries.of(self._key(side), lambda: self._sum(side))
 
     def index(self, method: str | Method) -> AttributionIndex:
-        """The index that the method searches under its defaults.
+        """The index that the method searches at its defaults.
 
         Raises:
-            DtrakError: it is not built, or was built under another fingerprint: the fields are named.
+            DtrakError: it is not built, or has another fingerprint; the message names the changed fields.
         """
         method = get_method(method) if isinstance(method, str) else method
         side = self.sides(Setting(method.name))[-1]
         return self.indexed(side.sources[0].config)
 
     def fingerprint(self, setting: Setting) -> str:
-        """Of the feature sets behind a setting; of the data alone for methods without gradients."""
+        """The fingerprint of the feature sets that a setting uses; of the data for methods without features."""
         sources = [source for side in self.sides(setting) for source in side.sources]
         if not sources:
             return self.table.fingerprint()
@@ -166,7 +181,7 @@ class TrainingSide:
         """The index of a feature set.
 
         Raises:
-            DtrakError: it is not built, or was built under another fingerprint: the fields are named.
+            DtrakError: it is not built, or has another fingerprint; the message names the changed fields.
         """
         fingerprint = self.fingerprint_of(config)
         if fingerprint not in self._indexes:
@@ -189,7 +204,7 @@ class TrainingSide:
         return Readout(self.store(source.config).read(), self._residuals(side))
 
     def _residuals(self, side: Side) -> Float[np.ndarray, " n"]:
-        """rₙ = √mean((ε_θ − ε)²) over the side's pairs."""
+        """rₙ = √mean((ε_θ − ε)²), the mean over elements and the side's pairs."""
         squares = np.zeros(self.table.train_size)
         for source in side.sources:
             values = self.store(source.config).values()[..., 0]
@@ -219,7 +234,7 @@ class TrainingSide:
 
     @staticmethod
     def rescale(source: Source, side: Side) -> np.float32:
-        """The first k' of k columns, rescaled, keep inner products in expectation."""
+        """√(k / k'): rescaled by it, the first k' of k columns preserve inner products in expectation."""
         return np.float32(np.sqrt(source.config.projection_dim / side.dim))
 
     def _refuse(self, config: FeatureConfig) -> None:
@@ -228,14 +243,14 @@ class TrainingSide:
         present = {self.fingerprint_of(listed) for listed in self.folder.study.features}
         for path in sorted(self.folder.features.glob("*/manifest.json")):
             if path.parent.name in present:
-                continue  # of another set of the study, or of one whose index is still to be made
+                continue  # of another listed set, or of one whose index is not built yet
             built = FeatureStore.open(path.parent).identity
             if built["output"] == config.output and built.get("split") == config.split:
                 differing = [key for key in wanted if wanted[key] != built.get(key)]
                 if differing:
                     raise DtrakError(
-                        f"The index of study '{name}' was built under another fingerprint: "
-                        f"{', '.join(differing)} changed since.",
+                        f"The index of study '{name}' is out of date: {', '.join(differing)} changed since it was "
+                        "built.",
                         hint=hint,
                     )
         raise DtrakError(f"The index of study '{name}' is not built.", hint=hint)

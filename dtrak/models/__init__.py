@@ -1,1 +1,1 @@
-"""Diffusion models as attribution sees them, loading and sampling."""
+"""Diffusion models: the interface that attribution uses, loading and sampling."""

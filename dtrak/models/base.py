@@ -1,8 +1,8 @@
-"""A diffusion model as attribution sees it: a prediction as a function of the tuned parameters.
+"""The interface of a diffusion model: a prediction as a function of the tuned parameters.
 
-It is put together of four parts: a codec (8-bit images to inputs), a conditioner (names to what the network is told),
-the network, and a noise process (path, target, weights, sampler). A family of models is one file beside this one that
-puts them together; nothing outside this package knows how a path runs or what a network predicts.
+A model consists of four parts: a codec (8-bit images to network inputs), a conditioner (labels or prompts to
+conditioning), the network, and a noise process (forward process, target, loss weights, sampler). Each model kind is
+one file in this package; code outside it does not depend on the noise process or the prediction target.
 """
 
 from abc import ABC, abstractmethod
@@ -27,9 +27,9 @@ class DiffusionModel(ABC):
     """A network with its codec, conditioner and noise process.
 
     Attributes:
-        network: its parameters with ``requires_grad`` are those attributed over.
-        resolution: width and height of the images it draws, in pixels.
-        dtype: of the network's frozen weights.
+        network: gradients are taken with respect to its parameters with ``requires_grad``.
+        resolution: width and height of its images, in pixels.
+        dtype: type of the network's frozen weights.
     """
 
     def __init__(
@@ -50,11 +50,11 @@ class DiffusionModel(ABC):
 
     @abstractmethod
     def save(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
-        """Write the network (or the adapter alone), and what is needed to load it again, to ``folder``."""
+        """Write the network (or only the adapter) and the files needed to load it to ``folder``."""
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """The device of the network."""
         return next(self.network.parameters()).device
 
     @property
@@ -64,17 +64,17 @@ class DiffusionModel(ABC):
 
     @property
     def num_timesteps(self) -> int:
-        """How many times the noise process names."""
+        """The number of timesteps of the noise process."""
         return self.process.steps
 
     @property
     def takes_text(self) -> bool:
-        """Whether any text is a name it can be told."""
+        """Whether it is conditioned on free text."""
         return self.conditioner.takes_text
 
     @property
     def names(self) -> list[str]:
-        """Names to choose from; empty for a model that is told nothing, or anything."""
+        """Labels or suggested prompts to condition on; empty for an unconditional model."""
         return list(self.conditioner.names)
 
     def to(self, device: torch.device | str) -> "DiffusionModel":
@@ -85,7 +85,7 @@ class DiffusionModel(ABC):
         return self
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
-        """The tuned parameters by name, in the order of the projection's input."""
+        """The tuned parameters by name, in the order of the projection's input coordinates."""
         return {name: p for name, p in self.network.named_parameters() if p.requires_grad}
 
     def encode(self, pixels: UInt8[np.ndarray, "n h w 3"]) -> Float[Tensor, "n c s s"]:
@@ -97,30 +97,34 @@ class DiffusionModel(ABC):
         return self.codec.decode(x)
 
     def condition(self, names: Sequence[str | None]) -> Told | None:
-        """What the network is told for each name; None for a model that is told nothing."""
+        """The conditioning for each label or prompt; None for an unconditional model.
+
+        Raises:
+            DtrakError: the model has no class for a label.
+        """
         return self.conditioner.condition(names)
 
     def add_noise(self, x: Tensor, noise: Tensor, timesteps: Int[Tensor, " n"]) -> Tensor:
-        """x_t on the process's path."""
+        """The noisy input x_t."""
         return self.process.noisy(x, noise, timesteps)
 
     def predict(
         self, x_t: Float[Tensor, "n c s s"], timesteps: Int[Tensor, " n"], condition: Tensor | None
     ) -> Float[Tensor, "n c s s"]:
-        """The network's prediction, in float32 whatever the weights' type."""
+        """The network's prediction, in float32 for weights of any lower precision."""
         x_t = x_t if self.dtype == torch.float32 else x_t.to(self.dtype)
         prediction = self.network(x_t, timesteps, **self.conditioner.told(condition)).sample
         return prediction if prediction.dtype == torch.float64 else prediction.float()
 
 
 def underflow_scale(model: DiffusionModel, size: int) -> float:
-    """What cotangents of means over ``size`` numbers are multiplied by, so that float16 can hold them."""
+    """The factor on cotangents of means over ``size`` elements that prevents underflow in float16; 1 otherwise."""
     return float(size) if model.dtype == torch.float16 else 1.0
 
 
 @torch.no_grad()
 def shuffle_weights(model: DiffusionModel) -> Any:
-    """Shuffle the entries of every weight in place: the same scales, nothing learnt (Adebayo et al., 2018)."""
+    """Shuffle the entries of every weight tensor in place, as a negative control (Adebayo et al., NeurIPS 2018)."""
     for name, parameter in model.network.named_parameters():
         order = keyed_generator("shuffle", 0, name).permutation(parameter.numel())
         parameter.copy_(parameter.flatten()[torch.from_numpy(order)].reshape(parameter.shape))

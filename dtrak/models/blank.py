@@ -1,4 +1,4 @@
-"""A study's network with new weights, to count operations on: nothing is loaded."""
+"""A study's network with new weights, for counting operations; no weights are loaded."""
 
 from typing import Any
 
@@ -15,7 +15,11 @@ ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 
 
 def new_network(study: Study) -> tuple[torch.nn.Module, torch.Tensor, dict[str, torch.Tensor]]:
-    """The study's network with new weights and its LoRA, one input of its size, and what it is told."""
+    """The study's network with new weights and its LoRA, one input, and its conditioning keywords.
+
+    Raises:
+        DtrakError: the network's architecture is not known on this machine.
+    """
     network: Any
     if study.model.kind == "text-to-image":
         from dtrak.models.stable_diffusion import blank_unet
@@ -31,14 +35,14 @@ def new_network(study: Study) -> tuple[torch.nn.Module, torch.Tensor, dict[str, 
 
 
 def _adapter_recipe(study: Study) -> TrainingConfig | None:
-    """Rank and modules of the study's adapter; None where the whole network is tuned."""
+    """The LoRA configuration of the study's adapter; None if the whole network is tuned."""
     if study.training.method == "lora":
         return study.training
     if study.model.adapter is None:
         return None
     described = study.resolve(study.model.adapter) / "adapter_config.json"
     content = read_json(described) if described.is_file() else {}
-    modules = content.get("target_modules") or ATTENTION  # what LoRA files of diffusers mostly hold
+    modules = content.get("target_modules") or ATTENTION  # the usual modules of diffusers' LoRA files
     return TrainingConfig(method="lora", rank=content.get("r", 16), lora_modules=tuple(modules))
 
 
@@ -49,6 +53,4 @@ def _architecture(study: Study) -> dict[str, object]:
     for place in (path / "unet" / "config.json", path / "config.json"):
         if place.is_file():
             return {k: v for k, v in read_json(place).items() if not k.startswith("_") and v is not None}
-    raise DtrakError(
-        f"How the model of '{study.name}' is built is not known here.", hint="Set model.unet or model.path."
-    )
+    raise DtrakError(f"The network architecture of '{study.name}' is not known.", hint="Set model.unet or model.path.")

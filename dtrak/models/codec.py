@@ -1,4 +1,4 @@
-"""Codecs: between 8-bit images and the network's inputs."""
+"""Codecs: conversion between 8-bit images and network inputs."""
 
 import math
 from abc import ABC, abstractmethod
@@ -12,18 +12,18 @@ from torch import Tensor
 
 from dtrak.utils.errors import DtrakError
 
-IMAGES_A_PASS = 8  # of a VAE
+IMAGES_A_PASS = 8  # images per pass of a VAE
 
 Pixels = UInt8[np.ndarray, "n h w 3"]
 
 
 class Codec(ABC):
-    """Images to inputs and back.
+    """Converts images to network inputs and back.
 
     Attributes:
-        shape: of one input.
-        clips: whether a sampler clips predictions of x₀ to [−1, 1].
-        preview_every: denoising steps between previews, by what decoding costs.
+        shape: shape of one input, (c, s, s).
+        clips: whether samplers clip predictions of x₀ to [−1, 1].
+        preview_every: denoising steps between previews, chosen by the cost of decoding.
     """
 
     shape: tuple[int, int, int]
@@ -32,11 +32,11 @@ class Codec(ABC):
 
     @abstractmethod
     def to(self, device: torch.device | str) -> None:
-        """Move what it computes with."""
+        """Move its modules to a device."""
 
     @abstractmethod
     def encode(self, pixels: Pixels) -> Float[Tensor, "n c s s"]:
-        """Images to inputs, deterministic."""
+        """Images to inputs; deterministic."""
 
     @abstractmethod
     def decode(self, x: Float[Tensor, "n c s s"]) -> Pixels:
@@ -44,29 +44,31 @@ class Codec(ABC):
 
     @abstractmethod
     def training_inputs(self, pixels: Pixels) -> Float[Tensor, "n *kept"]:
-        """What :meth:`training_input` draws from, kept for all images while a model is trained."""
+        """Precomputed data for all images, from which :meth:`training_input` makes inputs during training."""
 
     @abstractmethod
     def training_input(
         self, kept: Float[Tensor, " *kept"], flip: bool, random: np.random.Generator
     ) -> Float[Tensor, "c s s"]:
-        """One image as one step of training sees it.
+        """The input for one image in one training step.
 
         Args:
-            random: for what is random about it, beside the flip.
+            kept: the image's row of :meth:`training_inputs`.
+            flip: mirror the image left to right.
+            random: generator for any other randomness.
         """
 
 
 class PixelCodec(Codec):
-    """Pixels in [−1, 1]; p×p of them are folded into channels where the network takes ``3·p²`` channels.
+    """Pixels in [−1, 1]; p×p patches are folded into channels if the network has ``3·p²`` input channels.
 
     Args:
-        channels: that the network takes.
-        sample_size: width of its input, if it says so.
-        resolution: of the images.
+        channels: input channels of the network.
+        sample_size: input width in the network's configuration, if given.
+        resolution: width and height of the images, in pixels.
 
     Raises:
-        DtrakError: these do not fit.
+        DtrakError: these do not match.
     """
 
     clips = True
@@ -81,7 +83,7 @@ class PixelCodec(Codec):
         """See :class:`Codec`."""
 
     def encode(self, pixels: Pixels) -> Float[Tensor, "n c s s"]:
-        """See :class:`Codec`; an orthonormal reordering, so that noise stays noise."""
+        """See :class:`Codec`; folding reorders pixels, so Gaussian noise stays Gaussian noise."""
         x = torch.from_numpy(np.array(pixels)).permute(0, 3, 1, 2).float() / 127.5 - 1
         return F.pixel_unshuffle(x, self.patch).contiguous()
 
@@ -105,10 +107,10 @@ class PixelCodec(Codec):
 
 
 class VaeCodec(Codec):
-    """The latents of a diffusers ``AutoencoderKL``; :meth:`encode` takes the posterior's mode, training draws from it.
+    """The latents of a diffusers ``AutoencoderKL``: :meth:`encode` uses the posterior's mode, training samples from it.
 
     Raises:
-        DtrakError: the resolution is no multiple of the VAE's factor.
+        DtrakError: the resolution is not a multiple of the VAE's factor.
     """
 
     clips = False
@@ -139,7 +141,7 @@ class VaeCodec(Codec):
 
     @torch.no_grad()
     def training_inputs(self, pixels: Pixels) -> Float[Tensor, "n 4 c s s"]:
-        """Mean and standard deviation of the posterior of each image, and of its mirror image."""
+        """Mean and standard deviation of the posterior of each image, then of its mirror image."""
         pixels = np.asarray(pixels)
         sides = [
             torch.cat([torch.stack([p.mean, p.std], dim=1).float().cpu() for p in self._posteriors(images)])
@@ -170,14 +172,15 @@ def _patch(in_channels: int, sample_size: int | None, resolution: int) -> int:
     patch = math.isqrt(in_channels // 3)
     if in_channels != 3 * patch**2:
         raise DtrakError(
-            f"The network takes {in_channels} channels; RGB images give 3, or 3·p² when p×p pixels are folded.",
-            hint="Stable Diffusion 1.x needs 'model.kind: text-to-image'; greyscale networks cannot be used.",
+            f"The network has {in_channels} input channels; it needs 3, or 3·p² for folded p×p patches.",
+            hint="For Stable Diffusion 1.x set 'model.kind: text-to-image'; greyscale networks are not supported.",
         )
     if patch > 1 and sample_size and sample_size * patch != resolution:
         raise DtrakError(
-            f"The network draws {sample_size * patch}×{sample_size * patch} images, the study says {resolution}.",
+            f"The network generates {sample_size * patch}×{sample_size * patch} images, but the study's resolution "
+            f"is {resolution}.",
             hint=f"Set 'resolution: {sample_size * patch}'.",
         )
     if resolution % patch:
-        raise DtrakError(f"Resolution {resolution} is not a multiple of the network's patch {patch}.")
+        raise DtrakError(f"Resolution {resolution} is not a multiple of the network's patch size {patch}.")
     return patch

@@ -1,4 +1,4 @@
-"""Conditioners: what the network is told, a class or a prompt."""
+"""Conditioners: labels or prompts to the network's conditioning."""
 
 import functools
 from abc import ABC, abstractmethod
@@ -16,47 +16,51 @@ Told = Shaped[Tensor, "n *shape"]
 
 
 class Conditioner(ABC):
-    """Names to what the network is given beside its input.
+    """Maps names (class labels or prompts) to conditioning.
 
     Attributes:
-        takes_text: whether any text is a name.
-        names: that a person may choose from.
+        takes_text: whether names are free text.
+        names: labels, or suggested prompts, to choose from.
     """
 
     takes_text: bool
     names: list[str]
 
     def to(self, device: torch.device | str) -> None:
-        """Compute on this device."""
+        """Move to a device."""
 
     @abstractmethod
     def condition(self, names: Sequence[str | None]) -> Told | None:
-        """What the network is told for each name; None for a network that is told nothing."""
+        """The conditioning for each name (None for unconditional); None for a network without conditioning.
+
+        Raises:
+            DtrakError: a name is not known.
+        """
 
     @abstractmethod
     def free_condition(self, count: int, negative: str = "") -> Told | None:
-        """What guidance leads away from, or None for a network that cannot be told "anything"."""
+        """The unconditional or negative conditioning for classifier-free guidance; None if the model has none."""
 
     @abstractmethod
     def told(self, condition: Tensor | None) -> dict[str, Tensor | None]:
-        """The keyword arguments that carry a condition to the network."""
+        """The network's keyword arguments for a conditioning."""
 
     @abstractmethod
     def check_name(self, name: str | None) -> None:
-        """Refuse a name that the model does not know.
+        """Check that the model knows a name.
 
         Raises:
-            DtrakError: it says which there are.
+            DtrakError: it does not; the hint lists the known ones.
         """
 
 
 class ClassConditioner(Conditioner):
-    """Class indices, or nothing for a network without classes.
+    """Class conditioning, or none for a network without classes.
 
     Args:
-        count: of the network's class embeddings; None or 0 for none.
+        count: number of the network's class embeddings; None or 0 for none.
         classes: label → class index.
-        null_class: the index that stands for "any class", where there is one.
+        null_class: index of the unconditional class, if any.
     """
 
     takes_text = False
@@ -77,10 +81,10 @@ class ClassConditioner(Conditioner):
         self._device = device
 
     def class_index(self, label: str | None) -> int | None:
-        """The class to condition on for ``label``; None for a network without classes.
+        """The class index for ``label``, or the null class if it is None or unknown; None without classes.
 
         Raises:
-            DtrakError: there are classes, none is "any", and ``label`` is not among them.
+            DtrakError: ``label`` has no class and there is no null class.
         """
         if not self.count:
             return None
@@ -88,7 +92,7 @@ class ClassConditioner(Conditioner):
         if index is None:
             raise DtrakError(
                 f"The model has no class for the label {label!r}.",
-                hint=f"It knows: {', '.join(self.classes) or 'none'}. Map labels under model.classes in the YAML file.",
+                hint=f"Classes: {', '.join(self.classes) or 'none'}. Map labels with model.classes in the YAML file.",
             )
         return index
 
@@ -112,10 +116,10 @@ class ClassConditioner(Conditioner):
             raise DtrakError(f"The model has no class '{name}'.", hint=f"Classes: {known}.")
 
     def learn(self, labels: Sequence[str]) -> None:
-        """Give new labels the network's free classes, and forget those that are not among ``labels``.
+        """Assign the network's unused class embeddings to new labels, and drop labels not in ``labels``.
 
         Raises:
-            DtrakError: there are too few free classes.
+            DtrakError: there are too few unused classes.
         """
         if not self.count:
             return
@@ -123,15 +127,16 @@ class ClassConditioner(Conditioner):
         free = [i for i in range(self.count) if i not in taken]
         new = [label for label in labels if label not in self.classes]
         if len(new) > len(free):
-            raise DtrakError(f"The base has {len(free)} free classes; the data has {len(new)} new labels.")
+            raise DtrakError(f"The base model has {len(free)} unused classes, but the data have {len(new)} new labels.")
         self.classes = {label: self.classes.get(label, -1) for label in labels} | dict(zip(new, free, strict=False))
 
 
 class PromptConditioner(Conditioner):
-    """The last hidden states of a CLIP text encoder, never trained.
+    """Conditioning on the last hidden states of a frozen CLIP text encoder.
 
     Args:
-        prompts: to choose from where nobody writes one.
+        dtype: type of the conditioning.
+        prompts: suggested prompts.
     """
 
     takes_text = True
@@ -159,7 +164,7 @@ class PromptConditioner(Conditioner):
         return {"encoder_hidden_states": condition}
 
     def check_name(self, name: str | None) -> None:
-        """Any text can be a prompt."""
+        """See :class:`Conditioner`; any text is a valid prompt."""
 
     @torch.no_grad()
     def _embed(self, prompt: str) -> Float[Tensor, "tokens d"]:

@@ -12,14 +12,14 @@ from dtrak.models.pixel import load_model
 from dtrak.study.folder import StudyFolder, model_variants, trained_model_config
 from dtrak.utils.errors import DtrakError
 
-PROMPTS = 8
+PROMPTS = 8  # suggested prompts
 
 
 def load_study_model(folder: StudyFolder, device: torch.device | str = "cpu", variant: str = LAST) -> DiffusionModel:
-    """The model that the study attributes to, or another of :func:`model_variants`.
+    """Load the study's model, or another of :func:`model_variants`.
 
     Raises:
-        DtrakError: there is none yet.
+        DtrakError: it does not exist yet, or cannot be loaded.
     """
     if variant == RANDOMISED:
         return shuffle_weights(load_study_model(folder, device))
@@ -29,7 +29,7 @@ def load_study_model(folder: StudyFolder, device: torch.device | str = "cpu", va
         if variant not in variants:
             raise DtrakError(
                 f"Study '{folder.study.name}' has no model '{variant}'.",
-                hint=f"It has: {', '.join(variants)}. Name others under model.checkpoints or model.ensemble.",
+                hint=f"Its models: {', '.join(variants)}. Add others under model.checkpoints or model.ensemble.",
             )
         config = config.model_copy(update={"adapter" if config.adapter else "path": variants[variant].path})
     if config.path is None or not config.path.exists():
@@ -40,17 +40,21 @@ def load_study_model(folder: StudyFolder, device: torch.device | str = "cpu", va
     if folder.study.model.kind == "text-to-image" and config.adapter is None:
         raise DtrakError(
             f"Study '{folder.study.name}' has no LoRA to attribute over.",
-            hint="Name one under model.adapter, or set training.method: lora and train it.",
+            hint="Set model.adapter, or set training.method: lora and train one.",
         )
     model = load_any(folder.study, config.path, config.adapter, frequent_prompts(folder)).to(device)
     if model.device.type == "cpu" and not model.takes_text:
-        # Convolutions are quicker so, attention is not. Trainings keep the layout that their truth was made with.
+        # Faster for convolutions, not for attention. Training does not use it, to stay comparable with earlier runs.
         model.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model
 
 
 def load_any(study: Study, path: Path, adapter: Path | None = None, prompts: Sequence[str] = ()) -> DiffusionModel:
-    """Load a model of the study's kind; see :func:`load_model` and :func:`load_stable_diffusion`."""
+    """Load a model of the study's kind; see :func:`load_model` and :func:`load_stable_diffusion`.
+
+    Raises:
+        DtrakError: it cannot be loaded.
+    """
     config = study.model
     if config.kind == "text-to-image":
         from dtrak.models.stable_diffusion import load_stable_diffusion
@@ -60,7 +64,7 @@ def load_any(study: Study, path: Path, adapter: Path | None = None, prompts: Seq
 
 
 def frequent_prompts(folder: StudyFolder) -> list[str]:
-    """The most frequent captions of the training set, for a text-to-image model to draw."""
+    """The most frequent captions of the training set, as suggested prompts for a text-to-image model."""
     if folder.study.model.kind != "text-to-image" or not (folder.data / "report.json").exists():
         return []
     counted = Counter(name for name in folder.table.names[: folder.table.train_size] if name)

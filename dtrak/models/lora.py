@@ -1,4 +1,4 @@
-"""LoRA (Hu et al., 2021) on a network by peft: added by a recipe, and acting more or less strongly."""
+"""LoRA (Hu et al., ICLR 2022) by peft: adding it to a network, and scaling its strength."""
 
 import contextlib
 from collections.abc import Iterator
@@ -16,17 +16,17 @@ ModelT = TypeVar("ModelT", bound=DiffusionModel)
 
 
 def add_lora(model: ModelT, config: TrainingConfig) -> ModelT:
-    """Freeze the model's network and add LoRA by a recipe; see :func:`with_lora`. Returns the model."""
+    """Freeze the model's network and add LoRA; see :func:`with_lora`. Returns the model."""
     classes = isinstance(model.conditioner, ClassConditioner) and bool(model.conditioner.count)
     model.network = with_lora(model.network, config, classes)
     return model
 
 
 def with_lora(unet: torch.nn.Module, config: TrainingConfig, classes: bool = False) -> torch.nn.Module:
-    """A frozen network with LoRA by a recipe; its class embedding, where it has ``classes``, stays trainable.
+    """A frozen network with LoRA; with ``classes``, the class embedding stays trainable.
 
-    ``lora_modules`` are suffixes of module names, as peft takes them; ``lora_init`` "gaussian" draws A
-    from N(0, 1/rank²) as diffusers does; B starts at zero.
+    ``config.lora_modules`` are suffixes of module names, as in peft. ``config.lora_init`` "gaussian" draws A
+    from N(0, 1/rank²), as diffusers does; B starts at zero.
     """
     torch.manual_seed(config.seed)
     lora = LoraConfig(
@@ -36,14 +36,14 @@ def with_lora(unet: torch.nn.Module, config: TrainingConfig, classes: bool = Fal
         modules_to_save=["class_embedding"] if classes else None,
         init_lora_weights="gaussian" if config.lora_init == "gaussian" else True,
     )
-    network = get_peft_model(unet, lora)  # type: ignore[arg-type]
-    network.config = unet.config  # type: ignore[assignment]
+    network = get_peft_model(unet, lora)
+    network.config = unet.config
     return network
 
 
 @contextlib.contextmanager
 def lora_scaled(network: torch.nn.Module, scale: float) -> Iterator[None]:
-    """Let adapters act ``scale`` times as strongly."""
+    """Multiply the strength of all adapters by ``scale`` within the block."""
     layers = [m for m in network.modules() if isinstance(m, LoraLayer)] if scale != 1 else []
     kept = [dict(layer.scaling) for layer in layers]
     for layer in layers:

@@ -1,4 +1,4 @@
-"""The family "pixel": a diffusers ``UNet2DModel`` on pixels that is told a class or nothing, ε-prediction."""
+"""The model kind "pixel": a diffusers ``UNet2DModel`` on pixels, class-conditional or not, with ε-prediction."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ class PixelModel(DiffusionModel):
         classes, null_class: as in :class:`ClassConditioner`.
 
     Raises:
-        DtrakError: the network does not fit the resolution, or its target is another.
+        DtrakError: the network does not match the resolution, or does not predict ε.
     """
 
     codec: PixelCodec
@@ -72,9 +72,9 @@ class PixelModel(DiffusionModel):
 
 
 def save_adapter(network: PeftModel, folder: Path, dtype: torch.dtype) -> None:
-    """Write a peft adapter with weights of one type."""
+    """Write a peft adapter with weights cast to ``dtype``."""
     network.save_pretrained(str(folder))
-    (folder / "README.md").unlink(missing_ok=True)  # peft's template, all blanks
+    (folder / "README.md").unlink(missing_ok=True)  # peft's empty template
     weights = folder / "adapter_model.safetensors"
     weights.write_bytes(save({name: value.to(dtype) for name, value in load_file(weights).items()}))
 
@@ -85,7 +85,7 @@ def new_unet(architecture: dict[str, Any]) -> UNet2DModel:
 
 
 def new_scheduler() -> DDPMScheduler:
-    """The paper's schedule: 1,000 steps, linear β from 1e-4 to 0.02, ε-prediction."""
+    """The paper's schedule: 1,000 timesteps, linear β from 1e-4 to 0.02, ε-prediction."""
     return DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear", prediction_type="epsilon")
 
 
@@ -96,28 +96,28 @@ def load_model(
     classes: dict[str, int] | None = None,
     null_class: int | None = None,
 ) -> PixelModel:
-    """Load what ``save_pretrained`` of a diffusers pipeline or of a UNet2DModel wrote.
+    """Load a directory written by ``save_pretrained`` of a diffusers pipeline or a UNet2DModel.
 
     Args:
         path: the pipeline's or the network's directory.
-        resolution: of the study's images.
-        adapter: a LoRA adapter's directory (peft). Its parameters are then the tuned ones.
-        classes: label → class index; default what ``classes.json`` beside the network says.
+        resolution: width and height of the study's images, in pixels.
+        adapter: directory of a LoRA adapter (peft), whose parameters are then the tuned ones.
+        classes: label → class index; default from ``classes.json`` of the adapter or the network.
         null_class: as in :class:`ClassConditioner`.
 
     Raises:
-        DtrakError: nothing loadable is there.
+        DtrakError: there is no such model, or it cannot be loaded.
     """
     folder = path / "unet" if (path / "unet").is_dir() else path
     if not (folder / "config.json").is_file():
         raise DtrakError(
             f"There is no diffusers model in {path}.",
-            hint="model.path takes a directory written by save_pretrained of a diffusers pipeline or a UNet2DModel.",
+            hint="Set model.path to a directory written by save_pretrained of a diffusers pipeline or a UNet2DModel.",
         )
     kind = read_json(folder / "config.json").get("_class_name")
     if kind != "UNet2DModel":
         raise DtrakError(
-            f"{folder} holds a {kind}; a model of kind 'pixel' is a UNet2DModel.",
+            f"{folder} contains a {kind}, but a model of kind 'pixel' must be a UNet2DModel.",
             hint="For Stable Diffusion 1.x set 'model.kind: text-to-image'.",
         )
     try:
@@ -127,7 +127,7 @@ def load_model(
     except (OSError, ValueError, RuntimeError) as error:
         raise DtrakError(
             f"The weights in {folder} could not be loaded: {error}",
-            hint="They must be safetensors; convert others with save_pretrained(safe_serialization=True).",
+            hint="Weights must be in safetensors format; convert with save_pretrained(safe_serialization=True).",
         ) from error
     scheduler = new_scheduler()
     if (path / "scheduler" / "scheduler_config.json").is_file():
@@ -139,7 +139,7 @@ def load_model(
     network: torch.nn.Module = unet
     if adapter:
         network = PeftModel.from_pretrained(unet, adapter, is_trainable=True)
-        network.config = unet.config  # type: ignore[assignment]
+        network.config = unet.config
     model = PixelModel(network, scheduler, resolution, classes, null_class)
     model.network.eval()
     return model

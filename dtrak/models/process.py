@@ -1,7 +1,7 @@
-"""Noise processes: how a clean input becomes a noisy one, and what the network is trained to predict of it.
+"""Noise processes: the forward process from clean inputs to noise, and the prediction target.
 
-Times are named by integers from 0 (clean) up to :attr:`NoiseProcess.steps` − 1 (noise); only a process knows what they
-mean. Another path or target (a velocity, say) is another class here.
+Timesteps are integers from 0 (clean) to :attr:`NoiseProcess.steps` − 1 (noise). To support another forward process
+or target, such as v-prediction, add a class here.
 """
 
 from abc import ABC, abstractmethod
@@ -18,11 +18,11 @@ from dtrak.utils.errors import DtrakError
 
 @dataclass(frozen=True)
 class Stepped:
-    """What one step of a sampler gives.
+    """The result of one sampling step.
 
     Attributes:
         x: the input of the next step.
-        x0: the clean input as predicted at this step.
+        x0: the clean input predicted at this step.
     """
 
     x: Float[Tensor, "n c s s"]
@@ -30,25 +30,25 @@ class Stepped:
 
 
 class Sampler(ABC):
-    """A deterministic path from noise to a clean input.
+    """A deterministic sampler from noise to a clean input.
 
     Attributes:
-        times: of its steps, from noise to clean.
+        times: timesteps of its steps, in descending order.
     """
 
     times: list[int]
 
     @abstractmethod
     def step(self, prediction: Tensor, time: int, x: Tensor) -> Stepped:
-        """Leave one time."""
+        """One denoising step from ``time``."""
 
 
 class NoiseProcess(ABC):
-    """A path from clean inputs to noise, with a target.
+    """A forward process with a prediction target.
 
     Attributes:
-        steps: how many times there are.
-        schedule: numbers that fix the path, for fingerprints.
+        steps: number of timesteps.
+        schedule: parameters that determine the process, for fingerprints.
     """
 
     steps: int
@@ -56,27 +56,27 @@ class NoiseProcess(ABC):
 
     @abstractmethod
     def to(self, device: torch.device | str) -> None:
-        """Move its tables."""
+        """Move its tables to a device."""
 
     @abstractmethod
     def noisy(self, x: Tensor, noise: Tensor, times: Int[Tensor, " n"]) -> Tensor:
-        """x_t."""
+        """The noisy input x_t."""
 
     @abstractmethod
     def target(self, x: Tensor, noise: Tensor, times: Int[Tensor, " n"]) -> Tensor:
-        """What the network is trained to predict at x_t."""
+        """The training target of the network at x_t."""
 
     @abstractmethod
     def loss_weights(self, times: Int[Tensor, " n"], gamma: float | None) -> Float[Tensor, " n"]:
-        """Weights of training losses: min-SNR with γ (Hang et al., 2023, arXiv 2303.09556), or ones for None."""
+        """Weights of training losses: min-SNR-γ (Hang et al., 2023, arXiv 2303.09556), or ones if γ is None."""
 
     @abstractmethod
     def elbo_weights(self, times: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-        """Weights under which the loss is the evidence lower bound."""
+        """Weights with which the loss is the evidence lower bound (ELBO)."""
 
     @abstractmethod
     def sampler(self, steps: int, clips: bool) -> Sampler:
-        """A sampler of so many steps.
+        """A sampler with ``steps`` steps.
 
         Args:
             clips: whether predictions of x₀ are clipped to [−1, 1].
@@ -84,23 +84,23 @@ class NoiseProcess(ABC):
 
     @abstractmethod
     def save(self, folder: Any) -> None:
-        """Write it as diffusers does, to ``folder/scheduler``."""
+        """Write it in diffusers' format to ``folder/scheduler``."""
 
 
 class EpsilonDiffusion(NoiseProcess):
-    """x_t = √ᾱ_t x + √(1−ᾱ_t) ε, and the network predicts ε (Ho et al., 2020).
+    """x_t = √ᾱ_t x + √(1−ᾱ_t) ε, and the network predicts ε (Ho et al., NeurIPS 2020).
 
     Args:
         scheduler: a diffusers ``DDPMScheduler``.
 
     Raises:
-        DtrakError: the scheduler's target is another.
+        DtrakError: the scheduler does not use ε-prediction.
     """
 
     def __init__(self, scheduler: Any):
         if scheduler.config.prediction_type != "epsilon":
             raise DtrakError(
-                f"The model predicts '{scheduler.config.prediction_type}'; attribution needs ε-prediction.",
+                f"The model uses '{scheduler.config.prediction_type}'; only ε-prediction is supported.",
                 hint="Use a model whose scheduler has prediction_type 'epsilon'.",
             )
         self._scheduler = scheduler

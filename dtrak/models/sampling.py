@@ -1,7 +1,7 @@
-"""Drawing images with DDIM (Song et al., 2021), one keyed noise per image, step by step.
+"""Generating images with DDIM (Song et al., ICLR 2021), step by step.
 
-η = 0 and clipped predictions of x₀, as in the paper's generation script. The starting noise of
-an image depends on its seed alone, so that one seed gives the same pixels in any batch.
+η = 0, and pixel models clip predictions of x₀, as in the paper's generation script. The initial noise of
+an image depends only on its seed, so a seed gives the same image in any batch.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,14 +21,15 @@ from dtrak.utils.noise import keyed_generator
 
 @dataclass(frozen=True)
 class GenerationSettings:
-    """What an image is generated from; together with the model it fixes every pixel.
+    """The settings of a generated image; with the model they determine every pixel.
 
     Attributes:
-        label: the class, or the prompt of a text-to-image model; None for any.
-        guidance: 1 follows the label; above 1 exaggerates it (classifier-free guidance), where the
-            model can be told "anything".
-        negative: what guidance leads away from, for a text-to-image model.
-        lora_scale: how strongly an adapter acts.
+        seed: seed of the initial noise.
+        steps: number of denoising steps.
+        label: class, or prompt of a text-to-image model; None for unconditional.
+        guidance: scale of classifier-free guidance; 1 is none. Ignored by models without an unconditional class.
+        negative: negative prompt, for a text-to-image model.
+        lora_scale: strength of the adapter.
     """
 
     seed: int
@@ -39,7 +40,7 @@ class GenerationSettings:
     lora_scale: float = 1.0
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON carries it; what only some models take is left out where it is at its default."""
+        """As JSON-serialisable data; ``negative`` and ``lora_scale`` are omitted at their defaults."""
         content = asdict(self)
         for name in ("negative", "lora_scale"):
             if content[name] == getattr(GenerationSettings, name):
@@ -52,10 +53,10 @@ class SamplingStep:
     """The state after one denoising step.
 
     Attributes:
-        done: steps taken; ``total`` of them make an image.
-        timestep: the timestep just left.
-        x: the noisy latents.
-        x0: the clean latents as predicted at this step.
+        done: steps done, of ``total``.
+        timestep: the timestep of this step.
+        x: the noisy inputs after this step.
+        x0: the clean inputs predicted at this step.
     """
 
     done: int
@@ -66,22 +67,25 @@ class SamplingStep:
 
 
 def initial_noise(seeds: Sequence[int], shape: tuple[int, ...]) -> Float[Tensor, "n *shape"]:
-    """Standard normal noise, one seed an image."""
+    """Standard normal noise, one seed per image."""
     rows = [torch.from_numpy(keyed_generator("sampling", s, "").standard_normal(shape, "float32")) for s in seeds]
     return torch.stack(rows)
 
 
 @torch.no_grad()
 def sample(model: DiffusionModel, settings: Sequence[GenerationSettings]) -> Iterator[SamplingStep]:
-    """Denoise from noise, yielding after each step; stop iterating to cancel.
+    """Generate images, yielding after each denoising step; stop iterating to cancel.
 
     Args:
-        settings: one an image; they may differ in seed and label only.
+        settings: one per image; they may differ only in seed and label.
+
+    Raises:
+        ValueError: they differ in something else.
     """
     first = settings[0]
     alike = {(s.steps, s.guidance, s.negative, s.lora_scale) for s in settings}
     if len(alike) > 1:
-        raise ValueError("pictures drawn together may differ in seed and label only")
+        raise ValueError("settings of one batch may differ only in seed and label")
     sampler = model.process.sampler(first.steps, model.codec.clips)
     x = initial_noise([s.seed for s in settings], model.latent_shape).to(model.device)
     condition = model.condition([s.label for s in settings])
@@ -99,13 +103,13 @@ def sample(model: DiffusionModel, settings: Sequence[GenerationSettings]) -> Ite
 
 
 def generate(model: DiffusionModel, settings: Sequence[GenerationSettings]) -> UInt8[np.ndarray, "n r r 3"]:
-    """The pictures that :func:`sample` ends with."""
+    """The final images of :func:`sample`."""
     for step in sample(model, settings):
         last = step
     return model.decode(last.x)
 
 
 def trajectory(model: DiffusionModel, settings: GenerationSettings) -> tuple[Float[Tensor, "steps c s s"], list[int]]:
-    """x̂₀ as predicted at each step of drawing an image, and the step's timestep."""
+    """The x̂₀ predicted at each step of generating an image, and the steps' timesteps."""
     steps = [(step.x0[0], step.timestep) for step in sample(model, [settings])]
     return torch.stack([x0 for x0, _ in steps]), [t for _, t in steps]

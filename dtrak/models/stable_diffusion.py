@@ -1,6 +1,6 @@
-"""The family "text-to-image": Stable Diffusion 1.x, tuned by LoRA: ε of the VAE's latents, told a caption.
+"""The model kind "text-to-image": Stable Diffusion 1.x tuned by LoRA, with ε-prediction on VAE latents.
 
-Features use the conditional branch alone. VAE and text encoder are never trained.
+Features use the conditional branch only. The VAE and the text encoder are frozen.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-from diffusers.loaders import StableDiffusionLoraLoaderMixin
+from diffusers.loaders.lora_pipeline import StableDiffusionLoraLoaderMixin
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -32,7 +32,11 @@ class StableDiffusion(DiffusionModel):
     """A latent ε-prediction UNet with its VAE, text encoder and tokenizer.
 
     Args:
-        prompts: to choose from where nobody writes one.
+        dtype: type of the frozen weights.
+        prompts: suggested prompts.
+
+    Raises:
+        DtrakError: the resolution does not suit the VAE, or the network does not predict ε.
     """
 
     codec: VaeCodec
@@ -69,14 +73,14 @@ class StableDiffusion(DiffusionModel):
         return digest(["text-to-image", states, configs, scaling, words, schedule, self.resolution])
 
     def save(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
-        """The adapter alone; see :class:`DiffusionModel`."""
+        """See :class:`DiffusionModel`; writes only the adapter."""
         network: Any = self.network
         with atomic_files(folder) as scratch:
             save_adapter(network, scratch, dtype)
 
 
 def blank_unet(resolution: int) -> tuple[Any, torch.Tensor, dict[str, torch.Tensor]]:
-    """Stable Diffusion 1.x's network with new weights, one input of its size, and what it is told."""
+    """Stable Diffusion 1.x's network with new weights, one input, and its conditioning keywords."""
     side = resolution // 8
     network = UNet2DConditionModel(sample_size=side, cross_attention_dim=768, attention_head_dim=8)
     return network, torch.zeros(1, 4, side, side), {"encoder_hidden_states": torch.zeros(1, 77, 768)}
@@ -93,22 +97,23 @@ def _state_digest(module: torch.nn.Module) -> str:
 def load_stable_diffusion(
     path: Path, resolution: int, adapter: Path | None, dtype: torch.dtype, prompts: Sequence[str] = ()
 ) -> StableDiffusion:
-    """Load a directory that ``save_pretrained`` of a Stable Diffusion 1.x pipeline wrote, and a LoRA on it.
+    """Load a directory written by ``save_pretrained`` of a Stable Diffusion 1.x pipeline, and a LoRA.
 
     Args:
         adapter: a peft adapter's directory, or a LoRA file or directory of diffusers (or of Kohya's
-            scripts, as diffusers reads them). Its parameters, in float32, are then the tuned ones.
-        dtype: of all frozen weights.
+            scripts, as diffusers reads them). Its parameters are then the tuned ones, in float32.
+        dtype: type of all frozen weights.
+        prompts: suggested prompts.
 
     Raises:
-        DtrakError: nothing loadable is there.
+        DtrakError: there is no such model or LoRA, or it cannot be loaded.
     """
     index = path / "model_index.json"
     kind = read_json(index).get("_class_name") if index.is_file() else None
     if kind != "StableDiffusionPipeline":
         raise DtrakError(
             f"There is no Stable Diffusion 1.x pipeline in {path}" + (f", but a {kind}." if kind else "."),
-            hint="model.path takes a directory written by save_pretrained of a StableDiffusionPipeline (1.x).",
+            hint="Set model.path to a directory written by save_pretrained of a StableDiffusionPipeline (1.x).",
         )
     try:
         options: dict[str, Any] = {"torch_dtype": dtype, "local_files_only": True}
@@ -118,17 +123,17 @@ def load_stable_diffusion(
         text_encoder = CLIPTextModel.from_pretrained(path / "text_encoder", dtype=dtype, local_files_only=True)
         tokenizer = CLIPTokenizer.from_pretrained(path / "tokenizer", local_files_only=True)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the pipeline's own sampler has keys that DDPM passes over
+            warnings.simplefilter("ignore")  # the pipeline's sampler has keys that DDPMScheduler ignores
             scheduler = DDPMScheduler.from_pretrained(path / "scheduler", local_files_only=True)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise DtrakError(
-            f"The pipeline in {path} could not be loaded: {error}", hint="Is the directory whole?"
+            f"The pipeline in {path} could not be loaded: {error}", hint="Check that the directory is complete."
         ) from error
     if unet.config.in_channels != vae.config.latent_channels:
         takes, has = unet.config.in_channels, vae.config.latent_channels
         raise DtrakError(
-            f"The network in {path} takes {takes} channels, its VAE has {has}.",
-            hint="Inpainting and other variants cannot be used.",
+            f"The network in {path} has {takes} input channels, but its VAE has {has}.",
+            hint="Inpainting and other variants are not supported.",
         )
     for frozen in (unet, vae, text_encoder):
         frozen.requires_grad_(adapter is None and frozen is unet)
@@ -151,23 +156,23 @@ def _with_adapter(unet: Any, adapter: Path) -> torch.nn.Module:
     if not peft and (not file.is_file() or file.suffix != ".safetensors"):
         raise DtrakError(
             f"There is no LoRA at {adapter}.",
-            hint=f"model.adapter takes a directory of peft, a directory with {LORA_FILE}, or a .safetensors file.",
+            hint=f"Set model.adapter to a peft directory, a directory with {LORA_FILE}, or a .safetensors file.",
         )
     try:
         if peft:
             network = PeftModel.from_pretrained(unet, adapter, is_trainable=True)
             network.config = unet.config
             return network
-        state, alphas = StableDiffusionLoraLoaderMixin.lora_state_dict(  # type: ignore[misc]
+        state, alphas = StableDiffusionLoraLoaderMixin.lora_state_dict(
             str(file.parent), weight_name=file.name, unet_config=unet.config, local_files_only=True
         )
         if any(name.startswith("text_encoder") for name in state):
-            warnings.warn(f"{file} also changes the text encoder; only its part for the UNet is used.", stacklevel=2)
+            warnings.warn(f"{file} also adapts the text encoder; only its UNet weights are used.", stacklevel=2)
         if not any(name.startswith("unet.") for name in state):
-            raise ValueError("it holds nothing for the UNet")
+            raise ValueError("it has no weights for the UNet")
         unet.load_lora_adapter(state, network_alphas=alphas or None, prefix="unet", adapter_name="default")
     except (OSError, ValueError, RuntimeError, KeyError, IndexError) as error:
         raise DtrakError(
-            f"The LoRA {adapter} does not fit the model: {error}", hint="Was it made for this base?"
+            f"The LoRA {adapter} does not match the model: {error}", hint="Use a LoRA made for this base model."
         ) from error
     return unet

@@ -1,1 +1,1 @@
-"""A study on disk, and copies of it on other machines."""
+"""A study on disk, and its exchange with remote workers."""

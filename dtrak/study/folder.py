@@ -1,4 +1,4 @@
-"""A study on disk: where its parts are, and what of it is made. Nothing here imports torch."""
+"""A study on disk: paths of its parts, and the state of its model. This module does not import torch."""
 
 import functools
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ PIPELINE_FILES = [
 
 @dataclass(frozen=True)
 class StudyFolder:
-    """The paths of one study below the workspace, and what is loaded from them."""
+    """The paths of one study in the workspace."""
 
     study: Study
 
@@ -58,12 +58,20 @@ class StudyFolder:
 
     @cached_property
     def table(self) -> Table:
-        """The prepared training set."""
+        """The prepared table of images.
+
+        Raises:
+            DtrakError: the data are not prepared.
+        """
         return load_table(self.data, self.study.model.kind == "text-to-image")
 
 
 def trained_model_config(folder: StudyFolder) -> ModelConfig:
-    """Where the study's model is: one trained in the workspace wins over the one the file names."""
+    """The paths of the study's model; one trained in the workspace takes precedence over the configured one.
+
+    Raises:
+        DtrakError: the base model is not available.
+    """
     config = folder.study.model
     done = folder.model_dir / "training.json"
     if done.exists():
@@ -80,7 +88,11 @@ def trained_model_config(folder: StudyFolder) -> ModelConfig:
 
 
 def base_path(study: Study) -> Path:
-    """The directory of the model that ``study`` fine-tunes."""
+    """The directory of the model that ``study`` fine-tunes.
+
+    Raises:
+        DtrakError: the study names no base model, or it is not available.
+    """
     if study.model.base:
         base = trained_model_config(StudyFolder(load_study(study.model.base)))
         if base.path:
@@ -89,17 +101,17 @@ def base_path(study: Study) -> Path:
         return study.resolve(study.model.path)
     if study.model.hub:
         return hub_folder(study.model.hub)
-    raise DtrakError(f"Study '{study.name}' names no model to start from.", hint="Set model.base or model.path.")
+    raise DtrakError(f"Study '{study.name}' has no base model.", hint="Set model.base, model.path or model.hub.")
 
 
 def hub_folder(name: str, download: bool = False) -> Path:
-    """The local copy of a hub's model.
+    """The local copy of a model from the Hugging Face Hub.
 
     Args:
-        download: fetch what is missing; nothing else does.
+        download: download missing files; by default nothing is downloaded.
 
     Raises:
-        DtrakError: there is no copy, or the hub cannot be reached.
+        DtrakError: there is no local copy, or the download fails.
     """
     from huggingface_hub import snapshot_download
 
@@ -107,8 +119,8 @@ def hub_folder(name: str, download: bool = False) -> Path:
         return Path(snapshot_download(name, local_files_only=not download, allow_patterns=PIPELINE_FILES))
     except Exception as error:  # the hub raises many types
         raise DtrakError(
-            f"The model '{name}' is not on this machine{f': {error}' if download else '.'}",
-            hint="python -m index_builder prepare STUDY fetches it; or set model.path to a copy of it.",
+            f"Cannot download the model '{name}': {error}" if download else f"The model '{name}' is not downloaded.",
+            hint="Download it with python -m index_builder prepare STUDY, or set model.path to a local copy.",
         ) from error
 
 
@@ -117,7 +129,7 @@ class Variant:
     """One of a study's models.
 
     Attributes:
-        path: the directory of its adapter where the model is an adapter on a base, else of the model.
+        path: the directory of the adapter if the model is an adapter on a base, else of the model.
     """
 
     path: Path | None
@@ -128,7 +140,7 @@ def model_variants(folder: StudyFolder) -> dict[str, Variant]:
     """The study's models by name: "last", its earlier checkpoints, and the members of its ensemble.
 
     Raises:
-        DtrakError: two of them have one name.
+        DtrakError: two of them have the same name.
     """
     study, config = folder.study, trained_model_config(folder)
     done = folder.model_dir / "training.json"
@@ -142,7 +154,8 @@ def model_variants(folder: StudyFolder) -> dict[str, Variant]:
         for path in paths:
             if path.name in found:
                 raise DtrakError(
-                    f"Two models of study '{study.name}' are called '{path.name}'.", hint="Rename one of the folders."
+                    f"Two models of study '{study.name}' have the name '{path.name}'.",
+                    hint="Rename one of the folders.",
                 )
             found[path.name] = Variant(path, kind)  # type: ignore[arg-type]
     return found
@@ -154,7 +167,7 @@ def member_name(number: int) -> str:
 
 
 def remember_source(folder: StudyFolder) -> None:
-    """Note where a study given by path was described, so that the app finds it by its name.
+    """Record the YAML file of a study given by path, so that it can be opened by name.
 
     Raises:
         DtrakError: the workspace has another study of that name.
@@ -162,54 +175,54 @@ def remember_source(folder: StudyFolder) -> None:
     study, known = folder.study, study_source(folder.study.name)
     if known is not None and known != study.source and known.exists():
         raise DtrakError(
-            f"The workspace already has a study '{study.name}', described by {known}.",
-            hint="Give one of them another 'name' in its YAML file, or set DTRAK_WORKSPACE.",
+            f"The workspace already has a study '{study.name}', configured by {known}.",
+            hint="Change 'name' in one of the YAML files, or set DTRAK_WORKSPACE.",
         )
     if study.source.parent != configs().resolve() and known != study.source:
         write_json(folder.root / SOURCE_FILE, {"source": str(study.source)})
 
 
 def truth_folders(folder: StudyFolder) -> list[Path]:
-    """Where truth is kept: what was made here, then what came with the study."""
+    """The folders of retrained models and results: the workspace's, then the one shipped with the study."""
     shipped = folder.study.truth.path
     return [folder.root / "truth"] + ([folder.study.resolve(shipped)] if shipped else [])
 
 
 def check_retrainable(folder: StudyFolder) -> None:
-    """Refuse to train again a model whose training is not described: it would start from what it has learnt.
+    """Check that the study says what its training starts from: retraining must not start from trained weights.
 
     Raises:
-        DtrakError: it says what to describe.
+        DtrakError: it does not; the hint says what to set.
     """
     study = folder.study
     fresh_adapter = study.training.method == "lora" and (study.model.base or study.model.adapter or study.model.hub)
     trained_here = (folder.model_dir / "training.json").exists()
     if not (study.model.unet or study.model.base or fresh_adapter or trained_here):
         raise DtrakError(
-            f"Study '{study.name}' does not say how its model was trained, so it cannot be trained again.",
+            f"Study '{study.name}' does not say how its model was trained, so it cannot be retrained.",
             hint="Set model.unet (training from scratch), model.base, or model.path with model.adapter and "
-            "training.method: lora; and the training's recipe.",
+            "training.method: lora; and set the training keys.",
         )
 
 
 def recipe_digest(folder: StudyFolder) -> str:
-    """A digest of what a training depends on beside its data, its seed and its precision."""
+    """A digest of what a training depends on, without its data, seed and precision."""
     study = folder.study
     unrelated = {"seed", "precision", "save_every", "checkpoints", "members"}
     start = study.model.unet or weights_digest(base_path(study))
-    told = study.training.model_dump(mode="json", exclude=unrelated, exclude_defaults=True)
+    recipe = study.training.model_dump(mode="json", exclude=unrelated, exclude_defaults=True)
     model = study.model.model_dump(mode="json", include={"kind", "dtype"}, exclude_defaults=True)
-    return digest([told, start, study.resolution, *([model] if model else [])])
+    return digest([recipe, start, study.resolution, *([model] if model else [])])
 
 
 def model_digest(folder: StudyFolder) -> str:
-    """A digest of the weight files of the study's model; reads them, builds no network."""
+    """A digest of the weight files of the study's model; does not load the network."""
     config = trained_model_config(folder)
     return digest([weights_digest(path) for path in (config.path, config.adapter) if path])
 
 
 def weights_digest(folder: Path) -> str:
-    """A digest of the weight files below ``folder``, or of the file that it is, for manifests."""
+    """A digest of the weight files in ``folder``, or of ``folder`` itself if it is a file."""
     found = [path for kind in ("*.safetensors", "*.bin") for path in folder.rglob(kind)]
     files = [folder] if folder.is_file() else sorted(found)
     return digest([[f.name, _file_digest(f, f.stat().st_size, f.stat().st_mtime_ns)] for f in files])
@@ -221,7 +234,7 @@ def _file_digest(path: Path, size: int, modified: int) -> str:
 
 
 def not_fetched(study: Study) -> bool:
-    """Whether the study's model is a hub's and there is no local copy."""
+    """Whether the study's model is on a hub and has no local copy."""
     if study.model.hub is None or study.model.path:
         return False
     try:
@@ -231,7 +244,7 @@ def not_fetched(study: Study) -> bool:
 
 
 def needs_training(folder: StudyFolder) -> bool:
-    """Whether the study's model is neither trained in the workspace nor shipped."""
+    """Whether the study's model is still to be trained: neither in the workspace nor configured."""
     study = folder.study
     if not_fetched(study):
         return study.model.adapter is None and not (folder.model_dir / "training.json").exists()

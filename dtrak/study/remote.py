@@ -1,13 +1,13 @@
-"""A workspace at a URL, for engines whose machines share no folder.
+"""File exchange through a URL, for clusters whose nodes share no folder.
 
-What the tasks of a study read is sent there and fetched by each machine; what they write is sent there and fetched
-by the process that asked. Any URL that fsspec opens will do (``s3://bucket/dtrak``, ``gs://…``, ``file:///mnt/…``):
+Input files of a study's tasks are uploaded and then downloaded by each node; files that tasks write are uploaded
+and then downloaded by the driver. Any fsspec URL works (``s3://bucket/dtrak``, ``gs://…``, ``file:///mnt/…``):
 
-    URL/inputs/<sha256>                  what tasks read, by content
-    URL/outputs/<digest>/<study>/…       what tasks wrote from these inputs, as it lies in a workspace
+    URL/inputs/<sha256>                  input files, by content
+    URL/outputs/<digest>/<study>/…       files written by tasks with these inputs, laid out as in a workspace
 
-Outputs stay, and a workspace whose machine was lost can be filled from a copy of them. The checkout, and what a
-study's YAML file names by path, are expected to be the same on every machine.
+Outputs are kept, so a lost workspace can be restored from them. The checkout and the files that a study's YAML file
+names by path must be the same on every node.
 """
 
 import contextlib
@@ -28,16 +28,16 @@ from dtrak.utils.errors import DtrakError
 from dtrak.utils.files import digest, noted, part_of, sha256_file
 
 ALWAYS_READ = ("data", "model", "truth/queries.npz", "features/*/manifest.json")
-TRAINING_STATE = "run"  # below a model's folder: what a training resumes from
+TRAINING_STATE = "run"  # folder of a training's resume state; tasks do not need it
 
 
 @dataclass(frozen=True)
 class Mirrored:
-    """An engine whose workers have workspaces of their own.
+    """An engine whose workers use separate workspaces.
 
     Attributes:
-        engine: whose workers are other processes than this one.
-        url: of a folder that all can read and write.
+        engine: an engine whose workers are separate processes.
+        url: a folder that the driver and all workers can read and write.
     """
 
     engine: Engine
@@ -46,8 +46,11 @@ class Mirrored:
     def results(self, make: Make, arguments: tuple[Any, ...], tasks: Sequence[Any]) -> Results:
         """See :class:`dtrak.execution.engines.Engine`.
 
-        The studies among ``arguments`` are what tasks read, and the folders that ``task.reads(folder)`` names, where
-        tasks have this method.
+        Inputs are the files of the studies among ``arguments`` and, if tasks have this method, the folders that
+        ``task.reads(folder)`` names.
+
+        Raises:
+            DtrakError: a file cannot be exchanged, or a task raised it.
         """
         if not tasks:
             return
@@ -60,7 +63,7 @@ class Mirrored:
         given = (self.url, inputs, outputs, make, arguments)
         with contextlib.closing(self.engine.results(_Worker, given, tasks)) as results:
             for result, written in results:
-                for name in written:  # in their order: what marks a shard complete comes after it
+                for name in written:  # in write order: a completion mark must follow its data
                     files.fetch(f"{outputs}/{name}", workspace() / name)
                 yield result
 
@@ -80,10 +83,10 @@ def _inputs(arguments: tuple[Any, ...], tasks: Sequence[Any]) -> Iterator[Path]:
 
 
 class Files:
-    """The files below a URL, by their names.
+    """The files below a URL, by name.
 
     Raises:
-        DtrakError: of every method: the URL cannot be opened, read or written.
+        DtrakError: by every method, if the URL cannot be opened, read or written.
     """
 
     def __init__(self, url: str):
@@ -95,7 +98,7 @@ class Files:
         """Upload a file.
 
         Args:
-            unless_there: keep one of the same name and size.
+            unless_there: skip the upload if a file of that name and size exists.
         """
         target = f"{self._root}/{name}"
         with self._explained("written"):
@@ -105,10 +108,10 @@ class Files:
             self._system.put_file(str(path), target)
 
     def fetch(self, name: str, path: Path, sha: str | None = None) -> None:
-        """Download a file; ``path`` appears whole or not at all.
+        """Download a file; ``path`` appears complete or not at all.
 
         Args:
-            sha: what its content must be.
+            sha: expected SHA-256 in hexadecimal.
         """
         part = part_of(path)
         try:
@@ -116,7 +119,7 @@ class Files:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 self._system.get_file(f"{self._root}/{name}", str(part))
                 if sha is not None and sha256_file(part) != sha:
-                    raise ValueError(f"{name} has another content than its name says; delete it")
+                    raise ValueError(f"the content of {name} does not match its hash; delete it")
                 part.replace(path)
         finally:
             part.unlink(missing_ok=True)
@@ -125,20 +128,20 @@ class Files:
     def _explained(self, what: str) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # each file system has errors of its own
+        except Exception as error:  # each fsspec file system raises its own types
             raise DtrakError(
                 f"{self._url} could not be {what}: {error}",
-                hint="--artefacts takes a URL of fsspec, as s3://bucket/folder (pip install s3fs) or file:///folder.",
+                hint="--artefacts takes an fsspec URL, such as s3://bucket/folder (pip install s3fs) or file:///folder.",
             ) from error
 
 
 def cache() -> Path:
-    """Where a machine keeps the inputs that it fetched, by content."""
+    """The folder in which a machine caches downloaded inputs, by content."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dtrak" / "inputs"
 
 
 class _Worker:
-    """In a worker: the work, in a workspace that holds the inputs and ends with the worker."""
+    """Runs tasks in a temporary workspace that holds the inputs and is removed with the worker."""
 
     def __init__(self, url: str, inputs: dict[str, str], outputs: str, make: Make, arguments: tuple[Any, ...]):
         self._files, self._outputs = Files(url), outputs

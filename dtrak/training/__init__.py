@@ -1,1 +1,1 @@
-"""Keyed training that can be replayed."""
+"""Reproducible training with keyed randomness."""

@@ -1,4 +1,4 @@
-"""Dropout whose masks belong to samples: keyed as everything random in training is (see :mod:`dtrak.training.loop`)."""
+"""Dropout with masks keyed by sample, as all randomness in training is (see :mod:`dtrak.training.loop`)."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class KeyedDropout(torch.nn.Module):
-    """Zeroes entries with probability p; row i of a batch draws from generator i, layer after layer."""
+    """Dropout with probability p; row i of a batch draws its masks from generator i, layer by layer."""
 
     def __init__(self, p: float, generators: Sequence[torch.Generator]):
         super().__init__()
@@ -21,12 +21,12 @@ class KeyedDropout(torch.nn.Module):
 
 @contextlib.contextmanager
 def keyed_dropout(network: torch.nn.Module, p: float, within: str, keys: Sequence[int]) -> Iterator[None]:
-    """Let the network's dropout layers drop for one pass over one batch.
+    """Apply keyed dropout in the network's dropout layers within the block, for one pass over one batch.
 
     Args:
-        p: their probability; 0 leaves the network as it is.
+        p: dropout probability; 0 leaves the network unchanged.
         within: only layers whose name contains this.
-        keys: one a sample of the batch.
+        keys: one key per sample of the batch.
     """
     if not p:
         yield

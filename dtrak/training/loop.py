@@ -1,9 +1,9 @@
-"""Training a diffusion model so that the run can be replayed, and replayed without some samples.
+"""Reproducible training of a diffusion model, on all samples or with some excluded.
 
-Everything random about a sample — its place in the epoch's order, its flip, its timestep, its
-noise, whether its class is dropped — is keyed by (seed, epoch, sample id). Leaving samples out
-changes nothing else: the others keep their batch, and each batch still divides by its nominal
-size. The optimiser is AdamW with ε inside the root, a smooth function of the gradients.
+All randomness of a sample (its position in the epoch, flip, timestep, noise, class dropout) is keyed
+by (seed, epoch, sample id). Excluded samples are skipped, not replaced: the others stay in the same
+batches, and each batch still divides by its nominal size. The optimiser is AdamW with ε inside the
+root, which makes the step a smooth function of the gradients.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ from dtrak.utils.noise import keyed_generator
 
 @dataclass(frozen=True)
 class Progress:
-    """What a training step reports."""
+    """Progress after a training step: steps done, total steps, and the step's unweighted mean loss."""
 
     step: int
     steps: int
@@ -37,7 +37,7 @@ class Progress:
 
 
 def learning_rate(config: TrainingConfig, step: int, steps: int) -> float:
-    """Linear warm-up, a constant stretch, then a cosine down to ``final_learning_rate``."""
+    """Linear warm-up, a constant phase, then cosine decay to ``final_learning_rate``."""
     if step < config.warmup:
         return config.learning_rate * (step + 1) / config.warmup
     start = config.warmup + (steps - config.warmup) * config.constant
@@ -49,7 +49,7 @@ def learning_rate(config: TrainingConfig, step: int, steps: int) -> float:
 
 
 def epoch_order(seed: int, epoch: int, ids: Sequence[str]) -> np.ndarray:
-    """Positions of ``ids`` in the order of one epoch: sorted by a number keyed by each id."""
+    """Indices into ``ids`` in the order of one epoch: sorted by a random number keyed by each id."""
     keys = [keyed_generator("order", seed, i, epoch).random() for i in ids]
     return np.argsort(keys, kind="stable")
 
@@ -61,7 +61,7 @@ class _Batch:
     noise: Tensor
     condition: Tensor | None
     weights: Tensor
-    keys: list[int]  # of what is random inside the network, one a sample
+    keys: list[int]  # one per sample, for randomness inside the network (dropout)
 
     def parts(self, size: int) -> Iterator["_Batch"]:
         """The batch in parts of at most ``size`` samples."""
@@ -77,13 +77,13 @@ class _Batch:
 
 
 class KeyedBatches:
-    """The batch of any step, by the rules of the module's docstring.
+    """The batch of any step, with the keyed randomness described in the module's docstring.
 
     Args:
-        inputs: what :meth:`DiffusionModel.training_inputs` made of the training images.
-        ids: their ids.
-        names: what the model is told of each.
-        weights: how much each sample counts: 1, or 0 for one that is left out.
+        inputs: from :meth:`dtrak.models.codec.Codec.training_inputs`, for all training images.
+        ids: sample ids.
+        names: label or prompt of each sample.
+        weights: weight of each sample: 1, or 0 to exclude it.
     """
 
     def __init__(
@@ -138,7 +138,7 @@ class KeyedBatches:
 
 
 class SmoothAdamW:
-    """AdamW whose step is ``m̂ / √(v̂ + ε²)``: differentiable in the gradient, at zero too."""
+    """AdamW (Loshchilov & Hutter, ICLR 2019) with step ``m̂ / √(v̂ + ε²)``: differentiable in the gradient, even at 0."""
 
     def __init__(self, parameters: Sequence[Tensor], config: TrainingConfig):
         self.parameters, self.config = list(parameters), config
@@ -162,7 +162,7 @@ class SmoothAdamW:
 
 
 def clipped(gradients: Sequence[Tensor], norm: float | None) -> Sequence[Tensor]:
-    """Gradients scaled down to a joint ℓ2 norm of at most ``norm``; None leaves them."""
+    """Gradients scaled to a joint ℓ2 norm of at most ``norm``; unchanged for None."""
     if norm is None:
         return gradients
     total = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients]))
@@ -170,10 +170,11 @@ def clipped(gradients: Sequence[Tensor], norm: float | None) -> Sequence[Tensor]
 
 
 class Run:
-    """A training run that saves its whole state and goes on from it.
+    """A resumable training run.
 
     Args:
-        folder: where ``state.safetensors`` and ``losses.jsonl`` are kept.
+        inputs, ids, names: as in :class:`KeyedBatches`.
+        folder: folder of ``state.safetensors`` and ``losses.jsonl``; None saves no state.
         weights: per-sample weights, default ones (see :class:`KeyedBatches`).
     """
 
@@ -204,7 +205,15 @@ class Run:
         report: Callable[[Progress], None] = lambda progress: None,
         at_steps: Callable[[int], None] = lambda step: None,
     ) -> None:
-        """Train to the last step. ``at_steps`` is called after each step, with the steps done."""
+        """Train to the last step.
+
+        Args:
+            report: called after each step; an exception from it stops the training.
+            at_steps: called after each step with the number of steps done.
+
+        Raises:
+            DtrakError: memory is insufficient for a batch of one, or the state cannot be saved.
+        """
         self.model.network.train()
         while self.step < self.steps:
             value = self._step()
@@ -230,7 +239,7 @@ class Run:
         return value
 
     def _gradients(self, batch: _Batch, size: int) -> tuple[list[Tensor], Tensor]:
-        """The objective's gradients, ``size`` samples a pass, and each sample's error."""
+        """The gradients of the training loss, with ``size`` samples per pass, and each sample's unweighted loss."""
         model, config, parameters = self.model, self.config, list(self.parameters.values())
         sums: list[Tensor] = []
         errors = []
@@ -255,7 +264,7 @@ class Run:
 
     @contextlib.contextmanager
     def averaged_weights(self) -> Iterator[None]:
-        """Lend the model the exponential moving average of its parameters."""
+        """Use the exponential moving average of the parameters within the block."""
         kept = {name: p.detach().clone() for name, p in self.parameters.items()}
         with torch.no_grad():
             for name, p in self.parameters.items():
@@ -271,7 +280,7 @@ class Run:
 
     @torch.no_grad()
     def use_average(self) -> None:
-        """Give the model the moving average of its parameters for good: the training is over."""
+        """Replace the parameters by their exponential moving average, at the end of training."""
         for name, p in self.parameters.items():
             p.copy_(self.average[name])
         self.model.network.eval()

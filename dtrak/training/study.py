@@ -1,4 +1,4 @@
-"""Training a study's model, from the start that the study names: whole, on a half, or by any recipe."""
+"""Training a study's model: on the whole training set, on a random half, or with a modified recipe."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,7 +22,11 @@ from dtrak.utils.noise import keyed_generator
 
 
 def initial_model(folder: StudyFolder, device: torch.device | str = "cpu") -> DiffusionModel:
-    """The model that training starts from: new, or the base with what is to be tuned."""
+    """The model at the start of training: newly initialised, or the base model with a new LoRA.
+
+    Raises:
+        DtrakError: the base model is missing or does not suit the recipe.
+    """
     return _initial_model(folder).to(device)
 
 
@@ -30,7 +34,7 @@ def _initial_model(folder: StudyFolder) -> DiffusionModel:
     study = folder.study
     labels = folder.table.labels
     if study.model.kind == "text-to-image" and study.training.method != "lora":
-        raise DtrakError("A text-to-image model is tuned by LoRA alone.", hint="Set training.method: lora.")
+        raise DtrakError("Text-to-image models can only be tuned by LoRA.", hint="Set training.method: lora.")
     torch.manual_seed(study.training.seed)
     if study.model.unet:
         offset = 0 if study.model.null_class is None else 1
@@ -57,11 +61,14 @@ def training_run(
     weights: Tensor | None = None,
     device: torch.device | str = "cpu",
 ) -> loop.Run:
-    """A training of the study's model by a recipe, from the start that the study names.
+    """A training run of the study's model with the recipe ``config``.
 
     Args:
-        place: where its state is kept; None keeps none.
-        weights: of the training images, default ones; 0 leaves an image out.
+        place: folder of its state; None saves no state.
+        weights: weights of the training images, default ones; 0 excludes an image.
+
+    Raises:
+        DtrakError: the data are not prepared, or the base model is missing.
     """
     model = initial_model(StudyFolder(folder.study.model_copy(update={"training": config})), device)
     table = folder.table
@@ -75,10 +82,14 @@ def train_study(
     on_save: Callable[[DiffusionModel, int], None] = lambda model, step: None,
     device: torch.device | str = "cpu",
 ) -> list[Path]:
-    """Train the study's model, or resume it; returns the checkpoints' directories.
+    """Train the study's model, or resume its training; returns the checkpoints' directories.
 
     Args:
-        on_save: called with a model that carries the averaged weights each time the state is saved.
+        report: called after each step.
+        on_save: called with the model, carrying the averaged weights, and the step each time the state is saved.
+
+    Raises:
+        DtrakError: another process works on the study, the data are not prepared, or the base model is missing.
     """
     with exclusive(folder.root, f"study '{folder.study.name}'"):
         config = folder.study.training
@@ -108,7 +119,7 @@ def train_study(
 
 
 def half_mask(ids: Sequence[str], number: int) -> Bool[np.ndarray, " n"]:
-    """A random half of the training set, keyed by its number."""
+    """The mask of a random half of the training set, keyed by ``number``."""
     mask = np.zeros(len(ids), dtype=bool)
     mask[keyed_generator("half", number, "").permutation(len(ids))[: len(ids) // 2]] = True
     return mask
@@ -120,10 +131,13 @@ def train_member(
     report: Callable[[loop.Progress], None] = lambda progress: None,
     device: torch.device | str = "cpu",
 ) -> Path:
-    """Train an ensemble member, or resume it: the study's recipe on a random half, for as many epochs.
+    """Train an ensemble member, or resume its training: the study's recipe on a random half, for as many epochs.
 
-    Half of the images are left out by weight 0, so a step sees about half a batch (see
-    :class:`dtrak.training.loop.KeyedBatches`); all else is drawn as for the whole set.
+    The other half is excluded by weight 0, so a step sees about half a batch (see
+    :class:`dtrak.training.loop.KeyedBatches`).
+
+    Raises:
+        DtrakError: another process works on the study, the data are not prepared, or the base model is missing.
     """
     with exclusive(folder.root, f"study '{folder.study.name}'"):
         path, table = folder.model_dir / member_name(number), folder.table

@@ -1,1 +1,1 @@
-"""Errors, files, keyed randomness, text."""
+"""Errors, atomic files, keyed randomness, caches, text."""

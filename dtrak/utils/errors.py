@@ -1,12 +1,12 @@
-"""The one exception that users meet: what is wrong, and the way out."""
+"""The exception for errors that the user can resolve."""
 
 
 class DtrakError(Exception):
-    """Something the user can act on.
+    """An error that the user can resolve.
 
     Args:
-        message: what is wrong, naming the thing.
-        hint: what to do about it.
+        message: what is wrong.
+        hint: how to resolve it.
     """
 
     def __init__(self, message: str, hint: str = "") -> None:

@@ -1,6 +1,6 @@
-"""Files that are whole or absent: everything is written as ``name.HOST-PID.part``, flushed, then renamed.
+"""Atomic files: everything is written as ``name.HOST-PID.part``, flushed, then renamed to ``name``.
 
-A reader that finds ``name`` may trust it; a ``.part`` whose writer is gone is what an interruption left.
+So ``name`` is always complete; a ``.part`` file whose writer no longer runs is left over from an interruption.
 """
 
 import contextlib
@@ -24,11 +24,11 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """Open ``path`` for binary writing so that it appears complete or not at all.
 
     Raises:
-        DtrakError: the disk is full or the folder cannot be written; ``path`` is left as it was.
+        DtrakError: the disk is full or the folder is not writable; ``path`` is unchanged.
     """
     part = part_of(path)
     try:
-        with _told_of_disk(path):
+        with _disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             with part.open("wb") as file:
                 yield file
@@ -43,14 +43,14 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
 
 @contextlib.contextmanager
 def atomic_files(folder: Path) -> Iterator[Path]:
-    """A scratch folder whose files go to ``folder`` once all are there, each complete or not at all.
+    """A scratch folder whose files are moved to ``folder`` at the end, each atomically.
 
     Raises:
-        DtrakError: the disk is full or the folder cannot be written.
+        DtrakError: the disk is full or the folder is not writable.
     """
     part = part_of(folder)
     try:
-        with _told_of_disk(folder):
+        with _disk_errors(folder):
             part.mkdir(parents=True)
             yield part
             for path in sorted(path for path in part.rglob("*") if path.is_file()):
@@ -63,19 +63,18 @@ def atomic_files(folder: Path) -> Iterator[Path]:
 
 
 def part_of(path: Path) -> Path:
-    """Where ``path`` lies until it is whole; another process that makes the same file has another place."""
+    """The temporary name of ``path`` while this process writes it; unique to the process."""
     return path.with_name(f"{path.name}.{_writer()}.part")
 
 
 @contextlib.contextmanager
-def _told_of_disk(path: Path) -> Iterator[None]:
+def _disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         raise DtrakError(
             f"Could not write {path}: {error.strerror or error}.",
-            hint="Free some space or choose another workspace (DTRAK_WORKSPACE); "
-            "the same command resumes where this one stopped.",
+            hint="Free disk space or set DTRAK_WORKSPACE to another folder; then run the same command to resume.",
         ) from error
 
 
@@ -84,7 +83,7 @@ _noting: list[list[Path]] = []
 
 @contextlib.contextmanager
 def noted() -> Iterator[list[Path]]:
-    """The files that this process writes meanwhile, in the order in which they become whole."""
+    """Collect the files that this process writes in the block, in the order in which they are completed."""
     written: list[Path] = []
     _noting.append(written)
     try:
@@ -107,7 +106,7 @@ def _writer() -> str:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete what writers of this machine that are no longer alive, or nobody named, left unfinished."""
+    """Delete ``.part`` files of processes on this machine that no longer run, and those that name no process."""
     for part in folder.rglob("*.part"):
         host, dash, number = part.name.removesuffix(".part").rpartition(".")[2].rpartition("-")
         if not dash or (host == _host() and number.isdecimal() and not _alive(int(number))):
@@ -134,13 +133,17 @@ def write_json(path: Path, value: Any, indent: int | None = 2) -> None:
     """Write ``value`` as key-sorted JSON, atomically.
 
     Args:
-        indent: None puts everything on one line, for long lists of numbers.
+        indent: None writes a single line, for long lists of numbers.
     """
     write_bytes(path, (json.dumps(value, indent=indent, sort_keys=True, ensure_ascii=False) + "\n").encode())
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON; a damaged file is an error that names it."""
+    """Read JSON.
+
+    Raises:
+        DtrakError: the file is missing or damaged.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -167,10 +170,13 @@ def digest(value: Any, length: int = 16) -> str:
 
 @contextlib.contextmanager
 def exclusive(folder: Path, what: str) -> Iterator[None]:
-    """Hold ``folder`` for one writer; a second one is told so at once. A killed holder lets go.
+    """Lock ``folder`` for one writer, without waiting. The lock of a killed process is released.
+
+    Args:
+        what: what is locked, for the error message.
 
     Raises:
-        DtrakError: another process holds it.
+        DtrakError: another process holds the lock.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock")
@@ -179,7 +185,7 @@ def exclusive(folder: Path, what: str) -> Iterator[None]:
     except Timeout as error:
         raise DtrakError(
             f"Another process is working on {what}.",
-            hint="Wait for it to end, or stop it; then run the same command again.",
+            hint="Wait for it to finish, or stop it; then run the same command again.",
         ) from error
     try:
         yield

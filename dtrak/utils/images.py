@@ -1,4 +1,4 @@
-"""Pictures as PNG, and as data URLs."""
+"""Images as PNG and as data URLs."""
 
 import base64
 import io
@@ -7,16 +7,16 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-TILE = 128  # pixels on the screen
+TILE = 128  # tile size, pixels
 
 
 def data_url(pixels: UInt8[np.ndarray, "r r 3"], size: int = TILE) -> str:
-    """A picture as a data URL; small ones are enlarged without blurring."""
+    """An image as a PNG data URL; small images are enlarged without blurring."""
     return "data:image/png;base64," + base64.b64encode(enlarged_png(pixels, size)).decode()
 
 
 def enlarged_png(pixels: UInt8[np.ndarray, "r r 3"], size: int = TILE) -> bytes:
-    """A PNG of about ``size`` pixels; small images are enlarged by a whole factor, without blurring."""
+    """A PNG at least ``size`` pixels wide; small images are enlarged by an integer factor, without blurring."""
     image = Image.fromarray(np.ascontiguousarray(pixels))
     if image.width < size:
         image = image.resize((image.width * -(-size // image.width),) * 2, Image.Resampling.NEAREST)

@@ -1,4 +1,4 @@
-"""The latest few answers to expensive questions, in an LRU cache that threads may share."""
+"""A thread-safe LRU cache for expensive values."""
 
 import threading
 from collections.abc import Callable, Hashable
@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 class Latest(Generic[T]):
-    """Keeps so many values, those asked for last."""
+    """Keeps the ``count`` most recently used values."""
 
     def __init__(self, count: int):
         self._kept: LRUCache[Hashable, T] = LRUCache(count)
@@ -20,13 +20,13 @@ class Latest(Generic[T]):
         return key in self._kept
 
     def of(self, key: Hashable, make: Callable[[], T]) -> T:
-        """The value of a key, made if it is not kept; by one thread, while others that ask for any key wait."""
+        """The value of a key, computed by ``make`` if it is not cached; other threads wait meanwhile."""
         with self._lock:
             if key not in self._kept:
                 self._kept[key] = make()
             return self._kept[key]
 
     def drop(self, key: Hashable) -> None:
-        """Let go of a value."""
+        """Remove a value, if cached."""
         with self._lock:
             self._kept.pop(key, None)

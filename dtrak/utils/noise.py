@@ -1,9 +1,9 @@
-"""Randomness keyed by what it belongs to, never by a place in a batch.
+"""Keyed randomness: draws depend on the sample, never on its position in a batch.
 
-``x_t = √ᾱ_t x + √(1−ᾱ_t) ε`` needs an ε. Here ε is a function of (seed, sample id, timestep,
-draw) alone, through the counter-based generator Philox: a feature is then the same for any
-batch size, order, shard, worker count or resume. Training draws its order, flips, timesteps
-and noise the same way, keyed by (seed, epoch, sample id).
+The noise ε of ``x_t = √ᾱ_t x + √(1−ᾱ_t) ε`` is a function of (seed, sample id, timestep, draw)
+alone, by the counter-based generator Philox (Salmon et al., SC 2011). So a feature is the same for
+any batch size, order, shard, worker count or resume. Training draws its order, flips, timesteps
+and noise in the same way, keyed by (seed, epoch, sample id).
 """
 
 import hashlib
@@ -16,7 +16,7 @@ NOISE_VERSION = 1  # part of every fingerprint: raise it whenever the streams be
 
 
 def keyed_generator(purpose: str, seed: int, key: str, *counters: int) -> np.random.Generator:
-    """A generator that depends on its arguments only.
+    """A generator that depends only on its arguments.
 
     Args:
         purpose: separates independent uses of one seed ("feature", "training", …).

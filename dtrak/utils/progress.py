@@ -13,13 +13,17 @@ console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 @contextlib.contextmanager
 def progress(title: str, total: int | None) -> Iterator[Callable[..., None]]:
-    """A bar, in a terminal or a notebook; gives ``advance(done, note, total)``."""
+    """Show a progress bar; yields ``advance(done, note, total)``.
+
+    Args:
+        total: number of steps; None if not known yet.
+    """
     columns: list[Any] = [
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        TextColumn("left"),
+        TextColumn("remaining"),
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     ]

@@ -1,4 +1,4 @@
-"""Durations, sizes and shares in words, and sizes out of words."""
+"""Formatting of durations, sizes and shares, and parsing of sizes."""
 
 from pydantic import ByteSize, TypeAdapter, ValidationError
 
@@ -6,7 +6,7 @@ from dtrak.utils.errors import DtrakError
 
 
 def in_words(seconds: float) -> str:
-    """A duration to one or two digits."""
+    """A duration with its unit, to about two digits."""
     for limit, unit, of in (
         (90, 1.0, "s"),
         (5400, 60.0, "min"),
@@ -19,7 +19,7 @@ def in_words(seconds: float) -> str:
 
 
 def size_in_words(count: float) -> str:
-    """Bytes to two or three digits."""
+    """A number of bytes with its unit (powers of 1000), to three digits."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.3g} {unit}"
@@ -28,23 +28,23 @@ def size_in_words(count: float) -> str:
 
 
 def percent(share: float, digits: int = 0) -> str:
-    """A share of 1 in hundredths."""
+    """A share in [0, 1] as a percentage."""
     return f"{100 * share:.{digits}f} %"
 
 
 def parse_size(text: str, name: str) -> float:
-    """Bytes: a positive number, or one with TB, GB, MB or kB.
+    """Parse a size in bytes: a positive number, optionally with the unit TB, GB, MB or kB.
 
     Args:
-        name: of the setting, for the message.
+        name: name of the option or variable, for the error message.
 
     Raises:
-        DtrakError: it is neither.
+        DtrakError: the text is not a positive size.
     """
     try:
         found = TypeAdapter(ByteSize).validate_python(text.strip())
     except ValidationError:
         found = ByteSize(0)
     if found <= 0:
-        raise DtrakError(f"{name} is '{text}'.", hint="Write something like 4GB or 500MB.")
+        raise DtrakError(f"{name} '{text}' is not a size.", hint="Use a value such as 4GB or 500MB.")
     return float(found)

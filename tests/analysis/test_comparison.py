@@ -1,4 +1,4 @@
-"""Rankings are compared as their definitions say, spelt out in loops."""
+"""Measures of agreement equal their definitions, written as loops."""
 
 import numpy as np
 import pytest

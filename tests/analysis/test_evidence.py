@@ -1,4 +1,4 @@
-"""Parts sum to the whole; chance, stability, hubs and duplicates do what they say."""
+"""Evidence: parts sum to the score; significance test, stability, hubs and near-duplicates match their definitions."""
 
 import csv
 import io
@@ -66,7 +66,7 @@ def test_what_is_no_sum_says_so(attributor, query):
         with pytest.raises(DtrakError, match="not a sum"):
             split_by_timestep(attributor, Setting.parse(text), query, {})
     setting = Setting("trak", projection_seed=1)
-    with pytest.raises(DtrakError, match="not stored apart"):
+    with pytest.raises(DtrakError, match="not stored separately"):
         split_by_timestep(attributor, setting, query, ask(attributor, query, setting)[0])
     setting = Setting("dtrak", timesteps=1)
     with pytest.raises(DtrakError, match="index only"):
@@ -111,7 +111,7 @@ def test_a_hub_is_marked_and_damped():
     null = Null.of(lists, 200)
     assert hubs(null, 5).marked.nonzero()[0].tolist() == [3]
     few = np.zeros((4, 1000))
-    few[np.repeat(range(4), 5), range(20)] = 1  # each list has a top of its own
+    few[np.repeat(range(4), 5), range(20)] = 1  # each ranking has its own top
     assert not hubs(Null.of(few, 4), 5).marked.any()
     scores = lists[0]
     assert scores.argmax() == 3
@@ -182,7 +182,7 @@ def test_choices_offer_what_is_stored(attributor):
 def test_cost_and_curve(attributor, query, tiny):
     setting = Setting("dtrak", timesteps=1)
     cost = setting_cost(attributor, setting, [])
-    assert cost.passes == 5  # a query computes what is stored, whatever part of it counts
+    assert cost.passes == 5  # a query computes all stored timesteps, even if only some are used
     assert cost.seconds is None
     assert cost.megabytes > 14 * 5 * 64 * 4 / 1e6
     assert setting_cost(attributor, Setting("dtrak-ensemble"), []).passes == 6

@@ -3,24 +3,29 @@
 import csv
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from dtrak.app.creators import sentence, standings, to_csv, to_html, to_json
+from dtrak.app.creators import sentence, standings, strongest_images, to_csv, to_html, to_json
 from dtrak.app.evaluate import (
     DATASETS,
     best,
+    control_rows,
     curves,
+    effect,
     interval_text,
     published,
     reliability,
-    sanity_rows,
+    removal_means,
+    removal_values,
     table_rows,
     verdict,
 )
 from dtrak.app.figures import distance_boxes, lds_bars, lds_curves, standing_bars
 from dtrak.data import Record
+from dtrak.evaluation.counterfactual import Counterfactuals, Pair
 from dtrak.evaluation.results import Evaluation, Row
 from dtrak.methods.settings import Setting
 
@@ -42,7 +47,7 @@ def evaluation(*rows, stale=""):
     [
         ((0.1, 0.05, 0.15), "D-TRAK beats TRAK here"),
         ((-0.1, -0.15, -0.05), "D-TRAK does not beat TRAK here"),
-        ((0.01, -0.05, 0.06), "D-TRAK is not told apart from TRAK here"),
+        ((0.01, -0.05, 0.06), "D-TRAK is not significantly different from TRAK here"),
     ],
 )
 def test_the_verdict_says_what_was_measured(gain, words):
@@ -54,7 +59,7 @@ def test_the_verdict_says_what_was_measured(gain, words):
 def test_the_leader_is_named_with_those_within_its_interval():
     found = evaluation(row("dtrak", 0.3), row("trak", 0.29), row("pixel-cos", 0.1), row("datamodel", 0.5))
     text = best(found, "generated")
-    assert text.startswith("Highest is D-TRAK with 30.0 (28.0 to 32.0).")
+    assert text.startswith("The highest LDS is D-TRAK's: 30.0 (28.0 to 32.0).")
     assert "TRAK." in text
     assert "Pixel" not in text
 
@@ -67,12 +72,12 @@ def test_reliability_says_how_sure_it_is():
     assert reliability(found, Setting("dtrak"), generated=False).row.queries == "held-out"
     weak = reliability(found, Setting("trak"), generated=True)
     assert weak.kind == "weak"
-    assert "not told apart from guessing" in weak.text
+    assert "not significantly better than chance" in weak.text
     worse = reliability(evaluation(row("trak", -0.1, -0.15, -0.05)), Setting("trak"), generated=True)
-    assert "worse than guessing" in worse.text
+    assert "worse than chance" in worse.text
     curve = tuple(np.linspace(0, 0.16, 17))
     named = reliability(evaluation(row("dtrak", 0.3, curve=curve)), Setting("dtrak", damping=1.0), generated=True)
-    assert "λ chosen on other models (about 0.32); at λ = 1, as here, it is 8.0 on all of them" in named.text
+    assert "λ was chosen on other models (about 0.32); at λ = 1, as here, the LDS on all models is 8.0" in named.text
     assert reliability(found, Setting("dtrak", timesteps=3), generated=True).kind == "unknown"
     assert reliability(None, Setting("dtrak"), generated=True).kind == "unknown"
     assert (
@@ -107,7 +112,7 @@ def test_tables_and_curves_hold_what_was_measured():
     assert damping[0].values == (0.1, 1, 10)
     assert damping[0].lds == (0.1, 0.2, 0.05)
     assert curves(found, "draws", "generated", ()) == []
-    assert {r.setting for r in sanity_rows(found, "generated")} == {"dtrak,checkpoint=randomised", "random"}
+    assert {r.setting for r in control_rows(found, "generated")} == {"dtrak,checkpoint=randomised", "random"}
     assert interval_text(row("trak", -0.2)) == "−20.0 (−22.0 to −18.0)"
     figure = lds_bars(["a", "b"], [30.0, 1.0], [28.0, -1.0], [32.0, 3.0], [31.0, 2.0])
     assert list(figure.data[0].x) == [1.0, 30.0]
@@ -124,6 +129,31 @@ def test_published_numbers_are_those_of_the_paper():
     assert rows["TRAK · K = 10"].lds == 11.42
     assert rows["Empirical influence · M = 64"].lds == 6.00
     assert "Journey-TRAK · K = 10" not in rows
+
+
+def test_counterfactuals_are_summarised_by_method():
+    distances = {"random": 1.0, "trak": 2.0, "dtrak": 4.0}
+    pairs = tuple(Pair(name, q, 2, d + q, 0.5, ()) for name, d in distances.items() for q in (0, 1))
+    found = Counterfactuals(pairs, {}, Path())
+    assert removal_values(found, "distance")["D-TRAK"] == [4.0, 5.0]
+    assert removal_values(found, "cosine")["TRAK"] == [0.5, 0.5]
+    means = removal_means(found)
+    assert len(means) == 3  # nothing was removed by embedding
+    assert means[-1]["removed by"] == "D-TRAK"
+    assert means[-1]["pixel distance, ℓ2"].startswith("4.50 (")
+    assert means[-1]["embedding cosine"] == "0.500 (0.500 to 0.500)"
+    assert effect(found) == (
+        "Removing D-TRAK's top images changes the generated images **more than** removing random images (by +3.00, "
+        "95 %: +3.00 to +3.00); **more than** removing TRAK's top images (by +2.00, 95 %: +2.00 to +2.00)."
+    )
+
+
+def test_a_creators_strongest_images_come_first():
+    records = [Record(str(i), None, "", "a" if i % 2 else None, "", "train") for i in range(4)]
+    scores = [np.array([1.0, 1.0, -5.0, 2.0]), np.array([0.0, 1.0, 0.0, 0.0])]
+    found = strongest_images(records, scores, "a", 9)
+    assert [(s.record.id, s.score) for s in found] == [("1", 0.625), ("3", 0.25)]
+    assert [s.record.id for s in strongest_images(records, scores, "unknown", 1)] == ["0"]
 
 
 def test_standings_sum_to_one_and_tell_prolific_from_influential():

@@ -5,8 +5,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dtrak.analysis.evidence import Null, Split, Stability
 from dtrak.app.figures import score_histogram, share_bars
-from dtrak.app.views import default_power, effective_number, format_score, shares, tiles
+from dtrak.app.views import (
+    damping_text,
+    default_power,
+    effective_number,
+    format_score,
+    shares,
+    significance,
+    stable_count,
+    tiles,
+    timestep_band,
+)
 from dtrak.data import Record, Table
 from dtrak.methods.ranking import Ranking, Scored
 from dtrak.methods.settings import Setting
@@ -58,3 +69,42 @@ def test_tiles_carry_record_and_score(tiny):
 def test_default_power_is_on_the_sliders_grid():
     assert default_power(0.1) == -1
     assert default_power(100) == 2
+    assert [damping_text(power) for power in (-4, -0.5, 0, 4)] == ["0.0001", "0.316", "1", "1e+04"]
+
+
+@pytest.mark.parametrize(
+    ("threshold", "band", "heldout", "images", "words"),
+    [
+        (1.0, 0.0, 3, 1, "1 training image significantly above chance, and above 95 % of their scores for 3 held-out"),
+        (0.2, 0.0, 0, 2, "2 training images significantly above chance. The top score is 1.4 standard deviations"),
+        (
+            2.0,
+            0.0,
+            3,
+            0,
+            "**No clear source.** The top score is 1.4 standard deviations above the mean; 95 % of 7 random",
+        ),
+        (1.0, 2.0, 3, 0, "peak below 1.0. But held-out images give the same training images scores as high."),
+    ],
+)
+def test_significance_needs_the_threshold_and_the_band(threshold, band, heldout, images, words):
+    null = Null(threshold, np.full(4, band), np.zeros(4), np.zeros((1, 1), int), heldout, 7)
+    found = significance(ranking(), null)
+    assert found.images == images
+    assert words in found.text
+    assert ("weak evidence" in found.text) == (images == 0)
+
+
+def test_stable_images_are_in_the_top_of_half_of_the_resamples():
+    found = ranking()
+    stable = Stability(np.array([0.5, 0.49, 1.0, 1.0]), np.ones(4), np.ones(4), 40, 2)
+    assert stable_count(found.proponents, found.table, stable) == 1
+    assert stable_count(found.opponents, found.table, stable) == 1
+
+
+def test_a_band_of_timesteps_includes_its_ends():
+    split = Split(["t = 0", "t = 10", "t = 10, draw 2", "t = 20"], np.diag([1.0, 2.0, 4.0, 8.0]), [0, 10, 10, 20])
+    names, part = timestep_band(split, 10, 20)
+    assert names == ["t = 10", "t = 10, draw 2", "t = 20"]
+    assert part.tolist() == [0, 2, 4, 8]
+    assert timestep_band(split, 0, 20)[1].tolist() == split.scores.sum(0).tolist()

@@ -1,4 +1,4 @@
-"""A build gives the same bytes for any workers, after any kill, and only one runs at a time."""
+"""A build gives the same bytes for any number of workers and after any interruption; only one runs at a time."""
 
 import os
 import signal
@@ -83,7 +83,7 @@ def _basename():
 
 
 def _die_once(path):
-    """The first call kills its process, the others answer."""
+    """The first call kills its process; later calls succeed."""
     if not os.path.exists(path):
         open(path, "w").close()
         os._exit(9)
@@ -105,7 +105,7 @@ def _die(path):
 def test_the_work_of_a_dead_process_is_done_by_another(tmp_path):
     paths = [str(tmp_path / name) for name in "abc"]
     assert sorted(in_processes(_maker, (_die_once,), paths[:1], Processes(1))) == ["a"]
-    with pytest.raises(DtrakError, match="without a word"):
+    with pytest.raises(DtrakError, match="without an error message"):
         list(in_processes(_maker, (_die,), paths, Processes(2)))
 
 
@@ -178,7 +178,7 @@ def test_a_process_a_task_tells_its_error_and_ends_when_unwanted():
     with pytest.raises(KeyboardInterrupt):
         one_process_each(_count, [0, 1], Processes(2), counted, enough)
     assert time.monotonic() - start < 50
-    with pytest.raises(DtrakError, match="ended with"):
+    with pytest.raises(DtrakError, match="exited with code"):
         one_process_each(_die_alone, [1], Processes(1), None, lambda: None)
 
 

@@ -1,4 +1,4 @@
-"""Indexes that hold less than the features: what they find, and how one of them is chosen."""
+"""Compressed indexes: their recall, and how one is chosen."""
 
 import json
 
@@ -19,7 +19,7 @@ ROWS, DIM = 6000, 80
 
 
 def real_like(rows, seed, dim=DIM, slope=0.5):
-    """Rows whose spectrum falls off as that of the demo's features does."""
+    """Rows with a spectrum like that of the demo's features."""
     random = np.random.default_rng(seed)
     return (random.standard_normal((rows, dim)) * np.arange(1, dim + 1) ** -slope).astype(np.float32)
 
@@ -55,7 +55,7 @@ def test_both_ends_are_found_with_exact_products(store, tmp_path, factory, monke
             np.testing.assert_allclose(products, sign * expected[rows], atol=2e-6 * np.abs(expected).max())
             assert (np.diff(products) <= 0).all()
             found.append(len({*rows} & {*np.argsort(-sign * expected)[:10]}) / 10)
-    if not factory.startswith("IVF"):  # such rows have no clusters to look into
+    if not factory.startswith("IVF"):  # these rows have no clusters
         assert np.mean(found) >= 0.97
 
 
@@ -97,9 +97,9 @@ def test_a_damaged_or_older_index_is_told_and_made_again(store, tmp_path):
         build_index(store, tmp_path, "White640,SQ8")
     (folder / "manifest.json").unlink()
     build_index(store, tmp_path, "SQ8")
-    with pytest.raises(DtrakError, match="does not know"):
+    with pytest.raises(DtrakError, match="Invalid index_factory"):
         build_index(store, tmp_path, "Nonsense")
-    assert AttributionIndex(folder, store).search(real_like(1, 1)[0], 3)[0].size == 3  # what was there still answers
+    assert AttributionIndex(folder, store).search(real_like(1, 1)[0], 3)[0].size == 3  # the existing index is unchanged
 
 
 def test_the_first_that_fits_finds_enough_and_is_quick_is_chosen():
@@ -110,7 +110,7 @@ def test_the_first_that_fits_finds_enough_and_is_quick_is_chosen():
     every = [flat, half, small]
     assert chosen(every, 8e9, 0.95) == half
     assert chosen(every, 1e9, 0.95) == small
-    assert chosen([flat, small], 8e9, 0.99) == flat  # slow, but nothing else finds as much
+    assert chosen([flat, small], 8e9, 0.99) == flat  # slow, but the only one with this recall
     assert flat.why_not(1e9, 0.9) == "larger than 1 GB"
     with pytest.raises(DtrakError, match="No index"):
         chosen(every, 1e7, 0.95)

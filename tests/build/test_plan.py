@@ -1,4 +1,4 @@
-"""What a study will take: counted operations against a count by hand, and memory that runs out."""
+"""Cost estimates: traced operations against a manual count; and smaller batches when memory runs out."""
 
 import json
 
@@ -41,7 +41,7 @@ def test_operations_are_those_of_a_real_pass(tiny):
     passes = count_passes(tiny.study)
     model = load_study_model(tiny)
     layers = by_hand(model.network, 16)
-    assert layers <= passes.forward <= 1.2 * layers  # attention's products come on top
+    assert layers <= passes.forward <= 1.2 * layers  # plus attention's products
     assert passes.tuned == sum(p.numel() for p in model.parameters().values())
     assert 1.8 < passes.backward / passes.forward < 2.1
 
@@ -81,7 +81,7 @@ def test_a_study_that_is_not_built_says_what_it_needs(tmp_path, monkeypatch, sou
     result = runner.invoke(app, ["plan", "cifar2", "celeba", "--json"])
     assert [one["passes"]["tuned"] for one in json.loads(result.stdout)] == [38_307_203, 118_795_011]
     assert "8 H100s" in runner.invoke(app, ["plan", "cifar10"]).stdout
-    with pytest.raises(DtrakError, match="How many images"):
+    with pytest.raises(DtrakError, match="number of images"):
         estimate(StudyFolder(load_study(str(source / "tiny.yaml"))))
 
 

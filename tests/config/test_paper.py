@@ -1,4 +1,4 @@
-"""The paper's studies: its draws, its parameter counts, its recipe, and the archives its data come in."""
+"""The paper's studies: random draws, parameter counts, recipes and archives."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Any image file is read or refused by name, and the build goes on."""
+"""Every image file is read or listed as rejected, and preparation continues."""
 
 import io
 import struct

@@ -1,4 +1,4 @@
-"""Training again without some images: keyed, resumable, stoppable; and how far pictures move."""
+"""Retraining without some images is keyed, resumable and stoppable; counterfactual distances."""
 
 from pathlib import Path
 
@@ -124,7 +124,7 @@ def test_counterfactuals_of_each_method(fresh):
     differences = [a.distance - b.distance for a, b in zip(found.of("dtrak"), found.of("random"), strict=True)]
     assert mean == pytest.approx(np.mean(differences))
     assert found.behind["settings"]["dtrak"] == "dtrak"
-    with pytest.raises(DtrakError, match="two must stay"):
+    with pytest.raises(DtrakError, match="two must remain"):
         counterfactual(attributor, queries=1, remove=13, engine=Local(1))
     kept = load_counterfactuals(fresh)
     assert kept.pairs == found.pairs

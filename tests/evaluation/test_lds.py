@@ -1,4 +1,4 @@
-"""The LDS and its interval, on models whose truth is known in closed form."""
+"""The LDS and its interval, on models with losses known in closed form."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from tests.oracle import bootstrapped_lds
 
 
 def linear_world(models=64, images=100, queries=20):
-    """Halves, the effect of each image on each query, and what subset models lose: linear, so known exactly."""
+    """Random halves, the effect of each image on each query, and the losses of subset models, linear in the effects."""
     random = np.random.default_rng(0)
     masks = random.random((models, images)) < 0.5
     effects = random.standard_normal((queries, images))

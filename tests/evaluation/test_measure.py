@@ -1,4 +1,4 @@
-"""Measuring methods on retrained models of the tiny study: cross-fitted λ, the truth's queries, what is kept."""
+"""Measuring methods on retrained models of the tiny study: cross-fitted λ, the evaluation queries, stored results."""
 
 import numpy as np
 import pytest
@@ -8,14 +8,16 @@ from dtrak.config import RANDOMISED
 from dtrak.evaluation.lds import lds
 from dtrak.evaluation.measure import all_settings, evaluate, judges, score_matrices, score_now
 from dtrak.evaluation.results import load_evaluation, save_evaluation
+from dtrak.evaluation.subsets import query_set
 from dtrak.execution.engines import Local
 from dtrak.methods.attributor import Attributor
 from dtrak.methods.choices import stored
 from dtrak.methods.query import load_query_set
 from dtrak.methods.registry import METHODS
 from dtrak.methods.settings import Setting
-from dtrak.methods.subsets import load_subsets
+from dtrak.methods.subsets import SubsetTruth, load_subsets
 from dtrak.models.loading import load_study_model
+from dtrak.study.folder import StudyFolder
 from dtrak.utils.errors import DtrakError
 
 
@@ -102,6 +104,16 @@ def test_results_are_kept_and_know_what_they_belong_to(attributor):
     path.write_text(text.replace(kept.behind["model"], "another"))
     assert "the model changed" in load_evaluation(attributor.folder).stale
     path.write_text(text)
+
+
+def test_results_say_how_many_noise_draws_losses_average(fresh):
+    query_set(fresh)
+    truth = SubsetTruth(np.ones((4, 14), bool), np.zeros((4, 1)), ("a",), 1)
+    for draws in (1, 3):
+        config = fresh.study.truth.model_copy(update={"draws": draws})
+        folder = StudyFolder(fresh.study.model_copy(update={"truth": config}))
+        save_evaluation(folder, [], truth)
+        assert load_evaluation(folder).behind["noise_draws"] == draws
 
 
 def test_a_method_is_not_better_than_itself(attributor):

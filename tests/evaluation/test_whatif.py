@@ -1,4 +1,4 @@
-"""The linear prediction equals sampling; the random sets it is shown beside are others, and keyed."""
+"""The linear prediction equals sampling; random comparison sets are keyed and exclude the chosen rows."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Whatever engine carries out the tasks, and whatever dies on the way, the bytes are the same."""
+"""All engines give the same bytes, even if workers crash or nodes are lost."""
 
 import contextlib
 import os
@@ -27,7 +27,7 @@ def cluster():
     """Two nodes on loopback, each with one CPU."""
     pytest.importorskip("ray", reason="needs Ray: pip install -r requirements-ray.txt")
     before = os.environ.get("RAY_AUTH_MODE")
-    os.environ["RAY_AUTH_MODE"] = "disabled"  # a token that some other cluster left is none of ours
+    os.environ["RAY_AUTH_MODE"] = "disabled"  # ignore the token of another cluster
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -59,7 +59,7 @@ def start_node(*options):
 
 
 def stop_node(process):
-    """As a machine that goes: all that it ran ends at once."""
+    """Lose a node: all its processes are killed at once."""
     children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True).stdout
     for child in children.split():
         with contextlib.suppress(ProcessLookupError):
@@ -82,7 +82,7 @@ def _make(folder):
 
 
 def _run(folder, task):
-    """Squares; "die" ends its worker the first time, "refuse" is an error with a hint, "where" tells the node."""
+    """Squares; "die" kills its worker once, "refuse" raises an error with a hint, "where" returns the node."""
     if task == "die":
         mark = os.path.join(folder, "died")
         if not os.path.exists(mark):
@@ -110,7 +110,7 @@ def test_both_nodes_work_and_a_killed_worker_is_made_good(cluster, tmp_path):
 
 
 def test_what_goes_wrong_on_a_cluster_is_told(cluster, tmp_path):
-    with pytest.raises(DtrakError, match="without a word"):
+    with pytest.raises(DtrakError, match="without an error message"):
         list(Ray(cluster).results(_make, (str(tmp_path),), ["always"]))
     for impossible in (Ray(cluster, threads=64), Ray(cluster, gpus=1)):
         with pytest.raises(DtrakError, match="No node"):
@@ -121,7 +121,7 @@ def test_what_goes_wrong_on_a_cluster_is_told(cluster, tmp_path):
 
 
 def _workers():
-    """Process ids of this cluster's workers that are at a task."""
+    """Process ids of this cluster's busy workers."""
     listed = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True).stdout.splitlines()[1:]
     split = [line.split(None, 2) for line in listed]
     ours = set(NODES)
@@ -192,7 +192,7 @@ def test_threads_are_shared_out(monkeypatch):
     assert local(2, 4, "cuda") == Local(2, 4, ("0", "2"))
     assert local(1, 1, "cuda") == Local(1, 1)
     for workers, device in ((4, "cuda"), (2, "cuda:1")):
-        with pytest.raises(DtrakError, match="a GPU each"):
+        with pytest.raises(DtrakError, match="workers requested"):
             local(workers, 1, device)
 
 
@@ -207,7 +207,7 @@ def _seer():
 
 
 def test_each_process_has_a_gpu_and_threads_of_its_own():
-    """No GPU is needed to see which one a process was given."""
+    """Checks which GPU each process is given; needs no GPU."""
     found = set(Local(2, 2, ("3", "7")).results(_seer, (), range(6)))
     assert found == {("3", 2, None), ("7", 2, None)}
 

@@ -1,4 +1,4 @@
-"""Shares of the work, in any order, at once or twice, give the same bytes as one run."""
+"""``--shard`` parts in any order, concurrently or repeated, give the same bytes as one run."""
 
 import random
 import subprocess
@@ -25,7 +25,7 @@ def test_shares_cover_everything_once():
             assert sum(Share(number, of).has(place) for number in range(1, of + 1)) == 1
     assert Share.parse("2/8") == Share(2, 8)
     for text in ("0/3", "4/3", "3", "a/b", "1/0", "-1/2"):
-        with pytest.raises(DtrakError, match="no share"):
+        with pytest.raises(DtrakError, match="Invalid --shard"):
             Share.parse(text)
 
 
@@ -55,7 +55,7 @@ def test_a_share_asks_for_prepared_data(source, tmp_path, monkeypatch):
 
 
 def test_shares_of_the_retraining_run_at_once_and_twice(fresh: StudyFolder, source):
-    """As separate processes, two of them of the same share; the pictures to ask about are drawn before."""
+    """Separate processes, two of them with the same part; the evaluation queries exist already."""
     study = str(source / "tiny.yaml")
     query_set(fresh)
     command = [

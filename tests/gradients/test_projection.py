@@ -1,4 +1,4 @@
-"""Projections keep inner products: unbiased, with the variance the docstring states."""
+"""Projections preserve inner products: unbiased, with the variance stated in the docstring."""
 
 import numpy as np
 import pytest
@@ -55,9 +55,9 @@ def test_pieces_are_the_whole(pair, kind):
         project.add(total[row : row + 1], pair[row : row + 1, :7], 0)
     torch.testing.assert_close(project.result(total), project(pair))
     for start in (1, -1):
-        with pytest.raises(ValueError, match="are not among 300"):
+        with pytest.raises(ValueError, match="out of range for input_dim 300"):
             project.add(total, pair, start)
-    with pytest.raises(ValueError, match="2 vectors cannot be added to 1"):
+    with pytest.raises(ValueError, match="2 vectors to 1"):
         project.add(total[:1], pair, 0)
 
 

@@ -1,4 +1,4 @@
-"""Gradients of rows from recorded inputs, against autograd a row at a time."""
+"""Per-row gradients from recorded inputs, against autograd for each row."""
 
 import pytest
 import torch
@@ -108,7 +108,7 @@ def test_an_input_that_changed_since_is_known(given):
 
 
 def test_hooks_and_what_is_left_out(given):
-    """A hook changes what a layer gave; another layer's output is not used; a third runs without gradients."""
+    """A hook replaces a layer's output; another layer's output is unused; a third runs without gradients."""
     network, x, name = given
     network.linear.register_forward_hook(lambda layer, inputs, output: 2 * output)
     network.tokens.register_forward_hook(lambda layer, inputs, output: inputs[0])

@@ -1,4 +1,4 @@
-"""The command line as a user or a program calls it."""
+"""The command line, as called by a user or a program."""
 
 import json
 
@@ -93,7 +93,7 @@ def test_scores_equal_single_attributions(tiny, source, tmp_path):
 
 
 def test_studies_and_verify(tiny, source):
-    assert "tiny is whole" in call("verify", source / "tiny.yaml").stdout.replace("'", "")
+    assert "tiny is intact" in call("verify", source / "tiny.yaml").stdout.replace("'", "")
     assert any(s["name"] == "demo" for s in json.loads(call("studies", "--json").stdout))
 
 

@@ -1,4 +1,4 @@
-"""Conjugate gradients for all λ at once equal the decomposition, and an index too large for one still answers."""
+"""Multi-shift conjugate gradients equal the eigendecomposition, and serve an index that is too large for one."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import pytest
 from dtrak.build.features import build_features, build_indexes
 from dtrak.build.verify import verify_study
 from dtrak.execution.engines import Local
-from dtrak.linalg.conjugate_gradients import KrylovKernel, fits, memory_allowed, road, solve
+from dtrak.linalg.conjugate_gradients import KrylovKernel, fits, memory_allowed, solve, solver_choice
 from dtrak.linalg.kernel import Kernel
 from dtrak.methods.attributor import Attributor
 from dtrak.methods.readout import Readout
@@ -17,7 +17,7 @@ DAMPINGS = (1e-3, 0.1, 1.0, 100.0)
 
 
 def features(rows, columns, seed=0):
-    """Rows whose spectrum falls off as that of real features does."""
+    """Rows with a spectrum like that of real features."""
     random = np.random.default_rng(seed)
     return (random.standard_normal((rows, columns)) * np.arange(1, columns + 1) ** -0.7).astype(np.float32)
 
@@ -34,7 +34,7 @@ def test_all_shifts_equal_a_direct_solve(shape):
         direct = np.linalg.solve(matrix, queries.T).T
         assert np.abs(vectors - direct).max() <= 1e-6 * np.abs(direct).max()
         true = np.linalg.norm(vectors @ matrix - queries, axis=1) / np.linalg.norm(queries, axis=1)
-        assert (true < 1e-7).all()  # the residuals that the recurrences have are the real ones
+        assert (true < 1e-7).all()  # the recurrences' residuals equal the true ones
     assert found.residuals.max() <= 1e-8
 
 
@@ -72,8 +72,8 @@ def test_the_same_questions_have_the_same_answers(shape):
 def test_the_memory_allowed_chooses_the_road(monkeypatch):
     assert fits(50_000, 4096)
     assert not fits(50_000, 32_768)
-    assert "eigendecomposition" in road(5000, 32_768)
-    assert "conjugate gradients" in road(50_000, 32_768)
+    assert "eigendecomposition" in solver_choice(5000, 32_768)
+    assert "conjugate gradients" in solver_choice(50_000, 32_768)
     monkeypatch.setenv("DTRAK_MEMORY", "500 MB")
     assert memory_allowed() == 5e8
     assert not fits(5000, 32_768)
@@ -89,7 +89,7 @@ def test_readouts_agree_by_either_road(monkeypatch):
     monkeypatch.setenv("DTRAK_MEMORY", "0.01MB")
     krylov = Readout(phi)
     assert isinstance(krylov.kernel, KrylovKernel)
-    wide = phi.T.copy()  # fewer rows than columns, decomposed when more memory was allowed
+    wide = phi.T.copy()  # fewer rows than columns, decomposed under a higher memory limit
     known = Readout(wide, kernel=Kernel.decompose(wide))
     for some in (np.zeros((0, 90)), np.random.default_rng(4).standard_normal((2, 90))):
         np.testing.assert_allclose(known.inner(some, 0.1), Readout(wide).inner(some, 0.1), atol=1e-6)

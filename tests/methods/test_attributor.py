@@ -1,4 +1,4 @@
-"""Every method equals its formula; every choice of the ablations equals features computed for it alone."""
+"""Every method equals its formula; every ablation equals features computed for it directly."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ GRADIENT = [m for m in METHODS.values() if isinstance(m, GradientMethod) and m.l
 
 
 def direct(attributor, config, rows=None, query=None):
-    """The features of a setting, computed for it alone: training rows, or a query."""
+    """The features of a setting, computed directly: training rows, or a query."""
     extractor = FeatureExtractor(attributor.variant(config.model), [config])
     if query is not None:
         return extractor(extractor.model.encode(query.pixels[None])[0], query.id, query.label)[0]

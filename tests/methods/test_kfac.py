@@ -1,4 +1,4 @@
-"""EK-FAC influence on the tiny study: what is scored, how it is kept, and what is refused."""
+"""EK-FAC influence on the tiny study: scores, cached features and errors."""
 
 import shutil
 
@@ -31,7 +31,7 @@ def test_scores_are_projected_products_with_the_preconditioned_gradient(tiny, at
 
 
 def test_a_large_damping_gives_the_gradients_own_products(attributor, query):
-    """(F + λI)⁻¹ → I/λ: scores of the layers that are known rank as plain gradient products do."""
+    """(F + λI)⁻¹ → I/λ: scores over the factored layers rank like plain gradient products."""
     fit_factors(attributor)
     factors = Kfac.load(factors_path(attributor))
     config = attributor.sides(SETTING)[0].sources[0].config

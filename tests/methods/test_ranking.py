@@ -1,4 +1,4 @@
-"""One ranking: what changes the order changes everything that is made from it."""
+"""A ranking: operations that change the order change all views of it."""
 
 import csv
 import io

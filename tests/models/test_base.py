@@ -1,4 +1,4 @@
-"""Which model directories load, which are refused and why, and what a fingerprint sees."""
+"""Loading model directories, errors for invalid ones, and fingerprints."""
 
 import json
 

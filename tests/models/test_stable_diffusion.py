@@ -1,4 +1,4 @@
-"""Stable Diffusion with LoRA end to end: training, drawing, features against the oracle, and whose LoRA loads."""
+"""Stable Diffusion with LoRA end to end: training, sampling, features against the oracle, and LoRA formats."""
 
 import json
 import shutil
@@ -98,7 +98,7 @@ def test_a_caption_and_a_prompt_matter(folder, model, x):
 
 
 def test_drawing_follows_diffusers(place, folder):
-    """Our sampler against the pipeline of diffusers from the same noise, base weights, prompt and guidance."""
+    """dtrak's sampler against diffusers' pipeline, with the same noise, base weights, prompt and guidance."""
     base = load_stable_diffusion(place / "base", SIDE, None, torch.float32)
     pipeline = StableDiffusionPipeline.from_pretrained(place / "base", safety_checker=None)
     pipeline.set_progress_bar_config(disable=True)
@@ -255,7 +255,7 @@ def test_refusals_say_what_to_do(place, folder, tmp_path):
     with pytest.raises(DtrakError, match="no LoRA"):
         load_stable_diffusion(place / "base", SIDE, tmp_path / "none", torch.float32)
     save_file({"unet.nowhere.lora_A.weight": torch.zeros(2, 2)}, tmp_path / "odd.safetensors")
-    with pytest.raises(DtrakError, match="does not fit"):
+    with pytest.raises(DtrakError, match="does not match"):
         load_stable_diffusion(place / "base", SIDE, tmp_path / "odd.safetensors", torch.float32)
     with pytest.raises(DtrakError, match="multiple of the VAE"):
         load_stable_diffusion(place / "base", SIDE + 1, None, torch.float32)
@@ -271,7 +271,7 @@ def test_refusals_say_what_to_do(place, folder, tmp_path):
     shutil.copytree(adapter, tmp_path / "peft")
     state = load_file(tmp_path / "peft" / "adapter_model.safetensors")
     save_file({n: torch.zeros(3, 3) for n in state}, tmp_path / "peft" / "adapter_model.safetensors")
-    with pytest.raises(DtrakError, match="does not fit"):
+    with pytest.raises(DtrakError, match="does not match"):
         load_stable_diffusion(place / "base", SIDE, tmp_path / "peft", torch.float32)
 
 

@@ -69,7 +69,7 @@ def test_cancel_stops_within_a_second_and_keeps_nothing(context, server, built):
     before = set((built / "tiny" / "runs").glob("*"))
     page.get_by_role("button", name="Generate", exact=True).click()
     page.get_by_role("button", name="Cancel").click()
-    expect(page.get_by_text("Cancelled. Nothing was kept.")).to_be_visible(timeout=5_000)
+    expect(page.get_by_text("Cancelled. Nothing was saved.")).to_be_visible(timeout=5_000)
     assert set((built / "tiny" / "runs").glob("*")) == before
 
 
@@ -77,7 +77,7 @@ def test_a_downloaded_png_restores_its_settings(context, server, tmp_path):
     page = context.new_page()
     generate(page, server, 14)
     with page.expect_download() as download:
-        page.get_by_role("button", name="PNG", exact=True).click()
+        page.get_by_role("button", name="Download PNG", exact=True).click()
     download.value.save_as(tmp_path / "image.png")
     other = context.new_page()
     visit(other, f"{server}/generate")
@@ -95,7 +95,7 @@ def test_junk_is_refused_with_a_way_out(context, server, tmp_path):
     expect(page.get_by_text("This image cannot be used")).to_be_visible()
     page = visit(context.new_page(), f"{server}/generate")
     page.locator("input[type=file]").set_input_files(tmp_path / "junk.png")
-    expect(page.get_by_text("carries no settings")).to_be_visible()
+    expect(page.get_by_text("contains no dtrak settings")).to_be_visible()
 
 
 def test_an_upload_is_attributed(context, server, tmp_path):

@@ -29,7 +29,7 @@ def test_a_toggle_changes_the_ranking_as_the_library_says(context, server, built
     open_page(page, server, "ablate", 31)
     before = ids(page, ".proponent button")
     choose(page, "Output function", "l1-norm")
-    expect(page.get_by_text("Overlap, previous")).to_be_visible(timeout=60_000)
+    expect(page.get_by_text("Overlap with previous")).to_be_visible(timeout=60_000)
     page.wait_for_function("!document.querySelector('[data-testid=stProgress]')")
     attributor = Attributor(StudyFolder(load_study(str(source / "tiny.yaml"))))
     query = generate_query(attributor, GenerationSettings(31, 6, attributor.model.names[0], 1.0))
@@ -97,7 +97,7 @@ def test_exports_hold_what_the_page_shows(context, server, tmp_path):
     open_page(page, server, "attribution", 35)
     tile = top_tile(page)
     best = tile.get_attribute("data-id")
-    for name, suffix in (("CSV", "csv"), ("JSON", "json"), ("Report (HTML)", "html")):
+    for name, suffix in (("Download CSV", "csv"), ("Download JSON", "json"), ("Download report (HTML)", "html")):
         with page.expect_download() as download:
             page.get_by_role("button", name=name, exact=True).click()
         assert download.value.suggested_filename.endswith(suffix)

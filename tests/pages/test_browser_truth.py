@@ -9,7 +9,7 @@ from tests.browser import choose, generate, open_page, pictures_load, settle, to
 
 def test_evaluate_shows_both_kinds_of_queries(context, server):
     page = visit(context.new_page(), f"{server}/evaluate")
-    expect(page.get_by_text("Behind each number: 6 subset models")).to_be_visible(timeout=60_000)
+    expect(page.get_by_text("Based on 6 subset models")).to_be_visible(timeout=60_000)
     expect(page.get_by_text(re.compile("on generated images[:;]"))).to_be_visible()
     expect(page.locator("[data-testid=stPlotlyChart]")).to_have_count(3, timeout=60_000)
     page.get_by_role("radio", name="Held-out images").first.click()
@@ -46,14 +46,14 @@ def test_what_if_predicts_and_retrains(context, server):
     generate(page, server, 53)
     page.get_by_role("button", name="Attribute").click()
     top_tile(page)
-    expect(page.get_by_text(re.compile("of random sets of as many"))).to_be_visible(timeout=60_000)
+    expect(page.get_by_text(re.compile("of random sets of the same size"))).to_be_visible(timeout=60_000)
     page.get_by_role("button", name="Retrain and show").click()
-    expect(page.get_by_text(re.compile("Trained again for 1 training step"))).to_be_visible(timeout=240_000)
-    expect(page.get_by_text(re.compile("embedding cosine .* from 'all images'"))).to_have_count(2)
+    expect(page.get_by_text(re.compile("Retrained for 1 training step"))).to_be_visible(timeout=240_000)
+    expect(page.get_by_text(re.compile("embedding cosine .* to 'all images'"))).to_have_count(2)
     pictures_load(page)
     url = page.url
     visit(page, url)
-    expect(page.get_by_text(re.compile("Trained again for 1 training step"))).to_be_visible(timeout=60_000)
+    expect(page.get_by_text(re.compile("Retrained for 1 training step"))).to_be_visible(timeout=60_000)
 
 
 def test_a_creators_statement_is_exported(context, server):
@@ -63,7 +63,7 @@ def test_a_creators_statement_is_exported(context, server):
     visit(page, f"{server}/creators?creator=artist+2")
     expect(page.get_by_text(re.compile("are by artist 2"))).to_be_visible(timeout=60_000)
     with page.expect_download() as download:
-        page.get_by_role("button", name="Statement (HTML)").click()
+        page.get_by_role("button", name="Download statement (HTML)").click()
     text = download.value.path().read_text()
     assert "are by artist 2" in text
     assert "Measured reliability of the method" in text

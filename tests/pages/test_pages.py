@@ -4,15 +4,17 @@ import subprocess
 import sys
 import threading
 import time
+from importlib.metadata import PackageNotFoundError
 
 import pytest
 from streamlit.testing.v1 import AppTest
 
 from dtrak.analysis.evidence import null_band
+from dtrak.app.elements import plain
 from dtrak.app.jobs import queue_beside
 from dtrak.app.runs import read_settings
 from dtrak.app.service import study_service
-from dtrak.config import ROOT
+from dtrak.config import ROOT, load_study
 from dtrak.methods.settings import Setting
 from dtrak.models.sampling import GenerationSettings
 from tests.helpers import wait_until
@@ -21,7 +23,7 @@ from tests.helpers import wait_until
 @pytest.fixture
 def app(tiny, source, monkeypatch):
     monkeypatch.setenv("DTRAK_CONFIGS", str(source))
-    return AppTest.from_file("../app.py", default_timeout=60)
+    return AppTest.from_file(ROOT / "app.py", default_timeout=60)
 
 
 @pytest.fixture
@@ -84,19 +86,29 @@ def test_home_without_an_index_gives_the_command(app, monkeypatch, tmp_path):
 
 def test_a_study_of_the_paper_says_what_it_needs(monkeypatch, tmp_path):
     monkeypatch.setenv("DTRAK_WORKSPACE", str(tmp_path))
-    app = AppTest.from_file("../app.py", default_timeout=60)
+    app = AppTest.from_file(ROOT / "app.py", default_timeout=60)
     app.run()
     app.selectbox(key="study").set_value("cifar2").run()
     assert not app.exception
     assert [line.split()[3] for line in app.code[0].value.splitlines()] == ["prepare", "train", "build"]
     assert "uoft-cs/cifar10" in text(app)
     assert "1 A100" in text(app)
+    assert plain(load_study("cifar2").description) in text(app)
+
+
+def test_a_study_is_described_on_home_and_in_the_sidebar(monkeypatch, tmp_path):
+    monkeypatch.setenv("DTRAK_WORKSPACE", str(tmp_path))
+    app = AppTest.from_file(ROOT / "app.py", default_timeout=60).run()
+    description = plain(load_study("demo").description)
+    assert description
+    assert description in [caption.value for caption in app.sidebar.caption]
+    assert description in [element.value for element in app.main.markdown]
 
 
 def test_generate_with_a_text_to_image_model(paintings, monkeypatch):
     monkeypatch.setenv("DTRAK_WORKSPACE", str(paintings / "workspace"))
     monkeypatch.setenv("DTRAK_CONFIGS", str(paintings))
-    app = AppTest.from_file("../app.py", default_timeout=60)
+    app = AppTest.from_file(ROOT / "app.py", default_timeout=60)
     app.run()
     app.switch_page("pages/generate.py").run()
     assert not app.exception
@@ -168,12 +180,12 @@ def test_attribution(app, run):
     assert "standard deviations" in text(app)
 
 
-def test_attribution_in_a_large_study_ranks_before_it_knows_what_chance_gives(app, run, monkeypatch):
+def test_attribution_in_a_large_study_ranks_before_the_significance_test(app, run, monkeypatch):
     monkeypatch.setattr("dtrak.app.evidence.LARGE", 0)
     held = threading.Event()
     monkeypatch.setattr("dtrak.app.evidence.null_band", lambda *a: held.wait(30) and null_band(*a))
     app.run()
-    app.query_params.update({"run": run.id, "damping_dtrak": "-0.25"})  # a setting that nobody asked about before
+    app.query_params.update({"run": run.id, "damping_dtrak": "-0.25"})  # a setting without saved evidence
     app.switch_page("pages/attribution.py").run()
     assert not app.exception
     assert "Proponents" in {s.value for s in app.subheader}
@@ -195,7 +207,7 @@ def test_ablate(app, run):
     before = app.selectbox(key="ablate_timesteps").value
     app.selectbox(key="ablate_timesteps").set_value(1 if before != 1 else 5).run()
     assert not app.exception
-    assert "Overlap, previous" in {m.label for m in app.metric}
+    assert "Overlap with previous" in {m.label for m in app.metric}
 
 
 def test_ablate_survives_a_nonsense_link(app, run):
@@ -207,6 +219,18 @@ def test_ablate_survives_a_nonsense_link(app, run):
     assert not app.exception
     assert "There is no method 'foo'" in text(app)
     assert app.selectbox(key="ablate_timesteps").value == 1
+
+
+def test_ablate_takes_damping_from_a_link(app, run):
+    app.run()
+    app.query_params["run"] = run.id
+    app.query_params["setting"] = "dtrak,damping=0.1"
+    app.switch_page("pages/ablate.py").run()
+    assert not app.exception
+    assert app.select_slider(key="ablate_power_dtrak").value == -1
+    app.select_slider(key="ablate_power_dtrak").set_value(0.55).run()
+    assert not app.exception
+    assert "damping=3.548" in str(app.query_params["setting"])
 
 
 def test_ablate_without_a_run(app):
@@ -248,16 +272,28 @@ def test_about(app):
     assert "What it is not" in text(app)
 
 
+@pytest.mark.parametrize("package", ["faiss-cpu", "faiss-gpu", "faiss-gpu-cu12"])
+def test_about_names_the_faiss_that_is_installed(app, monkeypatch, package):
+    def version(name):
+        if name.startswith("faiss") and name != package:
+            raise PackageNotFoundError(name)
+        return "1.2.3"
+
+    monkeypatch.setattr("importlib.metadata.version", version)
+    app.run()
+    app.switch_page("pages/about.py").run()
+    assert not app.exception
+    assert [line for line in app.code[0].value.splitlines() if "faiss" in line] == [f"{package} 1.2.3"]
+
+
 def test_evaluate(app):
     app.run()
     app.switch_page("pages/evaluate.py").run()
     assert not app.exception
     assert "6 subset models" in text(app)
     assert "TRAK" in text(app)
-    assert "Sanity" in text(app)
-    assert {"Methods", "What each choice is worth", "Counterfactuals", "Published elsewhere"} <= {
-        s.value for s in app.subheader
-    }
+    assert "Negative controls" in text(app)
+    assert {"Methods", "Ablations", "Counterfactuals", "Published results"} <= {s.value for s in app.subheader}
     app.segmented_control(key="queries").set_value("held-out").run()
     app.segmented_control(key="ablation").set_value("timesteps").run()
     assert not app.exception
@@ -271,7 +307,7 @@ def test_evaluate_before_anything_was_measured(app, tiny, monkeypatch):
     app.switch_page("pages/evaluate.py").run()
     study_service("tiny").__dict__.pop("evaluation", None)
     assert not app.exception
-    assert "not measured yet" in text(app)
+    assert "not evaluated yet" in text(app)
     assert "index_builder retrain tiny" in app.code[0].value
 
 

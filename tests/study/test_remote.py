@@ -1,4 +1,4 @@
-"""Workers with workspaces of their own: what they read and write goes by a URL, and the bytes are the same."""
+"""Workers with separate workspaces exchange files through a URL and give the same bytes."""
 
 import os
 import shutil
@@ -25,7 +25,7 @@ from tests.helpers import hashes
 
 @pytest.fixture
 def mirrored(tmp_path, monkeypatch):
-    """Two processes of this machine, with workspaces in a cache of their own."""
+    """Two processes on this machine, with workspaces in a separate cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
     return Mirrored(Local(2), f"file://{tmp_path / 'url'}")
 
@@ -122,6 +122,6 @@ def test_a_damaged_input_is_refused(fresh, mirrored, tmp_path):
     shutil.rmtree(tmp_path / "elsewhere")
     for path in (tmp_path / "url" / "inputs").iterdir():
         path.write_bytes(b"x" * path.stat().st_size)
-    with pytest.raises(DtrakError, match="another content"):
+    with pytest.raises(DtrakError, match="does not match its hash"):
         list(mirrored.results(_where, (fresh.study,), range(2)))
     assert not [p for p in (tmp_path / "elsewhere").rglob("*") if p.is_file() and p.suffix != ".part"]

@@ -1,4 +1,4 @@
-"""A run depends on (seed, epoch, sample id): it resumes to the same weights, and samples can be left out."""
+"""A run depends on (seed, epoch, sample id): it resumes to the same weights, and samples can be excluded."""
 
 import math
 
@@ -109,7 +109,7 @@ def test_a_seed_gives_the_same_pixels_alone_and_among_others(tiny):
 
 
 def test_parts_of_a_batch_add_up_and_dropout_belongs_to_samples(tiny, setting):
-    """One pass over a batch, and one sample a pass, give the same step; so does leaving another sample out."""
+    """One pass per batch and one sample per pass give the same step, also with an excluded sample."""
     config = CONFIG.model_copy(update={"dropout": 0.3, "clip": 0.5, "min_snr_gamma": None})
     found = []
     for part in (5, 1):

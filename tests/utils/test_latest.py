@@ -1,4 +1,4 @@
-"""What was asked for last is kept."""
+"""The most recently used values are cached."""
 
 import threading
 
