@@ -1,6 +1,7 @@
 """The layout of ``dtrak``: lower packages never import higher ones, and the library never imports what stands on it."""
 
 import ast
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,21 @@ def imported(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module:
             found.add(node.module)
     return found
+
+
+def imported_at_once(path: Path) -> set[str]:
+    """Names of the dtrak modules that a file imports when it is imported itself."""
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    found = {node.module for node in body if isinstance(node, ast.ImportFrom) and node.module}
+    return {name for name in found if name.startswith("dtrak.")}
+
+
+def test_modules_do_not_import_each_other_in_a_ring():
+    edges = {}
+    for path in PACKAGE.rglob("*.py"):
+        name = ".".join(("dtrak", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")
+        edges[name] = imported_at_once(path)
+    tuple(TopologicalSorter(edges).static_order())  # raises CycleError, which names the ring
 
 
 def test_every_package_has_its_place():

@@ -1,22 +1,21 @@
 """Significance and stability of rankings, computed at once in small studies and by background jobs in large ones."""
 
-from __future__ import annotations
-
 import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dtrak.analysis.evidence import Null, Stability, null_band, stability
 from dtrak.app.jobs import Job, queue_beside
+from dtrak.app.runs import Run
+from dtrak.methods.attributor import Attributor, Features
+from dtrak.methods.query import Query
 from dtrak.methods.registry import METHODS
 from dtrak.methods.settings import Setting
 from dtrak.utils.errors import DtrakError
 from dtrak.utils.latest import Latest
-
-if TYPE_CHECKING:
-    from dtrak.app.runs import Run
-    from dtrak.app.service import StudyService
 
 LARGE = 2**26  # numbers in Φ (N · k); above it, evidence is computed by a job
 CACHE_SIZE = 64
@@ -36,10 +35,22 @@ class Evidence:
 
 
 class EvidenceJobs:
-    """Computes the evidence for a study's rankings, and keeps the latest results."""
+    """Computes the evidence for a study's rankings, and keeps the latest results.
 
-    def __init__(self, service: StudyService):
-        self._service = service
+    Args:
+        lock: held while evidence is computed in the page's own thread.
+        features: the stored features of a picture for some settings, or None.
+        query: a picture as a query.
+    """
+
+    def __init__(
+        self,
+        attributor: Attributor,
+        lock: AbstractContextManager[Any],
+        features: Callable[[Run, Sequence[Setting]], Features | None],
+        query: Callable[[Run], Query],
+    ):
+        self._attributor, self._lock, self._features, self._query = attributor, lock, features, query
         self._cache = Latest[Any](CACHE_SIZE)
         self._opened = time.monotonic_ns()  # in the job keys: a rebuilt study must not reuse the jobs of the old one
 
@@ -51,7 +62,7 @@ class EvidenceJobs:
             top: number of places that count as the top in the stability.
         """
         if not self._is_large(setting):
-            with self._service.lock:
+            with self._lock:
                 return self._compute(run, setting, top, Job(""))
         job = queue_beside().get(self._key(run, setting, top))
         return job.result if job is not None and job.state == "done" else None
@@ -69,18 +80,18 @@ class EvidenceJobs:
         return job
 
     def _key(self, run: Run, setting: Setting, top: int) -> str:
-        return f"evidence:{self._opened}:{self._service.folder.study.name}:{run.id}:{setting.text}:{top}"
+        return f"evidence:{self._opened}:{self._attributor.folder.study.name}:{run.id}:{setting.text}:{top}"
 
     def _compute(self, run: Run, setting: Setting, top: int, job: Job) -> Evidence:
         job.progress(0, 2)
         null = self._null(setting)
         job.progress(1, 2)
-        features = self._service.features(run, [setting])
+        features = self._features(run, [setting])
         assert features is not None
 
         def stable() -> Stability | None:
             try:
-                return stability(self._service.attributor, setting, self._service.query(run), features, top)
+                return stability(self._attributor, setting, self._query(run), features, top)
             except DtrakError:  # not defined for this method
                 return None
 
@@ -88,14 +99,16 @@ class EvidenceJobs:
 
     def _null(self, setting: Setting) -> Null | None:
         try:
-            found = self._cache.of(setting.text, lambda: null_band(self._service.attributor, setting))
+            found = self._cache.of(setting.text, lambda: null_band(self._attributor, setting))
         except DtrakError:
             return None
-        if not found.heldout and any(config.split == "heldout" for config in self._service.folder.study.feature_sets):
+        if not found.heldout and any(
+            config.split == "heldout" for config in self._attributor.folder.study.feature_sets
+        ):
             self._cache.drop(setting.text)  # the features of the held-out images may still be being built
         return found
 
     def _is_large(self, setting: Setting) -> bool:
         if not METHODS[setting.method].uses_features:
             return False
-        return self._service.attributor.table.train_size * self._service.attributor.sides(setting)[0].dim > LARGE
+        return self._attributor.table.train_size * self._attributor.sides(setting)[0].dim > LARGE

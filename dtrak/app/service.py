@@ -189,7 +189,7 @@ class StudyService:
     @functools.cached_property
     def evidence(self) -> EvidenceJobs:
         """The evidence for rankings."""
-        return EvidenceJobs(self)
+        return EvidenceJobs(self.attributor, self.lock, self.features, self.query)
 
     @functools.cached_property
     def duplicates(self) -> Int[np.ndarray, " n"] | None:

@@ -16,7 +16,7 @@ from dtrak.utils.errors import DtrakError
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "png")
 RELEASES = ("cifar10", "celeba", "artbench")
-SPLITS = ("train", "heldout")  # recognised values of a split column; rows with others are split by data.holdout
+SPLITS = ("train", "heldout")  # a split column with any other value is ignored, and data.holdout decides
 _COLUMNS = {
     "label": ("label", "labels", "class", "style", "genre"),
     "caption": ("caption", "text", "title"),
@@ -49,7 +49,7 @@ def read_source(study: Study) -> Iterator[Item]:
                     item = replace(item, caption=said)
                 yield replace(
                     item,
-                    split=split,
+                    split=split or item.split,
                     creator=item.creator or data.creator or "",
                     licence=item.licence or data.licence or "",
                 )
@@ -116,6 +116,8 @@ def _table_rows(table: Any, split: str, data: DataConfig, study: Study) -> Rows:
                 f"The data have no column '{column}'. Columns: {', '.join(table.column_names)}.",
                 hint=f"Correct data.{field}_column.",
             )
+    if columns["split"] and not set(table[columns["split"]]) <= set(SPLITS):
+        columns["split"] = None
     root = study.resolve(data.path or ".")
     label = columns["label"]
     labels = [_text(table, label, value) for value in table[label]] if label else [None] * len(table)
@@ -131,7 +133,7 @@ def _table_rows(table: Any, split: str, data: DataConfig, study: Study) -> Rows:
             caption=values["caption"] or "",
             creator=values["creator"] or "",
             licence=values["licence"] or "",
-            split=values["split"] if values["split"] in SPLITS else None,
+            split=values["split"],
         )
 
     return Rows(labels, read)

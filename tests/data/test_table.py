@@ -89,6 +89,20 @@ def test_parquet_is_the_same_road(tmp_path):
         prepare(wrong, tmp_path / "out2")
 
 
+@pytest.mark.parametrize(("words", "held"), [(("train", "heldout"), 8), (("train", "test"), 2)])
+def test_a_split_column_says_what_is_held_out_if_it_speaks_of_nothing_else(tmp_path, words, held):
+    write_images(tmp_path / "images")
+    lines = (tmp_path / "images" / "metadata.csv").read_text().splitlines()
+    lines = [f"{line},{words[i % 2] if i else 'split'}" for i, line in enumerate(lines)]
+    (tmp_path / "images" / "metadata.csv").write_text("\n".join(lines) + "\n")
+    study = load_study(str(write_study(tmp_path)))
+    report = prepare(study, tmp_path / "data")
+    assert (report.train, report.heldout) == (16 - held, held)
+    if held == 8:
+        heldout = [r.id for r in load_table(tmp_path / "data").records if r.split == "heldout"]
+        assert set(heldout) == {line.split(",")[0] for line in lines[1:] if line.endswith("heldout")}
+
+
 def test_a_file_that_metadata_names_and_is_missing_is_reported(tmp_path):
     write_images(tmp_path / "images", 4)
     with (tmp_path / "images" / "metadata.csv").open("a") as file:

@@ -69,6 +69,19 @@ def test_leaving_samples_out_changes_nothing_else(setting):
     assert missing == 1
 
 
+def test_stratified_timesteps_lie_one_in_each_part_and_belong_to_places(setting):
+    model, latents, ids, classes = setting
+    config = CONFIG.model_copy(update={"timestep_sampling": "stratified"})
+    kept = torch.ones(len(ids))
+    kept[3] = 0
+    everyone = KeyedBatches(model, config, latents, ids, classes, torch.ones(len(ids)))
+    without = KeyedBatches(model, config, latents, ids, classes, kept)
+    for step in range(everyone.steps_per_epoch):
+        a, b = everyone(step).timesteps, without(step).timesteps
+        assert (a * len(a) // model.num_timesteps).tolist() == list(range(len(a)))
+        assert set(b.tolist()) <= set(a.tolist())
+
+
 def test_each_epoch_has_everyone_once_in_its_own_order():
     ids = [str(i) for i in range(50)]
     first, second = epoch_order(0, 0, ids), epoch_order(0, 1, ids)
