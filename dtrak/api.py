@@ -14,6 +14,7 @@ from PIL import Image
 
 from dtrak.app.example import example_is_current, write_example
 from dtrak.build import pipeline
+from dtrak.build.training import train_model
 from dtrak.config import LAST, load_study, workspace
 from dtrak.config import Study as StudyConfig
 from dtrak.data import Table, model_pixels
@@ -93,6 +94,16 @@ class Study:
         """
         return self.folder.table
 
+    def train(self, device: str | None = None) -> "Study":
+        """Train the model by the study's recipe, and first its base if that is needed; resumable. Returns the study.
+
+        Raises:
+            DtrakError: the data cannot be read, or the study does not say how to train.
+        """
+        train_model(self.folder, device or self.device)
+        self.__dict__.pop("attributor", None)
+        return self
+
     def build(
         self,
         index_only: bool = False,
@@ -119,7 +130,7 @@ class Study:
         pipeline.prepare_data(self.folder)
         if needs_training(self.folder):
             raise DtrakError(
-                f"The model of study '{self.name}' is not trained.", hint=f"python -m index_builder train {self.name}"
+                f"The model of study '{self.name}' is not trained.", hint=f"dtrak train {self.name}, or study.train()"
             )
         engine = engine or local(workers, THREADS, device)
         pipeline.build_index_part(self.folder, engine, batch_size, device)

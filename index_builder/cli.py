@@ -8,7 +8,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -125,29 +124,13 @@ def train(
     device: DeviceOption = "cpu",
 ) -> None:
     """Train the model of STUDY, and first its base model if needed; resumable."""
-    from dtrak.build.pipeline import prepare_data
-    from dtrak.study.folder import needs_training
-    from dtrak.training.loop import Progress as Step
-    from dtrak.training.study import train_member, train_study
+    from dtrak.build.training import train_ensemble_member, train_model
 
     folder = StudyFolder(load_study(study))
-    if member is not None:
-        prepare_data(folder)
-        with progress(f"train member {member}", folder.study.training.steps) as advance:
-            path = train_member(folder, member, lambda step: advance(step.step, f"loss {step.loss:.4f}"), device)
-        errors.print(f"Member {member} of '{folder.study.name}': {path}")
-        return
-    base = folder.study.model.base
-    chain = [StudyFolder(load_study(base))] if base and needs_training(StudyFolder(load_study(base))) else []
-    for part in [*chain, folder]:
-        prepare_data(part)
-        with progress(f"train {part.study.name}", part.study.training.steps) as advance:
-
-            def report(step: Step, advance: Callable[[int, str], None] = advance) -> None:
-                advance(step.step, f"loss {step.loss:.4f}")
-
-            paths = train_study(part, report, device=device)
-        errors.print(f"Model of '{part.study.name}': {paths[-1]}")
+    if member is None:
+        train_model(folder, device)
+    else:
+        train_ensemble_member(folder, member, device)
 
 
 @app.command()

@@ -9,7 +9,7 @@ from tests import typecheck  # noqa: F401  so that the hook finds it by its name
 CHECKED = [
     "dtrak.analysis.comparison", "dtrak.evaluation.lds", "dtrak.gradients.extractor", "dtrak.gradients.outputs",
     "dtrak.gradients.passes", "dtrak.gradients.rows", "dtrak.index.whitening", "dtrak.linalg.conjugate_gradients",
-    "dtrak.linalg.kfac", "dtrak.methods.embeddings", "dtrak.methods.features", "dtrak.methods.readout",
+    "dtrak.linalg.kfac", "dtrak.methods.embeddings", "dtrak.methods.readout",
     "dtrak.methods.selection", "dtrak.models.base", "dtrak.models.codec", "dtrak.models.conditioner",
     "dtrak.models.lora", "dtrak.models.pixel", "dtrak.models.process", "dtrak.models.stable_diffusion",
     "dtrak.training", "dtrak.utils.images", "dtrak.utils.noise",

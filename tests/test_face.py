@@ -98,12 +98,12 @@ def test_features_of_ones_own_equal_the_oracle():
 
 @pytest.mark.parametrize("wrong", [np.zeros(3), np.array([[1.0, np.nan]])])
 def test_features_that_cannot_be_are_refused(wrong):
-    with pytest.raises(ValueError, match="finite numbers of shape"):
+    with pytest.raises(ValueError, match="finite array of shape"):
         dtrak.Features(wrong)
 
 
 def test_a_file_that_is_no_image_is_refused(study, tmp_path):
     (tmp_path / "x.png").write_text("no")
-    with pytest.raises(DtrakError, match="cannot be attributed"):
+    with pytest.raises(DtrakError, match="Cannot use"):
         study.attribute(tmp_path / "x.png")
     assert isinstance(study.generate(seed=1, steps=2).image, Image.Image)
