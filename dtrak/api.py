@@ -15,9 +15,10 @@ from PIL import Image
 from dtrak.app.example import example_is_current, write_example
 from dtrak.build import pipeline
 from dtrak.build.training import train_model
-from dtrak.config import LAST, load_study, workspace
 from dtrak.config import Study as StudyConfig
+from dtrak.config import load_study, workspace
 from dtrak.data import Table, model_pixels
+from dtrak.data.images import upright_rgb
 from dtrak.evaluation.results import Row, load_evaluation
 from dtrak.execution.engines import Engine, local
 from dtrak.execution.share import Share
@@ -28,7 +29,7 @@ from dtrak.methods.query import Query
 from dtrak.methods.ranking import Ranking
 from dtrak.methods.settings import Setting
 from dtrak.models.sampling import GenerationSettings
-from dtrak.study.folder import StudyFolder, needs_training
+from dtrak.study.folder import StudyFolder, check_name_is_free, needs_training
 from dtrak.utils.errors import DtrakError
 from dtrak.utils.files import write_bytes
 from dtrak.utils.images import enlarged_png
@@ -72,7 +73,7 @@ class Study:
 
     Args:
         config: what the study is; relative paths in one made in Python are relative to the current folder.
-        device: where to compute: "cpu", "cuda", "cuda:1", "mps".
+        device: where to compute: "cpu", "cuda" or "cuda:1".
     """
 
     def __init__(self, config: StudyConfig, device: str = "cpu"):
@@ -101,6 +102,7 @@ class Study:
             DtrakError: the data cannot be read, or the study does not say how to train.
         """
         train_model(self.folder, device or self.device)
+        self.folder = StudyFolder(self.config)
         self.__dict__.pop("attributor", None)
         return self
 
@@ -127,7 +129,8 @@ class Study:
             DtrakError: the data cannot be read, or the model is not trained.
         """
         device = device or self.device
-        pipeline.prepare_data(self.folder)
+        if pipeline.prepare_data(self.folder):
+            self.folder = StudyFolder(self.config)  # the table is new
         if needs_training(self.folder):
             raise DtrakError(
                 f"The model of study '{self.name}' is not trained.", hint=f"dtrak train {self.name}, or study.train()"
@@ -154,7 +157,7 @@ class Study:
         Raises:
             DtrakError: some of it is missing.
         """
-        pipeline.merge_shares(self.folder)
+        pipeline.merge_shares(self.folder, device or self.device)
         self._write_example(device or self.device)
         logger.info("Index of '%s' is ready in %s.", self.name, self.folder.index)
 
@@ -233,7 +236,7 @@ class Study:
                 features = self.attributor.features(query, [setting], by_block=False)
                 rows.append(self.attributor.scores(setting, query, features)[0])
                 show(done)
-        return np.stack(rows)
+        return np.stack(rows) if rows else np.zeros((0, self.table.train_size))
 
     def evaluate(self, again: bool = False, workers: int | None = None) -> "pd.DataFrame":
         """The measured LDS of every method and choice, one row each and kind of query.
@@ -269,7 +272,7 @@ class Study:
                     hint="Give 8-bit RGB, shape (height, width, 3).",
                 )
             picture = Image.fromarray(array)
-        return Query(model_pixels(self.config, picture.convert("RGB")), label)
+        return Query(model_pixels(self.config, upright_rgb(picture)), label)
 
     def _write_example(self, device: str) -> None:
         if not example_is_current(self.folder):
@@ -279,28 +282,33 @@ class Study:
         return f"<Study '{self.name}': {self.config.title}>"
 
 
-def open_study(study: str | Path | StudyConfig | Study, device: str = "cpu") -> Study:
+def open_study(study: str | Path | StudyConfig | Study, device: str | None = None) -> Study:
     """Open a study.
 
     Args:
         study: a name, the path of a YAML file, a configuration made in Python, or an opened study.
+        device: where to compute; default the processor, or what an opened study has.
 
     Raises:
         DtrakError: there is no such study, or its YAML is wrong.
     """
     if isinstance(study, Study):
-        return study
-    return Study(study if isinstance(study, StudyConfig) else load_study(str(study)), device)
+        return study if device in (None, study.device) else Study(study.config, device or study.device)
+    return Study(study if isinstance(study, StudyConfig) else load_study(str(study)), device or "cpu")
 
 
 def _on_disk(config: StudyConfig) -> StudyConfig:
     """A configuration made in Python, written to the workspace with absolute paths, so that the app finds it."""
     source = workspace() / config.name / "study.yaml"
+    check_name_is_free(config.model_copy(update={"source": source}))
     content = config.model_dump(mode="json", exclude_defaults=True)
     for part, keys in (("data", ("path",)), ("model", ("path", "adapter")), ("truth", ("path",))):
         for key in keys:
-            if value := content.get(part, {}).get(key):
+            value = content.get(part, {}).get(key)
+            if value and not (part == "data" and content["data"]["kind"] == "hub"):
                 content[part][key] = str(Path(value).expanduser().absolute())
+    if (embedding := content.get("embedding")) and Path(embedding).is_dir():
+        content["embedding"] = str(Path(embedding).absolute())
     for key in ("checkpoints", "ensemble"):
         if paths := content.get("model", {}).get(key):
             content["model"][key] = [str(Path(path).expanduser().absolute()) for path in paths]
@@ -308,4 +316,4 @@ def _on_disk(config: StudyConfig) -> StudyConfig:
     return StudyConfig(**content, source=source)
 
 
-__all__ = ["LAST", "Generated", "Study", "StudyConfig", "open_study"]
+__all__ = ["Generated", "Study", "StudyConfig", "open_study"]

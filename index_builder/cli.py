@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from dtrak.build.status import study_status
-from dtrak.config import ROOT, load_study, study_names, workspace
+from dtrak.config import ROOT, configs, load_study, study_names, workspace
 from dtrak.execution.share import Share
 from dtrak.methods.settings import Setting
 from dtrak.study.folder import StudyFolder
@@ -73,7 +73,7 @@ def open_app(
         sys.executable, "-m", "streamlit", "run", "app.py", "--server.address", "127.0.0.1", "--server.port", str(port),
         "--server.headless", str(headless).lower(), "--browser.gatherUsageStats", "false",
     ]  # fmt: skip
-    environment = os.environ | {"DTRAK_WORKSPACE": str(workspace())}
+    environment = os.environ | {"DTRAK_WORKSPACE": str(workspace()), "DTRAK_CONFIGS": str(configs())}
     raise SystemExit(subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode)
 
 

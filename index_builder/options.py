@@ -17,7 +17,7 @@ from dtrak.methods.settings import Setting
 StudyArgument = Annotated[
     str, typer.Argument(metavar="STUDY", help="The name of a study, or the path of its YAML file.")
 ]
-DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 or mps.")]
+DeviceOption = Annotated[str, typer.Option(help="cpu, cuda or cuda:1.")]
 WorkersOption = Annotated[
     int | None,
     typer.Option(min=1, help="Worker processes. Default: as many as the cores or GPUs allow.", show_default=False),

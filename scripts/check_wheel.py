@@ -31,6 +31,8 @@ study = {
     "data": {"kind": "imagefolder", "path": "images"},
     "resolution": 16,
     "model": {"path": "model"},
-    "features": [{"output": "mean-squared-l2-norm", "timesteps": 2, "projection_dim": 16}],
+    "features": [
+        {"output": output, "timesteps": 2, "projection_dim": 16} for output in ("mean-squared-l2-norm", "loss")
+    ],
 }
 Path("shapes.yaml").write_text(yaml.safe_dump(study))

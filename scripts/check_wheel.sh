@@ -15,6 +15,7 @@ unset DTRAK_WORKSPACE DTRAK_CONFIGS PYTHONPATH
 "$place/venv/bin/python" check_wheel.py
 "$place/venv/bin/dtrak" build shapes.yaml
 "$place/venv/bin/dtrak" attribute shapes.yaml --seed 1 --steps 5 --json >answer.json
+"$place/venv/bin/dtrak" attribute shapes.yaml --image images/0.png --method ekfac --json >/dev/null
 "$place/venv/bin/python" -c "import json; assert json.load(open('answer.json'))['study'] == 'shapes'"
 [ -d "$place/workspace/shapes/index" ]
 echo "The wheel installs, builds a study and answers."

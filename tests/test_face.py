@@ -61,6 +61,35 @@ def test_pictures_from_anywhere_are_read_alike(study, tmp_path):
         study.attribute(picture.image, label="oval")
 
 
+def test_a_transparent_picture_is_read_on_white_from_file_and_memory_alike(study, tmp_path):
+    pixels = np.zeros((16, 16, 4), np.uint8)
+    pixels[4:9, 3:12] = (200, 30, 60, 255)
+    Image.fromarray(pixels, "RGBA").save(tmp_path / "clear.png")
+    of_file = study.attribute(tmp_path / "clear.png").scores
+    np.testing.assert_array_equal(study.attribute(Image.open(tmp_path / "clear.png")).scores, of_file)
+
+
+def test_whole_numbers_and_numpys_are_dampings():
+    assert dtrak.Setting("dtrak", damping=1) == dtrak.Setting("dtrak", damping=np.float32(1))
+
+
+def test_a_name_that_is_taken_and_a_file_that_is_missing_are_refused(study, tmp_path, monkeypatch):
+    monkeypatch.setenv("DTRAK_WORKSPACE", str(tmp_path))
+    with pytest.raises(DtrakError, match="'demo' is the name of a study"):
+        dtrak.open_study(dtrak.StudyConfig(name="demo", data={"kind": "imagefolder", "path": "x"}, resolution=16))
+    assert not (tmp_path / "demo").exists()
+    hub = dtrak.StudyConfig(name="flowers", data={"kind": "hub", "path": "somebody/flowers"}, resolution=16)
+    assert dtrak.open_study(hub).config.data.path == "somebody/flowers"
+    with pytest.raises(DtrakError, match="Cannot read"):
+        study.attribute(tmp_path / "missing.png")
+
+
+def test_no_pictures_give_no_rows_and_a_device_opens_anew(study):
+    assert study.scores([]).shape == (0, 14)
+    assert dtrak.open_study(study) is study
+    assert dtrak.open_study(study, device="cuda").device == "cuda"
+
+
 def test_a_study_made_in_python_is_found_by_its_name(source, tmp_path, monkeypatch):
     monkeypatch.setenv("DTRAK_WORKSPACE", str(tmp_path / "workspace"))
     monkeypatch.chdir(source)

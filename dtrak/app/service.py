@@ -86,7 +86,7 @@ class StudyService:
     @property
     def takes_text(self) -> bool:
         """Whether the model is conditioned on a prompt."""
-        return self.folder.study.model.kind == "text-to-image"
+        return self.attributor.model.takes_text
 
     @property
     def has_adapter(self) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from dtrak.build.costs import INDEX_PART, record_cost
 from dtrak.build.features import ablation_parts, build_indexes, build_parts, open_stores
-from dtrak.config import FeatureConfig
+from dtrak.config import LAST, FeatureConfig
 from dtrak.data import PrepareReport, prepare
 from dtrak.data.table import is_prepared
 from dtrak.execution.engines import Engine
@@ -116,7 +116,7 @@ def build_rest(folder: StudyFolder, engine: Engine, batch_size: int = 16, device
 
 def fit_ekfac(folder: StudyFolder, device: str = "cpu") -> None:
     """Fit the factors of EK-FAC influence, for studies with features of the loss."""
-    if not any(config.output == LOSS for config in folder.study.features):
+    if not any(c.output == LOSS and c.model == LAST and c.split == "train" for c in folder.study.feature_sets):
         return
     start = time.monotonic()
     with progress("EK-FAC factors", None) as show:
@@ -143,7 +143,7 @@ def build_share(
     compute_features(folder, {INDEX_PART: folder.study.features, **more}, engine, batch_size, device, share)
 
 
-def merge_shares(folder: StudyFolder) -> None:
+def merge_shares(folder: StudyFolder, device: str = "cpu") -> None:
     """Build the indexes from shards computed by several processes.
 
     Raises:
@@ -158,7 +158,7 @@ def merge_shares(folder: StudyFolder) -> None:
             hint=f"Rerun the unfinished --shard commands, or python -m index_builder build {folder.study.name}.",
         )
     build_indexes(folder, stores)
-    fit_ekfac(folder)
+    fit_ekfac(folder, device)
     embed(folder)
 
 

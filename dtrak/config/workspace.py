@@ -22,7 +22,7 @@ def workspace() -> Path:
 
 def configs() -> Path:
     """The folder of study configurations: ``DTRAK_CONFIGS``, or the one shipped with dtrak."""
-    return Path(os.environ.get("DTRAK_CONFIGS") or ROOT / "configs")
+    return Path(os.environ.get("DTRAK_CONFIGS") or ROOT / "configs").absolute()
 
 
 def study_names() -> list[str]:

@@ -32,7 +32,7 @@ def open_image(content: bytes, max_pixels: int = 50_000_000) -> Image.Image:
                     f"{image.width}×{image.height} exceeds {max_pixels:,} pixels (possible decompression bomb)"
                 )
             image.load()
-        return _to_rgb(ImageOps.exif_transpose(image))
+        return upright_rgb(image)
     except UnidentifiedImageError as error:
         raise BadImage("not an image, or an unsupported format") from error
     except Image.DecompressionBombError as error:
@@ -41,6 +41,11 @@ def open_image(content: bytes, max_pixels: int = 50_000_000) -> Image.Image:
         if isinstance(error, BadImage):
             raise
         raise BadImage(f"truncated or damaged ({error})") from error
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """A decoded image turned upright by its EXIF orientation, as RGB on white."""
+    return _to_rgb(ImageOps.exif_transpose(image))
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

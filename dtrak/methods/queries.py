@@ -42,6 +42,8 @@ def query_from_file(attributor: Attributor, path: Path, label: str | None) -> tu
         query = query_from_bytes(attributor, path.read_bytes(), label)
     except BadImage as reason:
         raise DtrakError(f"Cannot use {path}: {reason}.", hint="Use a PNG, JPEG or WebP image.") from None
+    except OSError as reason:
+        raise DtrakError(f"Cannot read {path}: {reason.strerror}.", hint="Check the path.") from None
     return query, {"image": path.name, "sha256": sha256_file(path), "label": label}
 
 

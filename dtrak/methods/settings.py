@@ -1,6 +1,7 @@
 """A setting: a method and every choice of the paper's ablations, as one value that a URL can carry."""
 
 from dataclasses import dataclass, fields, replace
+from numbers import Real
 from typing import Any, Literal
 
 from dtrak.config import LAST
@@ -35,6 +36,8 @@ class Setting:
 
     def __post_init__(self) -> None:
         method = get_method(self.method)
+        if isinstance(self.damping, Real) and not isinstance(self.damping, bool):
+            object.__setattr__(self, "damping", float(self.damping))  # an int, or a number of NumPy's
         for name, choice in CHOICES.items():
             choice.check(getattr(self, name))
         for name in self._changed():

@@ -1,7 +1,8 @@
 """The training side of a study: its models, feature stores and indexes, and Φ with its kernel for any setting."""
 
+from collections.abc import Callable
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ from dtrak.utils.files import digest
 from dtrak.utils.latest import Latest
 
 KEPT = 8
+T = TypeVar("T")
 
 
 class TrainingSide:
@@ -45,6 +47,7 @@ class TrainingSide:
         self._indexes: dict[str, AttributionIndex] = {}
         self._readouts, self._queries = Latest[Readout](KEPT), Latest[np.ndarray](KEPT)
         self._subsets: dict[Family, SubsetTruth] = {}
+        self._kept: dict[str, Any] = {}
 
     @property
     def model(self) -> DiffusionModel:
@@ -70,12 +73,29 @@ class TrainingSide:
             self._models[name] = load_study_model(self.folder, self.device, name)
         return self._models[name]
 
+    def model_fingerprint(self, name: str) -> str:
+        """The fingerprint of one of the study's models; hashed once."""
+        if name not in self._fingerprints:
+            self._fingerprints[name] = self.variant(name).fingerprint()
+        return self._fingerprints[name]
+
+    @cached_property
+    def data_fingerprint(self) -> str:
+        """The fingerprint of the training rows."""
+        return self.table.fingerprint()
+
+    def kept(self, key: str, make: Callable[[], T]) -> T:
+        """Something that a method loads once for all queries."""
+        if key not in self._kept:
+            self._kept[key] = make()
+        return self._kept[key]
+
     def identity(self, config: FeatureConfig) -> dict[str, Any]:
         """Everything a feature set depends on, for the present model and data."""
         if config not in self._identities:
-            if config.model not in self._fingerprints:
-                self._fingerprints[config.model] = self.variant(config.model).fingerprint()
-            content = identity(self._fingerprints[config.model], data_fingerprint(self.folder, config.split), config)
+            content = identity(
+                self.model_fingerprint(config.model), data_fingerprint(self.folder, config.split), config
+            )
             self._identities[config] = content, digest(content)
         return self._identities[config][0]
 

@@ -37,7 +37,7 @@ def load_study_model(folder: StudyFolder, device: torch.device | str = "cpu", va
             f"Study '{folder.study.name}' has no model yet ({config.path}).",
             hint=f"python -m index_builder train {folder.study.name}",
         )
-    if folder.study.model.kind == "text-to-image" and config.adapter is None:
+    if folder.study.model.kind == "text-to-image" and config.adapter is None:  # its base is never tuned
         raise DtrakError(
             f"Study '{folder.study.name}' has no LoRA to attribute over.",
             hint="Set model.adapter, or set training.method: lora and train one.",

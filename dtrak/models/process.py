@@ -13,6 +13,7 @@ from diffusers import DDIMScheduler
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from dtrak.config import TIMES
 from dtrak.utils.errors import DtrakError
 
 
@@ -102,6 +103,11 @@ class EpsilonDiffusion(NoiseProcess):
             raise DtrakError(
                 f"The model uses '{scheduler.config.prediction_type}'; only ε-prediction is supported.",
                 hint="Use a model whose scheduler has prediction_type 'epsilon'.",
+            )
+        if scheduler.config.num_train_timesteps != TIMES:
+            raise DtrakError(
+                f"The model has {scheduler.config.num_train_timesteps} timesteps; {TIMES} are supported.",
+                hint=f"Use a model whose scheduler has num_train_timesteps {TIMES}.",
             )
         self._scheduler = scheduler
         self.schedule = self.alphas_cumprod = scheduler.alphas_cumprod.float()

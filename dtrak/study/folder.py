@@ -32,7 +32,7 @@ class StudyFolder:
 
     study: Study
 
-    @property
+    @cached_property
     def root(self) -> Path:
         return workspace() / self.study.name
 
@@ -173,6 +173,7 @@ def remember_source(folder: StudyFolder) -> None:
         DtrakError: the workspace has another study of that name.
     """
     study, known = folder.study, study_source(folder.study.name)
+    check_name_is_free(study)
     if known is not None and known != study.source and known.exists():
         raise DtrakError(
             f"The workspace already has a study '{study.name}', configured by {known}.",
@@ -180,6 +181,19 @@ def remember_source(folder: StudyFolder) -> None:
         )
     if study.source.parent != configs().resolve() and known != study.source:
         write_json(folder.root / SOURCE_FILE, {"source": str(study.source)})
+
+
+def check_name_is_free(study: Study) -> None:
+    """Refuse a study that would share the folder of one that comes with dtrak.
+
+    Raises:
+        DtrakError: they have one name.
+    """
+    shipped = configs().resolve() / f"{study.name}.yaml"
+    if shipped.exists() and study.source.resolve() != shipped:
+        raise DtrakError(
+            f"'{study.name}' is the name of a study in {configs()}.", hint="Choose another 'name' for this one."
+        )
 
 
 def truth_folders(folder: StudyFolder) -> list[Path]:

@@ -1,14 +1,14 @@
 """EK-FAC influence on the tiny study: scores, cached features and errors."""
 
-import shutil
-
 import numpy as np
 import pytest
 import torch
 
+from dtrak.analysis.evidence import null_band
 from dtrak.gradients.extractor import mean_gradient
 from dtrak.gradients.projection import make_projector
 from dtrak.linalg.kfac import Kfac
+from dtrak.methods import kfac
 from dtrak.methods.attributor import Attributor
 from dtrak.methods.kfac import factors_path, fit_factors
 from dtrak.methods.settings import Setting
@@ -54,9 +54,9 @@ def test_every_damping_of_the_evaluation_is_the_single_answer(attributor):
     np.testing.assert_allclose(matrices[0][0], alone, rtol=1e-4, atol=1e-6 * np.abs(alone).max())
 
 
-def test_what_is_not_fitted_is_said(fresh, query):
-    shutil.rmtree(fresh.root / "ekfac", ignore_errors=True)
-    assert "not fitted yet" in Attributor(fresh).why_not("ekfac").message
+def test_what_is_not_fitted_is_said(tiny, monkeypatch):
+    monkeypatch.setattr(kfac, "VERSION", -1)
+    assert "not fitted yet" in Attributor(tiny).why_not("ekfac").message
     with pytest.raises(DtrakError, match="takes no timesteps"):
         Setting("ekfac", timesteps=2)
 
@@ -64,3 +64,9 @@ def test_what_is_not_fitted_is_said(fresh, query):
 def test_fitting_is_done_once(attributor):
     fit_factors(attributor)
     assert not fit_factors(attributor)
+
+
+def test_it_has_no_null_distribution_of_another_method(attributor):
+    fit_factors(attributor)
+    with pytest.raises(DtrakError, match="no null distribution"):
+        null_band(attributor, Setting("ekfac"))
