@@ -165,7 +165,7 @@ def choose_run(service: StudyService, param: str = "run") -> Run | None:
     run_id = st.query_params.get(param)
     run = service.runs.load(run_id) if run_id else None
     if run_id and run is None:
-        st.warning(f"There is no run '{run_id[:40]}' in this workspace. It may belong to another workspace.")
+        st.warning(f"There is no run '{plain(run_id[:40])}' in this workspace. It may belong to another workspace.")
     if run is not None:
         return run
     recent = service.runs.latest(8)
