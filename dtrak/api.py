@@ -12,6 +12,7 @@ import yaml
 from jaxtyping import Float, UInt8
 from PIL import Image
 
+from dtrak.analysis.evidence import Verdict, null_of
 from dtrak.app.example import example_is_current, write_example
 from dtrak.build import pipeline
 from dtrak.build.training import train_model
@@ -219,6 +220,17 @@ class Study:
         query = self._query(picture, label)
         features = self.attributor.features(query, [setting], by_block=False)
         return self.attributor.attribute(query, features, setting, top)
+
+    def significance(self, ranking: Ranking) -> Verdict:
+        """Whether a picture's scores exceed those of unrelated images, and for which training images.
+
+        Args:
+            ranking: from :meth:`attribute`.
+
+        Raises:
+            DtrakError: the method has no significance test, or its features are not built (``study.build()``).
+        """
+        return null_of(self.attributor, ranking.setting).judge(ranking.scores)
 
     def scores(
         self,

@@ -208,7 +208,9 @@ def attribute(
     """Rank training images by their influence on one image."""
     if (image is None) == (seed is None):
         raise typer.BadParameter("give either --image or --seed")
+    from dtrak.analysis.evidence import null_of
     from dtrak.app.evaluate import reliability
+    from dtrak.app.views import significance
     from dtrak.evaluation.results import load_evaluation
     from dtrak.methods.attributor import Attributor
     from dtrak.methods.queries import generate_query, query_from_file
@@ -224,10 +226,17 @@ def attribute(
         query, described = generate_query(attributor, generation), generation.as_dict()
     answer = attributor.attribute(query, attributor.features(query, [setting], by_block=False), setting, top)
     measured = reliability(load_evaluation(attributor.folder), setting, query.settings is not None).text
-    content = to_json(attributor.folder.study.name, described, answer, measured)
+    try:
+        verdict = null_of(attributor, setting).judge(answer.scores)
+        tested = significance(verdict).replace("**", "")
+    except DtrakError as reason:
+        verdict, tested = None, f"No significance test: {reason.message}"
+    judged = None if verdict is None else verdict.as_dict(attributor.table.train_ids)
+    content = to_json(attributor.folder.study.name, described, answer, measured, judged)
     if as_json:
         print(json.dumps(content, indent=2, ensure_ascii=False))
         return
+    errors.print(tested)
     errors.print(measured)
     for side in ("proponents", "opponents"):
         damped = "" if answer.damping is None else f", λ = {answer.damping:g} × mean eigenvalue"

@@ -3,7 +3,7 @@
 import contextlib
 import json
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import numpy as np
 import typer
@@ -12,6 +12,7 @@ from dtrak.config import load_study
 from dtrak.execution.share import Share
 from dtrak.methods.registry import METHODS
 from dtrak.methods.settings import Setting
+from dtrak.methods.subsets import Family
 from dtrak.study.folder import StudyFolder
 from dtrak.utils.files import exclusive
 from dtrak.utils.progress import progress
@@ -33,10 +34,14 @@ from index_builder.terminal import errors
 def retrain(
     study: StudyArgument,
     engine_for: EngineFor,
-    subsets: Annotated[int, typer.Option(min=2, help="Number of subsets (random halves).")] = 64,
-    seeds: Annotated[int, typer.Option(min=1, help="Models trained per subset.")] = 2,
+    subsets: Annotated[int, typer.Option(min=2, help="Number of subsets.")] = 64,
+    seeds: Annotated[int, typer.Option(min=1, help="Models trained per subset.")] = 1,
     family: Annotated[
-        TruthFamily, typer.Option(help="lds: to evaluate methods; fit: for empirical-influence and datamodel.")
+        TruthFamily,
+        typer.Option(
+            help="lds: halves, to evaluate methods; fit: halves for empirical-influence and datamodel; remove-20 and "
+            "remove-5: without that share; creators, clusters: without one group."
+        ),
     ] = TruthFamily("lds"),
     precision: Annotated[
         PrecisionName | None, typer.Option(help="Training precision. Default: the study's.", show_default=False)
@@ -62,7 +67,7 @@ def retrain(
         chosen: Any = precision.value if precision else None
         new = retrain_subsets(
             folder,
-            family.value,
+            cast(Family, family.value),
             subsets,
             seeds,
             engine_for(device),

@@ -13,6 +13,7 @@ from dtrak.execution.threads import THREADS
 from dtrak.methods.choices import CHOICES, parse_damping
 from dtrak.methods.registry import METHODS
 from dtrak.methods.settings import Setting
+from dtrak.methods.subsets import FAMILIES
 
 StudyArgument = Annotated[
     str, typer.Argument(metavar="STUDY", help="The name of a study, or the path of its YAML file.")
@@ -46,7 +47,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 MethodName = StrEnum("MethodName", {name: name for name in METHODS})  # type: ignore[misc]  # choices of --method
 PrecisionName = StrEnum("PrecisionName", {"fp32": "fp32", "bf16": "bf16"})
-TruthFamily = StrEnum("TruthFamily", {"lds": "lds", "fit": "fit"})
+TruthFamily = StrEnum("TruthFamily", {name: name for name in FAMILIES})  # type: ignore[misc]
 
 
 MethodOption = Annotated[MethodName, typer.Option(help="Attribution method.")]

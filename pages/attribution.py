@@ -4,7 +4,7 @@ from functools import partial
 
 import streamlit as st
 
-from dtrak.analysis.evidence import HUB_FACTOR, Null, Split, damp_hubs, hubs, split_by_block, split_by_timestep
+from dtrak.analysis.evidence import HUB_FACTOR, Split, Verdict, damp_hubs, hubs, split_by_block, split_by_timestep
 from dtrak.app.elements import plain
 from dtrak.app.exports import to_csv, to_html, to_json
 from dtrak.app.figures import score_histogram, share_bars, split_bars
@@ -21,7 +21,6 @@ from dtrak.app.views import (
     tiles,
     timestep_band,
     unstable,
-    z_score,
 )
 from dtrak.app.what_if import what_if
 from dtrak.app.widgets import (
@@ -35,7 +34,7 @@ from dtrak.app.widgets import (
 )
 from dtrak.data import BadImage
 from dtrak.methods.queries import query_from_bytes
-from dtrak.methods.ranking import Ranking, top_scored
+from dtrak.methods.ranking import top_scored
 from dtrak.methods.registry import METHODS
 from dtrak.methods.settings import Setting
 from dtrak.utils.errors import DtrakError
@@ -141,14 +140,12 @@ with left:
         upload()
 
 
-def verdict(answer: Ranking, null: Null | None) -> None:
-    """Show the outcome of the significance test."""
-    if null is None:
-        z = z_score(answer)
-        st.markdown(f"The top score is {z:.1f} standard deviations above the mean of all {len(answer.scores)} scores.")
+def show_verdict(verdict: Verdict | None, reason: str) -> None:
+    """Show the outcome of the significance test, or why there is none."""
+    if verdict is None:
+        st.info(f"No significance test: {reason}")
         return
-    found = significance(answer, null)
-    (st.success if found.images else st.warning)(found.text)
+    (st.success if verdict.named.any() else st.warning)(significance(verdict))
 
 
 @st.fragment
@@ -238,12 +235,12 @@ def exports() -> None:
         on_click="ignore", key="export-csv", width="stretch",
     )  # fmt: skip
     columns[1].download_button(
-        "Download JSON", partial(to_json, study.name, described, answer, null, stable, measured), f"{name}.json",
+        "Download JSON", partial(to_json, study.name, described, answer, verdict, stable, measured), f"{name}.json",
         "application/json", on_click="ignore", key="export-json", width="stretch",
     )  # fmt: skip
     columns[2].download_button(
         "Download report (HTML)",
-        partial(to_html, study.title or study.name, described, run.pixels, [answer], null, stable, credit,
+        partial(to_html, study.title or study.name, described, run.pixels, [answer], verdict, stable, credit,
                 measured),
         f"{name}.html", "text/html", on_click="ignore", key="export-html", width="stretch",
     )  # fmt: skip
@@ -265,9 +262,10 @@ with right:
     )
     place = st.container()
     null, stable = (evidence.null, evidence.stable) if evidence else (None, None)
+    verdict = None if null is None else null.judge(answer.scores)
     if evidence:
         with place:
-            verdict(answer, null)
+            show_verdict(verdict, evidence.reason)
     elif damp:
         st.caption("Hubs are corrected for after the significance test.")
     reliability_card(service, setting, run)
@@ -276,8 +274,8 @@ with right:
     answer = answer.merged(groups)
     if damp and null is not None:
         answer = answer.rescored(damp_hubs(answer.scores, null), "z-score")
-        null = None  # applies to the method's own scores only
-    badges = evidence_badges(table, stable, hub, groups)
+        verdict = None  # applies to the method's own scores only
+    badges = evidence_badges(table, stable, hub, groups, verdict)
     st.subheader("Proponents")
     proponents = answer.proponents
     gallery(
@@ -303,13 +301,10 @@ with right:
     st.subheader("What if")
     st.fragment(what_if)(service, run, answer)
     st.subheader("All scores")
-    st.plotly_chart(
-        score_histogram(answer, null), key="histogram", alt="Histogram of the scores of all training images"
-    )
+    st.plotly_chart(score_histogram(answer), key="histogram", alt="Histogram of the scores of all training images")
     records = table.records[: table.train_size]
-    shaded = "" if null is None else "Shaded: 95 % of random queries peak below this. "
     mass = f"Effective number of contributors to the positive mass: {effective_number(answer.scores):.0f} images."
-    st.caption(shaded + mass)
+    st.caption(mass)
     for title, key in (("By creator", "creator"), ("By class", "label")):
         st.subheader(title)
         found = shares(list(records), answer.scores, key)

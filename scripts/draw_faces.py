@@ -5,7 +5,8 @@
 SETS holds the unpacked packages ``@iconify-json/<set>`` (``npm pack`` fetches them; scripts/fetch_icons.sh does so).
 OUT gets ``faces.parquet`` and ``base.parquet``: id, image (lossless WebP, 64×64 on white), label (style),
 caption, creator, licence, url, expression (the drawing's name) and split: a hundred faces are held out, drawn by a
-fixed seed in proportion to the styles. Needs resvg-py.
+fixed seed in proportion to the styles; and ``unrelated.parquet``, 256 drawings of the base for the significance test.
+Needs resvg-py.
 """
 
 import argparse
@@ -23,7 +24,7 @@ import resvg_py
 from PIL import Image
 
 DRAWN, SIDE, MARGIN = 256, 64, 0.06  # pixels, pixels, and a share of the drawing's longer side
-HELD_OUT, SEED = 100, 0
+HELD_OUT, UNRELATED, SEED = 100, 256, 0  # images
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="{box}">{body}</svg>'
 SKIN_TONES = ("-light", "-medium-light", "-medium", "-medium-dark", "-dark")
 
@@ -205,6 +206,10 @@ def main() -> None:
         chosen = [row | {"split": "heldout" if row["id"] in held else "train"} for row in chosen]
         pq.write_table(pa.Table.from_pylist(chosen), arguments.out / f"{name}.parquet", compression="zstd")
         print(f"{name}: {len(chosen)} drawings")
+    places = sorted(np.random.default_rng(SEED).choice(len(chosen), UNRELATED, replace=False).tolist())
+    table = pa.Table.from_pylist([chosen[place] for place in places])
+    columns = ["id", "image", "label", "caption", "creator", "licence", "url"]
+    pq.write_table(table.select(columns), arguments.out / "unrelated.parquet", compression="zstd")
 
 
 if __name__ == "__main__":

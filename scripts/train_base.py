@@ -67,9 +67,9 @@ def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 
 def new_autoencoder() -> AutoencoderKL:
-    """2.4 M weights, a third of the work of Stable Diffusion's proportions."""
+    """1.4 M weights, a fifth of the work of Stable Diffusion's proportions."""
     return AutoencoderKL(
-        block_out_channels=(16, 32, 128), layers_per_block=1, norm_num_groups=8, latent_channels=CHANNELS,
+        block_out_channels=(16, 32, 96), layers_per_block=1, norm_num_groups=8, latent_channels=CHANNELS,
         down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3, sample_size=SIDE,
         scaling_factor=1.0,
     )  # fmt: skip
@@ -201,7 +201,7 @@ def differences(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def train_autoencoder(pixels: Tensor, device: torch.device, state: Path, seconds: float, steps: int) -> AutoencoderKL:
     """Mean absolute error of pixels and of their differences, and a little Kullback–Leibler divergence."""
-    vae = new_autoencoder().to(device)
+    vae = new_autoencoder().to(device, memory_format=torch.channels_last)
     pixels = pixels.to(device)
 
     class Pass(nn.Module):
@@ -219,7 +219,7 @@ def train_autoencoder(pixels: Tensor, device: torch.device, state: Path, seconds
 
     def objective(batch: int, random: torch.Generator) -> Tensor:
         chosen = torch.randint(len(pixels), (batch,), generator=random, device=device)
-        x = pixels[chosen].float() / 127.5 - 1
+        x = (pixels[chosen].float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
         noise = torch.randn(batch, CHANNELS, SIDE // 4, SIDE // 4, generator=random, device=device)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             drawn, mean, log_variance = network(x, noise)
@@ -227,7 +227,7 @@ def train_autoencoder(pixels: Tensor, device: torch.device, state: Path, seconds
         divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
         return F.l1_loss(drawn, x) + GRADIENT * (across + down) + KL * divergence
 
-    schedule = Schedule(128 if device.type == "cuda" else 32, 1e-3, 0.999, steps)
+    schedule = Schedule(128 if device.type == "cuda" else 16, 1e-3, 0.999, steps)
     trained: Any = Training({"vae": vae}, objective, schedule, device, state).run(seconds)["vae"]
     normalise(trained, pixels)
     return trained

@@ -20,16 +20,14 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-from dtrak.build.features import build_features, build_indexes, evaluation_sets
+from dtrak.build.features import build_features, build_indexes
+from dtrak.build.measure import evaluate_study
 from dtrak.build.retrain import retrain_subsets
 from dtrak.config import load_study
 from dtrak.data import prepare
-from dtrak.evaluation.measure import evaluate
-from dtrak.evaluation.results import save_evaluation
 from dtrak.execution.engines import Local
 from dtrak.methods.attributor import Attributor
 from dtrak.methods.query import Query
-from dtrak.methods.subsets import load_subsets
 from dtrak.study.folder import StudyFolder
 from tests.stable_diffusion import build_paintings
 
@@ -83,7 +81,6 @@ def _sets(outputs, **changes):
 
 BOTH = ("mean-squared-l2-norm", "loss")
 ABLATIONS = [
-    *_sets(BOTH, split="heldout"),
     *_sets(("mean", "l1-norm", "linf-norm")),
     *_sets(BOTH, first_draw=1),
     *_sets(BOTH, strategy="cumulative"),
@@ -114,6 +111,7 @@ def write_study(folder, **changes):
         ],
         "ablations": ABLATIONS,
         "truth": {"generated": 4},
+        "unrelated": {"drawings": 20, "count": 20},
     } | changes
     (folder / "tiny.yaml").write_text(yaml.safe_dump(content))
     return folder / "tiny.yaml"
@@ -140,11 +138,12 @@ def built(source, tmp_path_factory):
     folder = StudyFolder(load_study(str(source / "tiny.yaml")))
     prepare(folder.study, folder.data)
     build_indexes(folder, build_features(folder, Local(1)))
-    build_features(folder, Local(1), sets=folder.study.ablations)
+    build_features(folder, Local(1), sets=folder.study.later_sets)
     retrain_subsets(folder, "lds", 6, 1, Local(1))
+    retrain_subsets(folder, "lds", 3, 2, Local(1))
+    retrain_subsets(folder, "remove-20", 4, 1, Local(1))
     retrain_subsets(folder, "fit", 2, 1, Local(1))
-    build_features(folder, Local(1), sets=evaluation_sets(folder))
-    save_evaluation(folder, evaluate(Attributor(folder)), load_subsets(folder, "lds"))
+    evaluate_study(folder, Local(1))
     yield workspace
     os.environ.pop("DTRAK_WORKSPACE")
     if before:

@@ -94,6 +94,40 @@ def scores(train, query, relative_damping):
     return train @ np.linalg.solve(kernel + damping * np.eye(len(kernel)), query)
 
 
+def null_statistic(lists, scores):
+    """The statistic of each training image for a query's scores, given those of unrelated images [Q, N]."""
+
+    def standardised(row):
+        return (row - row.mean()) / row.std()
+
+    z = np.stack([standardised(row) for row in lists])
+    spread = z.std(0)
+    return (standardised(scores) - z.mean(0)) / np.maximum(spread, 0.1 * np.median(spread))
+
+
+def partial_lds(scores, masks, losses, counts):
+    """The LDS of one query: Spearman's correlation of what a regression on the counts leaves of both sides."""
+    columns = np.column_stack([np.ones(len(masks)), counts])
+
+    def left(values):
+        return values - columns @ np.linalg.lstsq(columns, values, rcond=None)[0]
+
+    return spearmanr(left(-(masks @ scores)), left(losses)).statistic
+
+
+def crossfit(every, masks, losses, halves):
+    """The mean LDS over queries: λ chosen on each half of the models, judged on the other."""
+
+    def mean(scores, models):
+        return np.mean([spearmanr(-(masks[models] @ s), losses[models, q]).statistic for q, s in enumerate(scores)])
+
+    found = []
+    for half, other in (halves, halves[::-1]):
+        best = max(every, key=lambda scores: mean(scores, half))
+        found.append(mean(best, other))
+    return np.mean(found)
+
+
 def bootstrapped_lds(scores, masks, losses, draws):
     """The mean LDS over queries in each resample: each resample ranked and correlated by itself."""
     means = []

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from dtrak.analysis.evidence import Null, Stability, null_band, stability
+from dtrak.analysis.evidence import Null, Stability, null_of, stability
 from dtrak.app.jobs import Job, queue_beside
 from dtrak.app.runs import Run
 from dtrak.methods.attributor import Attributor, Features
@@ -26,12 +26,14 @@ class Evidence:
     """The evidence for one ranking.
 
     Attributes:
-        null: null distribution of the significance test; None for methods without one.
+        null: null distribution of the significance test; None if there is none.
         stable: stability under resampling; None for methods without it.
+        reason: why there is no significance test.
     """
 
     null: Null | None
     stable: Stability | None
+    reason: str = ""
 
 
 class EvidenceJobs:
@@ -84,7 +86,7 @@ class EvidenceJobs:
 
     def _compute(self, run: Run, setting: Setting, top: int, job: Job) -> Evidence:
         job.progress(0, 2)
-        null = self._null(setting)
+        null, reason = self._null(setting)
         job.progress(1, 2)
         features = self._features(run, [setting])
         assert features is not None
@@ -95,18 +97,13 @@ class EvidenceJobs:
             except DtrakError:  # not defined for this method
                 return None
 
-        return Evidence(null, self._cache.of((run.id, setting.text, top), stable))
+        return Evidence(null, self._cache.of((run.id, setting.text, top), stable), reason)
 
-    def _null(self, setting: Setting) -> Null | None:
+    def _null(self, setting: Setting) -> tuple[Null | None, str]:
         try:
-            found = self._cache.of(setting.text, lambda: null_band(self._attributor, setting))
-        except DtrakError:
-            return None
-        if not found.heldout and any(
-            config.split == "heldout" for config in self._attributor.folder.study.feature_sets
-        ):
-            self._cache.drop(setting.text)  # the features of the held-out images may still be being built
-        return found
+            return self._cache.of(setting.text, lambda: null_of(self._attributor, setting)), ""
+        except DtrakError as error:  # not defined for this method, or its features are still being computed
+            return None, error.message
 
     def _is_large(self, setting: Setting) -> bool:
         if not METHODS[setting.method].uses_features:

@@ -10,10 +10,10 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from dtrak.analysis.evidence import Null, Stability, clear_source, standardise
+from dtrak.analysis.evidence import Stability, Verdict, standardise
 from dtrak.app.components import component_file
 from dtrak.app.elements import describe
-from dtrak.app.views import format_score
+from dtrak.app.views import format_score, significance
 from dtrak.methods.ranking import Ranking, Scored, as_json
 from dtrak.utils.images import data_url
 
@@ -45,7 +45,7 @@ def to_json(
     study: str,
     query: dict[str, Any],
     ranking: Ranking,
-    null: Null | None,
+    verdict: Verdict | None,
     stability: Stability | None,
     measured: str = "",
 ) -> bytes:
@@ -55,18 +55,11 @@ def to_json(
         query: its settings.
         measured: the measured reliability, in words.
     """
-    content = as_json(study, query, ranking, measured)
     records = ranking.table.records
+    judged = None if verdict is None else verdict.as_dict(ranking.table.train_ids)
+    content = as_json(study, query, ranking, measured, judged)
     scores = {record.id: float(f"{s:.6g}") for record, s in zip(records, ranking.scores, strict=False)}
     content["scores"] = scores
-    if null is not None:
-        content["chance"] = {
-            "clear_source": clear_source(ranking.scores, null),
-            "top_z": round(float(standardise(ranking.scores).max()), 3),
-            "threshold_z": round(null.threshold, 3),
-            "unrelated_queries": null.heldout + null.directions,
-            "of_them_held_out_images": null.heldout,
-        }
     if stability is not None:
         content["stability"] = {
             "resamples": stability.resamples,
@@ -80,7 +73,7 @@ def to_html(
     query: dict[str, Any],
     picture: Any,
     rankings: Sequence[Ranking],
-    null: Null | None = None,
+    verdict: Verdict | None = None,
     stability: Stability | None = None,
     credit: str = "",
     measured: str = "",
@@ -89,21 +82,13 @@ def to_html(
 
     Args:
         picture: the query's pixels, uint8, r × r × 3.
-        rankings: the first is the main one; ``null``, ``stability`` and ``measured`` belong to it.
+        rankings: the first is the main one; ``verdict``, ``stability`` and ``measured`` belong to it.
     """
-    verdict = ""
-    if null is not None:
-        z = float(standardise(rankings[0].scores).max())
-        verdict = (
-            f"The top z-score is {z:.1f}; 95 % of random queries of equal norm peak below {null.threshold:.1f} "
-            f"({null.directions} random queries, {null.heldout} held-out images)."
-        )
     page = template("report.html").render(
         study=study,
         query=query,
         picture=data_url(picture, 192),
-        named=null is not None and clear_source(rankings[0].scores, null),
-        verdict=verdict,
+        verdict="" if verdict is None else significance(verdict).replace("**", ""),
         measured=measured,
         title=rankings[0].setting.title,
         credit=credit,

@@ -7,7 +7,7 @@ import numpy as np
 import plotly.graph_objects as go
 from jaxtyping import Float
 
-from dtrak.analysis.evidence import Null, Split
+from dtrak.analysis.evidence import Split
 from dtrak.app.creators import Standing
 from dtrak.app.evaluate import Curve
 from dtrak.app.views import Share, format_score
@@ -21,12 +21,8 @@ HISTOGRAM_BINS = 61  # odd: one of them is around zero
 POSITIVE, NEGATIVE, NEUTRAL = "#2f6fdb", "#c4532d", "#8a93a3"
 
 
-def score_histogram(ranking: Ranking, null: Null | None = None) -> go.Figure:
-    """Histogram of all scores with log counts; the shown proponents and opponents are marked.
-
-    Args:
-        null: shades the range below which 95 % of random queries peak.
-    """
+def score_histogram(ranking: Ranking) -> go.Figure:
+    """Histogram of all scores with log counts; the shown proponents and opponents are marked."""
     scores: Float[np.ndarray, " n"] = ranking.scores
     limit = 1.05 * (float(np.abs(scores).max()) or 1.0)
     counts, edges = np.histogram(scores, HISTOGRAM_BINS, (-limit, limit))  # the browser gets counts only
@@ -53,10 +49,6 @@ def score_histogram(ranking: Ranking, null: Null | None = None) -> go.Figure:
             hovertemplate="%{customdata[1]}<br>%{customdata[2]}<extra></extra>",
         )
     figure.add_vline(x=0, line_width=1, line_color=NEUTRAL)
-    if null is not None:
-        reach = float(scores.mean() + null.threshold * scores.std())
-        x0 = float(scores.mean())
-        figure.add_vrect(x0=x0, x1=reach, fillcolor=NEUTRAL, opacity=0.15, line_width=0, layer="below")
     figure.update_layout(
         height=260,
         margin={"l": 8, "r": 8, "t": 8, "b": 8},

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from dtrak.analysis.comparison import ranks
-from dtrak.analysis.evidence import STABLE, Hubs, Null, Split, Stability, above_chance
+from dtrak.analysis.evidence import STABLE, Hubs, Split, Stability, Verdict
 from dtrak.app.elements import describe
 from dtrak.data import Record, Table
 from dtrak.methods.ranking import Ranking, Scored
@@ -75,8 +75,9 @@ def evidence_badges(
     stability: Stability | None = None,
     hubs: Hubs | None = None,
     groups: Int[np.ndarray, " n"] | None = None,
+    verdict: Verdict | None = None,
 ) -> dict[str, list[Badge]]:
-    """Badges for stability, hubs and near-duplicates, by id of the training image.
+    """Badges for significance, stability, hubs and near-duplicates, by id of the training image.
 
     Args:
         groups: near-duplicate group of each training image.
@@ -87,6 +88,9 @@ def evidence_badges(
         for row in np.flatnonzero(rows).tolist():
             found[table.records[row].id].append(badge(row))
 
+    if verdict is not None:
+        p_values = verdict.p_values
+        add(verdict.named, lambda row: ("source", "up", f"significant: p = {p_values[row]:.2g}, 5 % family-wise"))
     if stability is not None:
         add(
             stability.share > 0,
@@ -115,39 +119,14 @@ def stable_count(scored: Sequence[Scored], table: Table, stability: Stability) -
     return sum(bool(stability.share[table.rows[s.record.id]] >= STABLE) for s in scored)
 
 
-@dataclass(frozen=True)
-class Significance:
-    """The outcome of the significance test.
-
-    Attributes:
-        images: number of training images that are significant.
-        text: as shown.
-    """
-
-    images: int
-    text: str
-
-
-def significance(ranking: Ranking, null: Null) -> Significance:
-    """Which scores exceed what 95 % of unrelated queries give, in words.
-
-    Args:
-        ranking: with the method's own scores.
-    """
-    z = z_score(ranking)
-    threshold = (
-        f"The top score is {z:.1f} standard deviations above the mean; 95 % of {null.directions} random queries of "
-        f"equal norm peak below {null.threshold:.1f}."
-    )
-    images = int(above_chance(ranking.scores, null).sum())
-    if images:
-        what = f"{images} training image{'s' if images > 1 else ''} significantly above chance"
-        heldout = f", and above 95 % of their scores for {null.heldout} held-out images" if null.heldout else ""
-        return Significance(images, f"{what}{heldout}. {threshold}")
-    common = ""
-    if z > null.threshold:
-        common = "But held-out images give the same training images scores as high. "
-    return Significance(0, f"**No clear source.** {threshold} {common}Treat the ranking as weak evidence at most.")
+def significance(verdict: Verdict) -> str:
+    """The outcome of the significance test, in words."""
+    against = f"against {verdict.null_size} unrelated images ({verdict.null})"
+    images, p = int(verdict.named.sum()), f"{verdict.p_value:.2g}"
+    if not images:
+        return f"**No clear source** (p = {p} {against}). Treat the ranking as weak evidence at most."
+    plural = "s" if images > 1 else ""
+    return f"**{images} significant source{plural}** (5 % family-wise; smallest p = {p} {against})."
 
 
 def timestep_band(split: Split, first: int, last: int) -> tuple[list[str], Float[np.ndarray, " n"]]:

@@ -151,8 +151,9 @@ def ablation_parts(sets: Sequence[FeatureConfig]) -> dict[str, list[FeatureConfi
         if config.noise_draws > 1:
             draws = f", draws {config.first_draw + 1} to {config.first_draw + config.noise_draws}"
         spread = "first " if config.strategy == "cumulative" else ""
-        names = {"train": "", "heldout": "held-out images, ", "truth": "evaluation queries, "}
-        where = names[config.split] + ("" if config.split == "heldout" and config.model == LAST else config.model)
+        names = {"train": "", "truth": "evaluation queries, ", "unrelated": "unrelated images, "}
+        alone = config.split == "unrelated" and config.model == LAST
+        where = names[config.split] + ("" if alone else config.model)
         where = where.removesuffix(", ")
         parts.setdefault(f"{where}, {spread}{config.timesteps} timesteps{draws}", []).append(config)
     return parts
@@ -161,7 +162,7 @@ def ablation_parts(sets: Sequence[FeatureConfig]) -> dict[str, list[FeatureConfi
 def evaluation_sets(folder: StudyFolder) -> list[FeatureConfig]:
     """The feature sets that an evaluation adds: the controls, and each built set on the evaluation queries."""
     study = folder.study
-    listed = [config for config in study.feature_sets if config.split == "train"]
+    listed = list(study.feature_sets)
     paths = [folder.features / digest(content) for content in _identities(folder, listed)]
     stores = {c: FeatureStore.open(p) for c, p in zip(listed, paths, strict=True) if (p / "manifest.json").exists()}
     built = {config for config, store in stores.items() if store.complete} | set(study.control_sets)

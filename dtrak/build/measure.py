@@ -1,16 +1,21 @@
 """Evaluating a study's methods against its retrained models."""
 
+import contextlib
 import logging
 
 from dtrak.build.features import ablation_parts, evaluation_sets
 from dtrak.build.pipeline import compute_features
-from dtrak.evaluation.measure import evaluate, judges
+from dtrak.evaluation.measure import evaluate, family_rows, judges
+from dtrak.evaluation.naming import naming
 from dtrak.evaluation.results import Row, save_evaluation
 from dtrak.execution.engines import Engine
 from dtrak.methods.attributor import Attributor
+from dtrak.methods.settings import Setting
 from dtrak.study.folder import StudyFolder
+from dtrak.utils.errors import DtrakError
 from dtrak.utils.progress import progress
 
+NAMED = ("dtrak", "trak")  # methods whose significance test is checked
 logger = logging.getLogger(__name__)
 
 
@@ -21,11 +26,15 @@ def evaluate_study(folder: StudyFolder, engine: Engine, batch_size: int = 16, de
         DtrakError: there are too few retrained models.
     """
     attributor = Attributor(folder, device)
-    truth, _ = judges(attributor)
+    truth, asked = judges(attributor)
     logger.info("Features of the evaluation queries:")
     compute_features(folder, ablation_parts(evaluation_sets(folder)), engine, batch_size, device)
     with progress("evaluate", None) as show:
         rows = evaluate(attributor, report=lambda what, done, total: show(done, what, total))
     fitted = None if attributor.why_not("datamodel") else attributor.subsets("fit")
-    save_evaluation(folder, rows, truth, fitted)
+    named = []
+    for method in NAMED:
+        with contextlib.suppress(DtrakError):  # not built
+            named.append(naming(attributor, Setting(method), truth, asked))
+    save_evaluation(folder, rows, truth, fitted, family_rows(attributor, rows, asked), named)
     return rows

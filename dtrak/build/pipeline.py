@@ -107,16 +107,15 @@ def build_index_part(folder: StudyFolder, engine: Engine, batch_size: int = 16, 
 
 
 def build_rest(folder: StudyFolder, engine: Engine, batch_size: int = 16, device: str = "cpu") -> None:
-    """Compute the ablation features, the EK-FAC factors and the image embeddings."""
-    if folder.study.ablations:
-        compute_features(folder, ablation_parts(folder.study.ablations), engine, batch_size, device)
+    """Compute the features of unrelated images and of ablations, the EK-FAC factors and the image embeddings."""
+    compute_features(folder, ablation_parts(folder.study.later_sets), engine, batch_size, device)
     fit_ekfac(folder, device)
     embed(folder)
 
 
 def fit_ekfac(folder: StudyFolder, device: str = "cpu") -> None:
     """Fit the factors of EK-FAC influence, for studies with features of the loss."""
-    if not any(c.output == LOSS and c.model == LAST and c.split == "train" for c in folder.study.feature_sets):
+    if not any(c.output == LOSS and c.model == LAST for c in folder.study.feature_sets):
         return
     start = time.monotonic()
     with progress("EK-FAC factors", None) as show:
@@ -133,13 +132,13 @@ def build_share(
     """Compute a part (--shard) of all features; :func:`merge_shares` completes the build.
 
     Args:
-        rest: also compute the ablation features.
+        rest: also compute what a build computes after the index.
 
     Raises:
         DtrakError: the data are not prepared.
     """
     require_prepared(folder)
-    more = ablation_parts(folder.study.ablations) if rest else {}
+    more = ablation_parts(folder.study.later_sets) if rest else {}
     compute_features(folder, {INDEX_PART: folder.study.features, **more}, engine, batch_size, device, share)
 
 

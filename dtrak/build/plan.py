@@ -107,14 +107,17 @@ def plan(study: Study, images: int, heldout: int, subsets: int = 64, seeds: int 
         size = sum(images * (len(c.pairs()) if c.apart else 1) * c.projection_dim * _width(c) for c in sets)
         return operations, size
 
-    train_sets = tuple(c for c in study.ablations if c.split == "train")
-    (index_ops, index_bytes), (more_ops, more_bytes) = features(study.features), features(train_sets)
-    asked_ops, asked_bytes = features(study.features + train_sets, queries)
+    unrelated = study.unrelated.drawings + 3 * study.unrelated.count
+    (index_ops, index_bytes), (more_ops, more_bytes) = features(study.features), features(study.ablations)
+    asked_ops, asked_bytes = features(study.feature_sets, queries)
+    null_ops, null_bytes = features(study.features, unrelated)
     command = "python -m index_builder"
     steps = [
         Step("train the model", f"{command} train {name}", training, weights * len(recipe.checkpoints), False),
         Step("features and index", f"{command} build {name} --index-only", index_ops, 3 * index_bytes),
-        Step("features of the ablations", f"{command} build {name}", more_ops, more_bytes),
+        Step(
+            "significance test and ablations", f"{command} build {name}", more_ops + null_ops, more_bytes + null_bytes
+        ),
         Step(
             f"ground truth, {subsets} halves × {seeds} seeds",
             f"{command} retrain {name} --subsets {subsets} --seeds {seeds}",

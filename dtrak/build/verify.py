@@ -11,7 +11,7 @@ from dtrak.study.folder import StudyFolder
 from dtrak.utils.errors import DtrakError
 from dtrak.utils.files import digest, exclusive, read_json, sha256_file
 
-LISTED: tuple[Split, ...] = ("train", "heldout")
+LISTED: tuple[Split, ...] = ("train", "unrelated")
 
 
 def verify_study(folder: StudyFolder, repair: bool = False) -> list[str]:

@@ -9,7 +9,7 @@ TIMES = 1000  # number of diffusion timesteps, for all model kinds
 LAST = "last"  # name of the study's own model among its checkpoints
 RANDOMISED = "randomised"  # name of the negative control: the same network with shuffled weights
 
-Split = Literal["train", "heldout", "truth"]
+Split = Literal["train", "truth", "unrelated"]  # of a feature set: training images, evaluation queries, the null
 ProjectionKind = Literal["sparse", "normal", "rademacher"]
 OutputName = Literal[
     "loss", "mean-squared-l2-norm", "mean", "l1-norm", "l2-norm", "linf-norm", "weighted-mse"
@@ -147,13 +147,15 @@ class TruthConfig(_Frozen):
     ``path`` is a folder of results shipped with the study. ``generated`` is the number of generated queries.
     Losses are averaged over ``timesteps`` evenly spaced timesteps with ``draws`` noise draws each. With
     ``first_seed`` the subsets of a family are those of scikit-learn's ``train_test_split`` with the seeds
-    first, first + 2, …, as in the paper's code; otherwise they are keyed by (family, number).
+    first, first + 2, …, as in the paper's code; otherwise they are keyed by (family, number) and, with
+    ``stratified``, contain the same share of each label and creator.
     """
 
     path: Path | None = None
     generated: int = Field(200, ge=1)
     timesteps: int = Field(10, ge=1, le=TIMES)
     draws: int = Field(1, ge=1)
+    stratified: bool = True
     first_seed: dict[Literal["lds", "fit"], int] | None = None
 
     @model_validator(mode="after")
@@ -163,13 +165,31 @@ class TruthConfig(_Frozen):
         return self
 
 
+class UnrelatedConfig(_Frozen):
+    """The unrelated images of the significance test: ``drawings`` drawings, and ``count`` of each other kind.
+
+    ``path`` is a folder of images to use instead of the drawings that dtrak ships. Real images that the model
+    was not tuned on, such as images of its base, make the test stricter.
+    """
+
+    path: str | None = None
+    drawings: int = Field(128, ge=20)
+    count: int = Field(64, ge=20)
+
+    @model_validator(mode="after")
+    def _enough_shipped(self) -> "UnrelatedConfig":
+        if self.path is None and self.drawings > 256:
+            raise ValueError("dtrak ships 256 drawings; set 'path' to use more")
+        return self
+
+
 class FeatureConfig(_Frozen):
     """One feature set: the mean of ∇f over timesteps and noise draws, projected to k numbers.
 
     ``apart`` stores the projected gradient of each (timestep, draw) pair separately, so that any selection
     of them is a weighted sum of stored parts. ``model`` is "last" or the name of a checkpoint or an ensemble
-    member. ``split`` "heldout" means the held-out images and "truth" the evaluation queries (do not list
-    these: every train set has this counterpart).
+    member. Do not list ``split``: every set has the counterparts "truth", the evaluation queries, and
+    "unrelated", the images of the significance test.
     """
 
     output: OutputName
@@ -221,6 +241,7 @@ class Study(_Frozen):
     index_factory: str = "Flat"
     embedding: str = "efficientnet-lite0"
     truth: TruthConfig = TruthConfig()
+    unrelated: UnrelatedConfig = UnrelatedConfig()
     guidance: float = Field(1.0, ge=0)
     source: Path = Field(Path(), exclude=True)
 
@@ -228,6 +249,16 @@ class Study(_Frozen):
     def feature_sets(self) -> tuple[FeatureConfig, ...]:
         """All listed feature sets: those of the index, then those of the ablations."""
         return self.features + self.ablations
+
+    @property
+    def later_sets(self) -> tuple[FeatureConfig, ...]:
+        """What a build computes after the index: the significance test's sets, then those of the ablations."""
+        return self.unrelated_sets + self.ablations
+
+    @property
+    def unrelated_sets(self) -> tuple[FeatureConfig, ...]:
+        """The feature sets that the significance test needs by default: those of the index, on unrelated images."""
+        return tuple(config.model_copy(update={"split": "unrelated"}) for config in self.features)
 
     @property
     def control_sets(self) -> tuple[FeatureConfig, ...]:
@@ -240,10 +271,8 @@ class Study(_Frozen):
 
     def sets_of(self, split: Split) -> tuple[FeatureConfig, ...]:
         """All feature sets that may be built for a split."""
-        if split != "truth":
-            controls = self.control_sets if split == "train" else ()
-            return tuple(c for c in self.feature_sets if c.split == split) + controls
-        return tuple(c.model_copy(update={"split": "truth"}) for c in self.sets_of("train"))
+        trained = self.feature_sets + self.control_sets
+        return trained if split == "train" else tuple(c.model_copy(update={"split": split}) for c in trained)
 
     def resolve(self, path: str | Path) -> Path:
         """An absolute path; relative ones are relative to the folder of the YAML file."""

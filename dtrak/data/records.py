@@ -18,7 +18,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Record:
-    """The metadata of a sample of a study; ``split`` is "train", "heldout", or "truth" for evaluation queries."""
+    """The metadata of a sample of a study; ``split`` is that of a feature set."""
 
     id: str
     label: str | None

@@ -6,7 +6,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -77,6 +77,11 @@ class Table:
     def labels(self) -> list[str]:
         """The distinct labels, sorted."""
         return sorted({record.label for record in self.records if record.label is not None})
+
+    def labels_of(self, names: Sequence[str | None]) -> list[str]:
+        """The label of each condition: that of the images with this caption where captions condition; else itself."""
+        known = dict(zip(self.names, self.records, strict=True))
+        return [(known[name].label if name in known else name) or "" for name in names]
 
     def original(self, sample_id: str) -> bytes:
         """The original image file of a sample."""

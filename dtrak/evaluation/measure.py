@@ -1,20 +1,25 @@
-"""The LDS of methods and settings on a study's subset models, with cross-fitted λ."""
+"""The LDS of methods and settings on a study's subset models, with what explains it.
+
+Each LDS stands beside the simple explanations: the best baseline that sees images or labels alone, another query's
+scores (the swap test), and the same LDS with the counts of labels and creators taken out.
+"""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from dtrak.config import RANDOMISED
-from dtrak.evaluation.lds import Score, bootstrap, lds, lds_with_interval
-from dtrak.evaluation.results import POWERS, Row
+from dtrak.data import Table
+from dtrak.evaluation.lds import Bootstrap, Estimate, Score, holm, lds, lds_with_interval, partial_lds, predicted
+from dtrak.evaluation.results import POWERS, FamilyRow, Row
 from dtrak.methods.attributor import Attributor
 from dtrak.methods.choices import CHOICES, changed, measured, offer, stored
 from dtrak.methods.query import QuerySet, load_query_set
 from dtrak.methods.registry import METHODS
 from dtrak.methods.settings import Setting
-from dtrak.methods.subsets import SubsetTruth
+from dtrak.methods.subsets import FAMILIES, SubsetTruth
 from dtrak.utils.errors import DtrakError
 
 LEAST_MODELS = 4
@@ -39,25 +44,27 @@ def evaluate(
     Raises:
         DtrakError: there are fewer than four subset models, or features of a given setting are missing.
     """
-    truth, asked = judged = judges(attributor)
-    chosen = all_settings(attributor) if settings is None else settings
-    trak = _trak(attributor, judged)
-    rows = []
-    for done, setting in enumerate(chosen):
-        report(setting.title, done, len(chosen))
+    truth, asked = judges(attributor)
+    chosen = all_settings(attributor) if settings is None else list(settings)
+    trials = {name: Trial(attributor.table, truth, asked, part) for name, part in asked.groups.items()}
+    reference = [Setting("trak")] + [Setting(m.name) for m in METHODS.values() if m.baseline]
+    found: dict[str, dict[Setting, Result]] = {name: {} for name in trials}
+    wanted = list(dict.fromkeys([*reference, *chosen]))
+    for done, setting in enumerate(wanted):
+        report(setting.title, done, len(wanted))
         generated_only = METHODS[setting.method].generated_only
         try:
             every = score_matrices(attributor, setting, asked)
         except DtrakError:
-            if settings is not None:
+            if settings is not None and setting in settings:
                 raise
             continue
-        for name, part in asked.groups.items():
+        for name, trial in trials.items():
             if not (generated_only and name == "held-out"):
-                found = _crossfit(every, truth, part)
-                rows.append(_row(setting, name, every, found, trak.get(name), truth, part))
-    report("", len(chosen), len(chosen))
-    return rows
+                found[name][setting] = trial.result(every)
+    report("", len(wanted), len(wanted))
+    rows = [row for name, results in found.items() for row in _rows(name, results, chosen, truth)]
+    return sorted(rows, key=lambda row: chosen.index(Setting.parse(row.setting)))
 
 
 def judges(attributor: Attributor) -> tuple[SubsetTruth, QuerySet]:
@@ -140,65 +147,160 @@ def score_now(
     fixed = setting if method.damping is None or setting.damping else setting.with_(damping=method.damping)
     part = asked.groups.get(queries) or asked.groups["generated"]
     (scores,) = score_matrices(attributor, fixed, asked)
-    return lds_with_interval(scores[part], truth.masks, truth.losses[:, part], resamples)
+    labels = attributor.table.labels_of([label or None for label in asked.labels[part]])
+    return lds_with_interval(scores[part], truth.masks, truth.losses[:, part], resamples, labels)
 
 
-def _trak(attributor: Attributor, judged: tuple[SubsetTruth, QuerySet]) -> dict[str, "_Crossfit"]:
-    """The baseline of ``Row.over_trak``, by kind of query; empty if TRAK is not built."""
-    truth, asked = judged
-    try:
-        every = score_matrices(attributor, Setting("trak"), asked)
-    except DtrakError:
-        return {}
-    return {name: _crossfit(every, truth, part) for name, part in asked.groups.items()}
+def family_rows(attributor: Attributor, rows: Sequence[Row], asked: QuerySet) -> list[FamilyRow]:
+    """The LDS of the methods' defaults on the families of subsets other than halves, as far as they are trained."""
+    found = []
+    for family in FAMILIES:
+        try:
+            truth = attributor.subsets(family)
+        except DtrakError:
+            continue
+        if family in ("lds", "fit") or len(truth.masks) < LEAST_MODELS:
+            continue
+        for row in (row for row in rows if row.setting == row.method):
+            setting, part = Setting(row.method, damping=row.chosen_damping), asked.groups[row.queries]
+            (scores,) = score_matrices(attributor, setting, asked)
+            labels = attributor.table.labels_of([label or None for label in asked.labels[part]])
+            score = lds_with_interval(scores[part], truth.masks, truth.losses[:, part], HALF_RESAMPLES, labels)
+            found.append(FamilyRow(row.method, row.queries, family, score.mean, (score.low, score.high), score.subsets))
+    return found
+
+
+class Trial:
+    """Judges scores against the subset models, on one kind of query.
+
+    λ is chosen on each half of the subset models and judged on the other; in each resample anew.
+
+    Args:
+        part: the rows of the queries.
+    """
+
+    def __init__(self, table: Table, truth: SubsetTruth, asked: QuerySet, part: slice):
+        self.part, self.masks, self.losses = part, truth.masks, truth.losses[:, part]
+        labels = table.labels_of([label or None for label in asked.labels[part]])
+        self.swapped = _swapped(labels)
+        train = table.records[: table.train_size]
+        self.groups = [[r.label or "" for r in train], [r.creator for r in train]]
+        even = np.arange(len(self.masks)) % 2 == 0
+        self._halves = even, ~even
+        self._bootstraps = [Bootstrap(self.losses[h], labels, HALF_RESAMPLES, f"half {h[0]}") for h in self._halves]
+        self._bootstraps[1].weights = self._bootstraps[0].weights  # the queries are the same
+
+    def result(self, every: list[Scores]) -> "Result":
+        """The LDS of one matrix of scores for each λ."""
+        mine = [scores[self.part] for scores in every]
+        means = [
+            np.stack([b.means(b.table(predicted(scores, self.masks[half]))) for scores in mine])
+            for b, half in zip(self._bootstraps, self._halves, strict=True)
+        ]
+        best = [int(m[:, 0].argmax()) for m in means]
+        swap, partial = [], []
+        for place, other in zip(best, reversed(self._halves), strict=True):
+            masks, losses = self.masks[other], self.losses[other]
+            partial.append(partial_lds(mine[place], masks, losses, self.groups).mean())
+            known = self.swapped >= 0
+            swap.append(lds(mine[place][self.swapped[known]], masks, losses[:, known]).mean() if known.any() else 0)
+        return Result(
+            self._crossfit(means, best),
+            tuple(best),
+            float(np.mean(swap)),
+            float(np.mean(partial)),
+            tuple(float(lds(scores, self.masks, self.losses).mean()) for scores in mine),
+        )
+
+    def _crossfit(self, means: list[Float[np.ndarray, "l places"]], best: list[int]) -> Estimate:
+        models, shared = [int(half.sum()) for half in self._halves], 1 + 3 * HALF_RESAMPLES
+        parts = [np.split(m, [shared, shared + count], axis=1) for m, count in zip(means, models, strict=True)]
+        both = [np.concatenate([first, last], axis=1) for first, _, last in parts]  # but for leaving out a model
+        chosen = [b.argmax(0) for b in both]
+        columns = np.arange(both[0].shape[1])
+        total = (both[1][chosen[0], columns] + both[0][chosen[1], columns]) / 2
+        left_out = []
+        for one, other in ((0, 1), (1, 0)):  # without a model of half ``one``
+            without = parts[one][1]
+            left_out.append((means[other][without.argmax(0), 0] + without[best[other]]) / 2)
+        pieces = [total[:shared], *left_out, total[shared:]]
+        return self._bootstraps[0].as_estimate(np.concatenate(pieces))
 
 
 @dataclass(frozen=True)
-class _Crossfit:
-    """λ chosen on each half of the subset models, LDS on the other; resamples are paired between settings."""
+class Result:
+    """How one setting does on one kind of query.
 
-    chosen: list[int]
-    mean: float
-    resampled: Float[np.ndarray, " resamples"]
+    Attributes:
+        estimate: the cross-fitted LDS.
+        chosen: the λ chosen on each half, by place in the grid.
+        swap: the cross-fitted LDS with the scores of another query of the same label.
+        partial: the cross-fitted LDS with label and creator counts taken out.
+        curve: the LDS on all models at each λ.
+    """
 
-    @property
-    def interval(self) -> tuple[float, float]:
-        low, high = np.quantile(self.resampled, [0.025, 0.975])
-        return float(low), float(high)
-
-
-def _crossfit(every: list[Scores], truth: SubsetTruth, part: slice) -> _Crossfit:
-    masks, losses = truth.masks, truth.losses[:, part]
-    even = np.arange(len(masks)) % 2 == 0
-    chosen, means, resampled = [], [], []
-    for half in (even, ~even):
-        best = int(np.argmax([lds(scores[part], masks[half], losses[half]).mean() for scores in every]))
-        other = masks[~half], losses[~half]
-        chosen.append(best)
-        means.append(lds(every[best][part], *other).mean())
-        resampled.append(bootstrap(every[best][part], *other, HALF_RESAMPLES, key=f"half {len(chosen)}"))
-    return _Crossfit(chosen, float(np.mean(means)), np.mean(resampled, axis=0))
+    estimate: Estimate
+    chosen: tuple[int, ...]
+    swap: float
+    partial: float
+    curve: tuple[float, ...]
 
 
-def _row(
-    setting: Setting, name: str, every: list[Scores], found: _Crossfit, trak: _Crossfit | None,
-    truth: SubsetTruth, part: slice,
-) -> Row:  # fmt: skip
-    curve = [float(lds(scores[part], truth.masks, truth.losses[:, part]).mean()) for scores in every]
-    over_trak: tuple[float, ...] = ()
-    if trak is not None:
-        low, high = np.quantile(found.resampled - trak.resampled, [0.025, 0.975])
-        over_trak = (found.mean - trak.mean, float(low), float(high))
-    return Row(
-        method=setting.method,
-        setting=setting.text,
-        queries=name,
-        lds_crossfit=found.mean,
-        lds_oracle=max(curve),
-        interval=found.interval,
-        over_trak=over_trak,
-        subset_models=len(truth.masks),
-        seeds=truth.seeds,
-        dampings=tuple(10.0 ** POWERS[i] for i in found.chosen) if len(every) > 1 else (),
-        curve=tuple(curve),
-    )
+def _swapped(labels: Sequence[str]) -> Int[np.ndarray, " q"]:
+    """For each query, the next one of the same label; −1 where there is none."""
+    found = np.full(len(labels), -1)
+    for label in dict.fromkeys(labels):
+        rows = np.flatnonzero(np.array(labels) == label)
+        if len(rows) > 1:
+            found[rows] = np.roll(rows, 1)
+    return found
+
+
+def _rows(name: str, results: dict[Setting, Result], chosen: Sequence[Setting], truth: SubsetTruth) -> list[Row]:
+    known = {s: r for s, r in results.items() if METHODS[s.method].baseline and s == Setting(s.method)}
+    best = max(known, key=lambda s: known[s].estimate.value, default=None)
+    trak = results.get(Setting("trak"))
+    rows = []
+    for setting in chosen:
+        if setting not in results:
+            continue
+        found = results[setting]
+        over = None if best is None else found.estimate - results[best].estimate
+        rows.append(
+            Row(
+                method=setting.method,
+                setting=setting.text,
+                queries=name,
+                lds_crossfit=found.estimate.value,
+                lds_oracle=max(found.curve),
+                interval=found.estimate.interval,
+                over_trak=_difference(None if trak is None else found.estimate - trak.estimate),
+                over_baseline=_difference(over),
+                baseline="" if best is None else best.method,
+                p_value=None if over is None else over.p_value,
+                swap=found.swap,
+                partial=found.partial,
+                subset_models=len(truth.masks),
+                seeds=truth.seeds,
+                dampings=tuple(10.0 ** POWERS[i] for i in found.chosen) if len(found.curve) > 1 else (),
+                curve=found.curve,
+            )
+        )
+    return _adjusted(rows)
+
+
+def _difference(estimate: Estimate | None) -> tuple[float, ...]:
+    return () if estimate is None else (estimate.value, *estimate.interval)
+
+
+def _adjusted(rows: list[Row]) -> list[Row]:
+    """Holm's adjustment over the methods' own rows that are compared with the best baseline."""
+    compared = [row for row in rows if row.setting == row.method and _is_compared(row)]
+    adjusted = holm([row.p_value for row in compared if row.p_value is not None])
+    known = {row.setting: p for row, p in zip(compared, adjusted, strict=True)}
+    return [replace(row, p_value=known.get(row.setting)) for row in rows]
+
+
+def _is_compared(row: Row) -> bool:
+    method = METHODS[row.method]
+    return row.p_value is not None and not (method.baseline or method.control or method.fitted)

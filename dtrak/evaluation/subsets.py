@@ -1,15 +1,14 @@
-"""Subset models: the study's training repeated on random halves, and their losses on the evaluation queries.
+"""Subset models: the study's training repeated on parts of its data, and their losses on the evaluation queries.
 
 The ground truth of attribution (Park et al., ICML 2023; Zheng et al., ICLR 2024): train M models, each on
-half of the training set, and record the loss of each on each query. Weights are discarded; masks follow
+a part of the training set, and record the loss of each on each query. Weights are discarded; masks follow
 from (family, number), so each model leaves one small file:
 
-    truth/<family>/subset-007-seed-1.json    losses by query, with the training settings
+    truth/<family>/subset-007-seed-1.json    losses by query, timestep and draw, with the training settings
     truth/queries.npz                        the queries: held-out images, then generated ones
 
 Training randomness is keyed by (seed, epoch, sample id), so subset models of one seed differ only through
-their data. The family "lds" evaluates methods; the family "fit" is for methods that are fitted to
-retrained models (empirical influence, datamodel). The two are independent.
+their data. :mod:`dtrak.methods.subsets` lists the families of subsets.
 """
 
 import contextlib
@@ -34,12 +33,13 @@ from dtrak.study.folder import StudyFolder, check_retrainable, model_digest, tru
 from dtrak.training.study import training_run
 from dtrak.utils.errors import DtrakError
 from dtrak.utils.files import read_json, write_json
-from dtrak.utils.noise import feature_noise
+from dtrak.utils.noise import feature_noise, keyed_generator
 
 MOST_HELDOUT = 1000
 NOISE_SEED = 1  # features use 0
 BATCH = 100  # (timestep, draw) pairs per forward pass
 FIT_SEEDS = 1000
+MOST_STORED = 100  # losses per query in a file
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class SubsetModel:
 
     @property
     def training_seed(self) -> int:
-        """The seed of the training; the families use disjoint seeds."""
+        """The seed of the training; the family "fit" uses seeds of its own."""
         return self.seed + (FIT_SEEDS if self.family == "fit" else 0)
 
     @property
@@ -66,8 +66,8 @@ def query_set(
 ) -> QuerySet:
     """The study's evaluation queries, generated once and then stored: pixels may differ between machines.
 
-    They are the held-out images (at most ``MOST_HELDOUT``), then generated images, cycling through the model's
-    classes or prompts.
+    They are the held-out images (at most ``MOST_HELDOUT``), then generated images, each with the label or caption
+    of a random training image: so they are distributed as the training images are.
 
     Args:
         report: called with (images generated, total images).
@@ -78,10 +78,11 @@ def query_set(
     rows = range(table.train_size, len(table.records))[:MOST_HELDOUT]
     pixels = [np.asarray(table.pixels[row]) for row in rows]
     labels = [table.names[row] for row in rows]
-    names: list[str | None] = [*attributor.model.names] or [None]
+    random = keyed_generator("query conditions", 0, "")
     count = folder.study.truth.generated
     for number in range(count):
-        labels.append(names[number % len(names)])
+        name = table.names[int(random.integers(table.train_size))]
+        labels.append(name if attributor.model.takes_text or name in attributor.model.names else None)
         settings = generated_settings(number, labels[-1], folder.study.guidance)
         pixels.append(generate_query(attributor, settings).pixels)
         report(number + 1, count)
@@ -95,28 +96,34 @@ def query_set(
 @torch.no_grad()
 def query_losses(
     model: DiffusionModel, queries: Sequence[Query], config: TruthConfig = TruthConfig()
-) -> Float[np.ndarray, " q"]:
-    """L_simple of each query: mean((ε_θ − ε)²) over fixed timesteps and keyed noise draws."""
+) -> Float[np.ndarray, "q pairs"]:
+    """mean((ε_θ − ε)²) of each query at fixed timesteps and keyed noise draws; draws outermost."""
     pairs = [(t, draw) for draw in range(config.draws) for t in judged_timesteps(config)]
     found, size = [], BATCH
     for query in queries:
         x = model.encode(query.pixels[None]).to(model.device)
         condition = model.condition([query.label])
 
-        def total(size: int, query: Query = query, x: Tensor = x, condition: Tensor | None = condition) -> float:
-            losses = 0.0
+        def total(size: int, query: Query = query, x: Tensor = x, condition: Tensor | None = condition) -> np.ndarray:
+            losses = []
             for start in range(0, len(pairs), size):
                 chosen = pairs[start : start + size]
                 noise = torch.from_numpy(feature_noise(NOISE_SEED, query.id, chosen, tuple(x.shape[1:]))).to(x.device)
                 steps = torch.tensor([t for t, _ in chosen], device=x.device)
                 told = None if condition is None else condition.expand(len(chosen), *condition.shape[1:])
                 prediction = model.predict(model.add_noise(x, noise, steps), steps, told)
-                losses += (prediction - model.process.target(x, noise, steps)).square().flatten(1).mean(1).sum().item()
-            return losses
+                losses.append((prediction - model.process.target(x, noise, steps)).square().flatten(1).mean(1))
+            return torch.cat(losses).cpu().numpy()
 
         losses, size = with_smaller_batches(total, size)
-        found.append(losses / len(pairs))
-    return np.array(found)
+        found.append(losses)
+    return np.stack(found)
+
+
+def _compact(losses: Float[np.ndarray, "q pairs"]) -> Float[np.ndarray, "q parts"]:
+    """Means over runs of equal length, at most ``MOST_STORED`` of them."""
+    parts = next(d for d in range(min(MOST_STORED, losses.shape[1]), 0, -1) if losses.shape[1] % d == 0)
+    return losses.reshape(len(losses), parts, -1).mean(2)
 
 
 def judged_timesteps(config: TruthConfig) -> list[int]:
@@ -169,6 +176,6 @@ def retrain(
         "belongs_to": belongs_to(folder),
         "timesteps": judged_timesteps(folder.study.truth),
         "draws": folder.study.truth.draws,
-        "losses": np.round(losses, 8).tolist(),
+        "losses": [[float(f"{loss:.6g}") for loss in row] for row in _compact(losses).tolist()],
     }
     write_json(truth_folders(folder)[0] / subset.family / f"{subset.name}.json", content, indent=None)

@@ -19,6 +19,7 @@ class RandomMethod(Method):
     """Random scores, keyed by the query id."""
 
     control: ClassVar[bool] = True
+    tested: ClassVar[bool] = False
 
     def scores(
         self, study: Attributor, setting: Setting, query: Query, features: Features

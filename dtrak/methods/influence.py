@@ -106,7 +106,8 @@ class GradientMethod(Method):
 
     def query_vectors(self, study: Attributor, setting: Setting, asked: QuerySet) -> list[Float[np.ndarray, "q k"]]:
         """φ of each evaluation query, one matrix per model."""
-        return [study.queries(side) for side in self.sides(study, setting, "truth")]
+        matrices = [study.queries(side) for side in self.sides(study, setting, asked.split)]
+        return matrices if asked.rows is None else [matrix[list(asked.rows)] for matrix in matrices]
 
     def wanted_damping(self, setting: Setting) -> Damping:
         """The setting's λ, or the method's default."""

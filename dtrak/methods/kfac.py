@@ -45,6 +45,7 @@ class EkfacMethod(GradientMethod):
     needs: str = "features of the loss; EK-FAC factors (fitted by build)"
     choices: ClassVar[frozenset[str]] = frozenset({"damping"})
     light: ClassVar[bool] = False
+    tested: ClassVar[bool] = False
 
     @property
     def splits(self) -> bool:  # type: ignore[override]

@@ -2,7 +2,8 @@
 
 import functools
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from jaxtyping import UInt8
 
 from dtrak.config import Split
 from dtrak.data import Record, Table
+from dtrak.data.unrelated import VERSION as UNRELATED_VERSION
+from dtrak.data.unrelated import unrelated_images
 from dtrak.models.sampling import GenerationSettings
 from dtrak.study.folder import StudyFolder, model_digest, truth_folders
 from dtrak.utils.errors import DtrakError
@@ -51,6 +54,8 @@ class QuerySet:
         heldout: number of held-out images.
         guidance: guidance scale of the generated images.
         model: digest of the model that generated them.
+        split: of the feature sets that hold their features: "truth", or "unrelated" for the significance test.
+        rows: the rows of these feature sets; None for all.
     """
 
     pixels: UInt8[np.ndarray, "q r r 3"]
@@ -58,6 +63,8 @@ class QuerySet:
     heldout: int
     guidance: float = 1.0
     model: str = ""
+    split: Split = "truth"
+    rows: tuple[int, ...] | None = None
 
     @cached_property
     def queries(self) -> list[Query]:
@@ -70,6 +77,11 @@ class QuerySet:
     def settings(self, number: int) -> GenerationSettings:
         """Generation settings of generated query ``number`` (from 0)."""
         return generated_settings(number, self.labels[self.heldout + number] or None, self.guidance)
+
+    def take(self, rows: Sequence[int]) -> "QuerySet":
+        """Some of the queries, without distinction of held-out and generated ones."""
+        labels = tuple(self.labels[row] for row in rows)
+        return replace(self, pixels=self.pixels[list(rows)], labels=labels, heldout=len(rows), rows=tuple(rows))
 
     @property
     def ids(self) -> list[str]:
@@ -120,6 +132,13 @@ def _read(path: Path, modified: int, guidance: float) -> QuerySet:
         return QuerySet(stored["pixels"], labels, int(stored["heldout"]), guidance, str(stored["model"]))
 
 
+def unrelated_queries(folder: StudyFolder) -> QuerySet:
+    """The unrelated images of the significance test, as queries."""
+    table = unrelated_images(folder.study, folder.table)
+    labels = tuple(name or "" for name in table.names)
+    return QuerySet(table.pixels, labels, len(labels), split="unrelated")
+
+
 def save_query_set(folder: StudyFolder, queries: QuerySet) -> None:
     """Write the evaluation queries to the workspace."""
     with atomic_write(truth_folders(folder)[0] / QUERIES_FILE) as file:
@@ -141,8 +160,10 @@ def split_rows(folder: StudyFolder, split: Split) -> tuple[Table, range]:
     if split == "truth":
         table = load_query_set(folder).table
         return table, range(len(table.records))
-    table = folder.table
-    return table, range(table.train_size) if split == "train" else range(table.train_size, len(table.records))
+    if split == "unrelated":
+        table = unrelated_images(folder.study, folder.table)
+        return table, range(len(table.records))
+    return folder.table, range(folder.table.train_size)
 
 
 def data_fingerprint(folder: StudyFolder, split: Split) -> str:
@@ -154,4 +175,7 @@ def data_fingerprint(folder: StudyFolder, split: Split) -> str:
     if split == "truth":
         table = load_query_set(folder).table
         return digest([[record.id, record.label] for record in table.records])
+    if split == "unrelated":
+        made = digest([folder.study.unrelated.model_dump(mode="json"), UNRELATED_VERSION])
+        return digest([folder.table.fingerprint(), made])
     return folder.table.fingerprint()

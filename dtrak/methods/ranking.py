@@ -183,13 +183,20 @@ def _entry(scored: Scored) -> dict[str, Any]:
     }
 
 
-def as_json(study: str, query: dict[str, Any], ranking: Ranking, measured: str = "") -> dict[str, Any]:
+def as_json(
+    study: str,
+    query: dict[str, Any],
+    ranking: Ranking,
+    measured: str = "",
+    verdict: dict[str, Any] | None = None,
+) -> dict[str, Any]:
     """A ranking with its study and query, as JSON-serialisable data.
 
     Args:
         query: description of the query.
         measured: the setting's measured reliability, as a sentence.
+        verdict: the outcome of the significance test; None if there is none.
     """
     content = ranking.as_dict()
     sides = {side: content.pop(side) for side in ("proponents", "opponents")}
-    return {"study": study, "query": query, **content, "measured": measured, **sides}
+    return {"study": study, "query": query, **content, "verdict": verdict, "measured": measured, **sides}

@@ -33,6 +33,7 @@ class FittedMethod(Method):
     estimate: Callable[..., Scores]
     needs: str = "subset models of the family fit"
     fitted: ClassVar[bool] = True
+    tested: ClassVar[bool] = False
 
     def require(self, study: TrainingSide) -> None:
         """See :class:`Method`."""

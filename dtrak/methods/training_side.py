@@ -172,7 +172,7 @@ class TrainingSide:
         """The features of held-out images or evaluation queries; the latest few are cached.
 
         Args:
-            side: of the split "heldout" or "truth".
+            side: of any split but "train".
 
         Raises:
             DtrakError: the features are not built.

@@ -11,25 +11,27 @@ import pytest
 from dtrak.analysis.comparison import ranking
 from dtrak.analysis.evidence import (
     Null,
-    clear_source,
     damp_hubs,
     hubs,
     near_duplicates,
-    null_band,
+    null_of,
     split_by_block,
     split_by_timestep,
     stability,
     standardise,
+    unrelated_scores,
 )
 from dtrak.app.ablate import POWERS, damping_curve, lane_agreements, setting_cost
 from dtrak.app.exports import to_csv, to_html, to_json
 from dtrak.app.views import change_badges, evidence_badges, tiles, unstable
+from dtrak.data.unrelated import KINDS
 from dtrak.gradients.outputs import OUTPUT_FUNCTIONS
 from dtrak.methods.choices import changed, offer, stored
 from dtrak.methods.ranking import top_scored
 from dtrak.methods.registry import METHODS
 from dtrak.methods.settings import Setting
 from dtrak.utils.errors import DtrakError
+from tests.oracle import null_statistic
 
 
 def ask(attributor, query, setting):
@@ -73,46 +75,77 @@ def test_what_is_no_sum_says_so(attributor, query):
         split_by_block(attributor, setting, query, ask(attributor, query, setting)[0], (0,))
 
 
-def test_the_null_is_of_unrelated_queries(attributor, monkeypatch):
+def test_the_null_is_of_unrelated_images(attributor, monkeypatch):
     setting = Setting("dtrak")
-    null = null_band(attributor, setting)
-    assert (null.heldout, null.directions) == (2, 200)
-    (side,), (others,) = attributor.sides(setting), attributor.sides(setting, "heldout")
-    lists = standardise(attributor.readout(side).scores(attributor.queries(others), METHODS["dtrak"].damping))
-    np.testing.assert_allclose(null.mean, lists.mean(0))
-    np.testing.assert_allclose(null.band, np.quantile(lists, 0.95, axis=0))
-    assert (null.first == [ranking(row) for row in lists]).all()
-    ensemble = null_band(attributor, Setting("dtrak-ensemble"))
-    assert ensemble.heldout == 0
-    with pytest.raises(DtrakError, match="gradient"):
-        null_band(attributor, Setting("random"))
-    monkeypatch.setattr("dtrak.analysis.evidence.MOST_PRODUCTS", 0)  # as in a large study
-    monkeypatch.setattr("dtrak.analysis.evidence.FEWEST_QUERIES", 1)
-    few = null_band(attributor, setting)
-    assert (few.heldout, few.directions) == (1, 1)
-    assert (few.first == null.first[:1]).all()
+    lists, kinds = unrelated_scores(attributor, setting)
+    assert [kinds.count(kind) for kind in KINDS] == [20] * 4
+    (side,), (others,) = attributor.sides(setting), attributor.sides(setting, "unrelated")
+    expected = attributor.readout(side).scores(attributor.queries(others), METHODS["dtrak"].damping)
+    np.testing.assert_allclose(lists, expected)
+    null = null_of(attributor, setting)
+    assert null.size == 80
+    assert (null.first == [ranking(row) for row in standardise(lists)]).all()
+    for text in ("random", "journey-trak", "ekfac", "datamodel"):
+        with pytest.raises(DtrakError, match="no significance test"):
+            null_of(attributor, Setting(text))
+    monkeypatch.setattr("dtrak.analysis.evidence.MOST_SCORES", 0)  # as in a large study
+    monkeypatch.setattr("dtrak.analysis.evidence.FEWEST", 3)
+    few, of = unrelated_scores(attributor, setting)
+    assert [of.count(kind) for kind in KINDS] == [3] * 4
+    np.testing.assert_allclose(few, lists[[kinds.index(kind) + i for kind in KINDS for i in range(3)]])
 
 
-def test_a_planted_source_stands_above_chance_and_noise_does_not():
+def test_every_null_statistic_leaves_its_own_image_out():
     random = np.random.default_rng(0)
-    lists = standardise(random.standard_normal((4000, 100)))
-    null = Null.of(lists, 0)
-    noise = standardise(random.standard_normal((2000, 100)))
-    share = np.mean([clear_source(row, null) for row in noise])
-    assert 0.03 < share < 0.07  # 5 % by its own definition
+    lists, kinds = random.standard_normal((30, 12)) + 3 * random.standard_normal(12), ["a", "b"] * 15
+    null = Null.of(lists, kinds)
+    tops = [null_statistic(np.delete(lists, i, 0), lists[i]).max() for i in range(30)]
+    np.testing.assert_allclose(null.tops["a"], np.sort(tops[::2]))
+    np.testing.assert_allclose(null.tops["b"], np.sort(tops[1::2]))
+
+
+def test_the_p_value_is_the_rank_among_the_hardest_kind():
+    random = np.random.default_rng(0)
+    lists = random.standard_normal((60, 40))
+    kinds = ["easy"] * 40 + ["hard"] * 20
+    lists[40:, 5] += 4 * random.random(20)
+    null = Null.of(lists, kinds)
+    scores = random.standard_normal(40)
+    scores[7] = 9
+    verdict = null.judge(scores)
+    by_kind = [(1 + sum(top >= null.statistic(scores)[7] for top in tops)) / (1 + len(tops))
+               for tops in null.tops.values()]  # fmt: skip
+    assert verdict.p_values[7] == pytest.approx(max(by_kind))
+    assert verdict.p_value == verdict.p_values.min()
+    assert verdict.as_dict([str(i) for i in range(40)])["null_size"] == 60
+
+
+def test_a_planted_source_is_named_and_noise_is_not():
+    random = np.random.default_rng(0)
+    null = Null.of(random.standard_normal((1000, 100)), ["noise"] * 1000)
+    noise = random.standard_normal((1000, 100))
+    assert np.mean([null.judge(row).named.any() for row in noise]) == pytest.approx(0.05, abs=0.02)
     planted = noise[0].copy()
     planted[7] = 10
-    assert clear_source(planted, null)
+    assert null.judge(planted).named.nonzero()[0].tolist() == [7]
+
+
+def test_what_scores_high_for_everything_is_not_named():
+    random = np.random.default_rng(0)
+    lists = random.standard_normal((400, 100))
+    lists[:, 3] += 8
+    null = Null.of(lists[:200], ["noise"] * 200)
+    assert np.mean([null.judge(row).named[3] for row in lists[200:]]) < 0.02
 
 
 def test_a_hub_is_marked_and_damped():
     lists = standardise(np.random.default_rng(0).standard_normal((200, 100)))
     lists[:, 3] += 5
-    null = Null.of(lists, 200)
+    null = Null.of(lists, ["noise"] * 200)
     assert hubs(null, 5).marked.nonzero()[0].tolist() == [3]
     few = np.zeros((4, 1000))
     few[np.repeat(range(4), 5), range(20)] = 1  # each ranking has its own top
-    assert not hubs(Null.of(few, 4), 5).marked.any()
+    assert not hubs(Null.of(few, ["noise"] * 4), 5).marked.any()
     scores = lists[0]
     assert scores.argmax() == 3
     assert damp_hubs(scores, null).argmax() != 3
@@ -157,7 +190,7 @@ def test_views_of_a_ranking(attributor, query, tiny):
     assert moved[table.records[0].id][0][0] == "▲ 13"
     features = attributor.features(query, [Setting("dtrak")])
     stable = stability(attributor, Setting("dtrak"), query, features)
-    badges = evidence_badges(table, stable, hubs(null_band(attributor, Setting("dtrak"))), groups)
+    badges = evidence_badges(table, stable, hubs(null_of(attributor, Setting("dtrak"))), groups)
     assert ("×2", "", "this many training images look nearly the same") in badges[table.records[12].id]
     shown = tiles(top_scored(scores, table, 3), table, badges, unstable(table, stable))
     assert {"badges", "faded"} <= set(shown[0])
@@ -198,15 +231,15 @@ def test_exports_hold_the_answer(attributor, query, tiny):
     setting = Setting("dtrak")
     features = attributor.features(query, [setting])
     answer = attributor.attribute(query, features, setting, 5)
-    null, stable = null_band(attributor, setting), stability(attributor, setting, query, features)
+    verdict, stable = null_of(attributor, setting).judge(answer.scores), stability(attributor, setting, query, features)
     rows = list(csv.DictReader(io.StringIO(to_csv(answer, stable).decode("utf-8-sig"))))
     assert len(rows) == 14
     assert rows[0]["id"] == answer.proponents[0].record.id
     assert float(rows[0]["score"]) == pytest.approx(answer.scores.max(), rel=1e-5)
-    content = json.loads(to_json("tiny", {"seed": 1}, answer, null, stable))
-    assert content["chance"]["unrelated_queries"] == 202
+    content = json.loads(to_json("tiny", {"seed": 1}, answer, verdict, stable))
+    assert content["verdict"]["null_size"] == 80
     assert len(content["scores"]) == 14
-    page = to_html("tiny", {"prompt": "<script>"}, query.pixels, [answer], null, stable, "a & b").decode()
+    page = to_html("tiny", {"prompt": "<script>"}, query.pixels, [answer], verdict, stable, "a & b").decode()
     assert "<script>" not in page
     assert answer.fingerprint in page
     assert "&lt;script&gt;" in page

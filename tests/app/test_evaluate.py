@@ -35,7 +35,10 @@ BEHIND = {"generated": 200, "held-out": 32}
 def row(setting, mean, low=None, high=None, gain=(0.0, -0.1, 0.1), queries="generated", curve=(0.1, 0.2, 0.05)):
     low, high = mean - 0.02 if low is None else low, mean + 0.02 if high is None else high
     method = setting.split(",")[0]
-    return Row(method, setting, queries, mean, mean + 0.01, (low, high), gain, 64, 2, (0.1, 1.0), curve)
+    return Row(
+        method, setting, queries, mean, mean + 0.01, (low, high), gain, gain, "pixel-cos", 0.01, 0.05, mean, 64, 2,
+        (0.1, 1.0), curve,
+    )  # fmt: skip
 
 
 def evaluation(*rows, stale=""):

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dtrak.analysis.evidence import Null, Split, Stability
+from dtrak.analysis.evidence import Split, Stability, Verdict
 from dtrak.app.figures import score_histogram, share_bars
 from dtrak.app.views import (
     damping_text,
@@ -73,26 +73,16 @@ def test_default_power_is_on_the_sliders_grid():
 
 
 @pytest.mark.parametrize(
-    ("threshold", "band", "heldout", "images", "words"),
+    ("p_values", "words"),
     [
-        (1.0, 0.0, 3, 1, "1 training image significantly above chance, and above 95 % of their scores for 3 held-out"),
-        (0.2, 0.0, 0, 2, "2 training images significantly above chance. The top score is 1.4 standard deviations"),
-        (
-            2.0,
-            0.0,
-            3,
-            0,
-            "**No clear source.** The top score is 1.4 standard deviations above the mean; 95 % of 7 random",
-        ),
-        (1.0, 2.0, 3, 0, "peak below 1.0. But held-out images give the same training images scores as high."),
+        ((0.5, 0.02, 1, 1), "**1 significant source** (5 % family-wise; smallest p = 0.02 against 7 unrelated images"),
+        ((0.01, 0.02, 1, 1), "**2 significant sources**"),
+        ((0.5, 0.2, 1, 1), "**No clear source** (p = 0.2 against 7 unrelated images (3 drawings, 4 noise)). Treat"),
     ],
 )
-def test_significance_needs_the_threshold_and_the_band(threshold, band, heldout, images, words):
-    null = Null(threshold, np.full(4, band), np.zeros(4), np.zeros((1, 1), int), heldout, 7)
-    found = significance(ranking(), null)
-    assert found.images == images
-    assert words in found.text
-    assert ("weak evidence" in found.text) == (images == 0)
+def test_the_verdict_in_words(p_values, words):
+    verdict = Verdict(min(p_values), np.array(p_values), "3 drawings, 4 noise", 7)
+    assert words in significance(verdict)
 
 
 def test_stable_images_are_in_the_top_of_half_of_the_resamples():

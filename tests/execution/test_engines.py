@@ -109,7 +109,8 @@ def test_both_nodes_work_and_a_killed_worker_is_made_good(cluster, tmp_path):
     assert list(engine.results(_make, (str(tmp_path),), [])) == []
 
 
-def test_what_goes_wrong_on_a_cluster_is_told(cluster, tmp_path):
+def test_what_goes_wrong_on_a_cluster_is_told(cluster, tmp_path, monkeypatch):
+    monkeypatch.setattr("dtrak.execution.ray_engine.RETRIES", 1)  # each takes a new worker
     with pytest.raises(DtrakError, match="without an error message"):
         list(Ray(cluster).results(_make, (str(tmp_path),), ["always"]))
     for impossible in (Ray(cluster, threads=64), Ray(cluster, gpus=1)):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from dtrak.analysis.evidence import null_band
+from dtrak.analysis.evidence import null_of
 from dtrak.gradients.extractor import mean_gradient
 from dtrak.gradients.projection import make_projector
 from dtrak.linalg.kfac import Kfac
@@ -68,5 +68,5 @@ def test_fitting_is_done_once(attributor):
 
 def test_it_has_no_null_distribution_of_another_method(attributor):
     fit_factors(attributor)
-    with pytest.raises(DtrakError, match="no null distribution"):
-        null_band(attributor, Setting("ekfac"))
+    with pytest.raises(DtrakError, match="no significance test"):
+        null_of(attributor, Setting("ekfac"))

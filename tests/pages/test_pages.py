@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from dtrak.analysis.evidence import null_band
+from dtrak.analysis.evidence import null_of
 from dtrak.app.elements import plain
 from dtrak.app.jobs import queue_beside
 from dtrak.app.runs import read_settings
@@ -177,23 +177,23 @@ def test_attribution(app, run):
     app.switch_page("pages/attribution.py").run()
     assert not app.exception
     assert {"Proponents", "Opponents", "By creator", "By class"} <= {s.value for s in app.subheader}
-    assert "standard deviations" in text(app)
+    assert "unrelated images" in text(app)
 
 
 def test_attribution_in_a_large_study_ranks_before_the_significance_test(app, run, monkeypatch):
     monkeypatch.setattr("dtrak.app.evidence.LARGE", 0)
     held = threading.Event()
-    monkeypatch.setattr("dtrak.app.evidence.null_band", lambda *a: held.wait(30) and null_band(*a))
+    monkeypatch.setattr("dtrak.app.evidence.null_of", lambda *a: held.wait(30) and null_of(*a))
     app.run()
     app.query_params.update({"run": run.id, "damping_dtrak": "-0.25"})  # a setting without saved evidence
     app.switch_page("pages/attribution.py").run()
     assert not app.exception
     assert "Proponents" in {s.value for s in app.subheader}
-    assert "standard deviations" not in text(app)
+    assert "unrelated images" not in text(app)
     held.set()
     wait_until(lambda: not queue_beside().active(), 30)
     app.run()
-    assert "standard deviations" in text(app)
+    assert "unrelated images" in text(app)
     assert "resamples" in text(app)
 
 
