@@ -5,11 +5,16 @@ import streamlit as st
 from dtrak.app.evaluate import (
     CHOICES,
     DATASETS,
+    added,
     best,
     control_rows,
     curves,
     effect,
+    explained_rows,
+    family_table,
     interval_text,
+    naming_rows,
+    naming_texts,
     published,
     removal_means,
     removal_values,
@@ -32,9 +37,9 @@ service = current_service()
 study = service.folder.study
 evaluation, effects = service.evaluation, service.counterfactuals
 st.markdown(
-    "An attribution needs to be tested. Here the model is retrained on random halves of the training images, and each "
-    "method predicts how well those models do on some images. The **LDS** (linear datamodeling score) is the rank "
-    "correlation between prediction and ground truth, × 100: 0 is chance, 100 is perfect."
+    "Here the model is retrained on random halves of the training images, and each method predicts how well those "
+    "models do on some images. The **LDS** (linear datamodeling score) is the rank correlation of prediction and "
+    "measurement, × 100: 0 is chance, 100 is perfect."
 )
 
 
@@ -68,8 +73,7 @@ def provenance(found: Evaluation) -> None:
 
 def methods(found: Evaluation, queries: str) -> None:
     """Show the LDS of each method and the negative controls."""
-    st.subheader("Methods")
-    st.markdown(f"{verdict(found, queries)} {best(found, queries)}")
+    st.markdown(f"{added(found, queries)} {verdict(found, queries)} {best(found, queries)}")
     rows = found.own(queries)
     st.plotly_chart(
         lds_bars(
@@ -81,12 +85,31 @@ def methods(found: Evaluation, queries: str) -> None:
     )  # fmt: skip
     st.caption(
         "Bars: cross-fitted λ, chosen on half of the subset models and evaluated on the other half, both ways. Lines: "
-        "95 % bootstrap interval over the subset models. Grey: the interval includes zero. Diamonds: oracle λ, best on "
-        "the same models it is reported on, as in the literature; it is optimistic."
+        "95 % bootstrap interval over subset models and queries. Grey: the interval includes zero. Diamonds: oracle λ, "
+        "best on the same models it is reported on, as in the literature; it is optimistic."
     )
     with st.expander("As a table"):
         st.dataframe(table_rows(rows), hide_index=True, key="lds_table")
         st.caption("LDS × 100. 'over TRAK': difference to TRAK on the same resamples.")
+    if table := family_table(found, queries):
+        st.markdown("**Smaller removals and whole groups**, LDS × 100, at the λ chosen on the halves")
+        st.dataframe(table, hide_index=True, key="family_table")
+        st.caption("In brackets: the number of retrained models, and the 95 % interval.")
+
+
+def explanations(found: Evaluation, queries: str) -> None:
+    """Show what could explain the LDS: baselines, labels, and a network that did not learn."""
+    st.markdown(
+        "A score may predict retraining because it knows what images look alike, or only which label an image has. "
+        "Three checks:\n"
+        "- **Over the best baseline**: what a method adds to pixels, image embeddings, labels and creators, which get "
+        "the same damping.\n"
+        "- **Another query's scores**: the LDS if each query is given the scores of another query of its label. High "
+        "values mean that the scores are about the label.\n"
+        "- **Counts taken out**: the LDS after the numbers of images of each label and creator are regressed out."
+    )
+    st.dataframe(explained_rows(found, queries), hide_index=True, key="explained_table")
+    st.caption("LDS × 100. Holm: p-values adjusted for the number of methods compared.")
     controls = control_rows(found, queries)
     if controls:
         words = [f"{Setting.parse(r.setting).title} {interval_text(r)}" for r in controls]
@@ -101,9 +124,26 @@ def methods(found: Evaluation, queries: str) -> None:
             )
 
 
+def names(found: Evaluation) -> None:
+    """Show how often the significance test names a source, and whether retraining agrees."""
+    if not found.naming:
+        st.info("The significance test was not evaluated for this study.")
+        return
+    st.markdown(
+        "The Attribution page calls a training image a significant source if its score exceeds those of unrelated "
+        "images (5 % family-wise). Noise, shuffled pixels and flat colours should have a source named in at most 5 %."
+    )
+    st.dataframe(naming_rows(found), hide_index=True, key="naming_table")
+    for sentence in naming_texts(found):
+        st.markdown(sentence)
+    st.caption(
+        "Unrelated images are tested against the other half of them. Loss: of subset models, label and creator counts "
+        "taken out; ± two standard errors."
+    )
+
+
 def ablations(found: Evaluation, queries: str) -> None:
     """Show the LDS over the values of each choice."""
-    st.subheader("Ablations")
     offered = {name: c.label for name, c in CHOICES.items() if curves(found, name, queries, POWERS)}
     if not offered:
         st.caption("No ablation was measured.")
@@ -165,7 +205,63 @@ def removals(found: Counterfactuals) -> None:
     )
 
 
-if evaluation is None:
+def published_results() -> None:
+    """Show the results of the paper."""
+    st.markdown(
+        "As the paper's authors report on other data and larger models. **Not comparable with this study**: other "
+        "images, other networks, and λ chosen on the models it is reported on."
+    )
+    left, middle, right = st.columns(3)
+    dataset = left.selectbox(
+        "Data set", list(DATASETS), format_func=DATASETS.__getitem__, key="published", bind="query-params"
+    )
+    kind = right.segmented_control(
+        "Published queries", list(KINDS), format_func=KINDS.__getitem__, default="generated", required=True, key="their"
+    )
+    steps = middle.segmented_control("K, timesteps", [100, 10], default=100, required=True, key="published_timesteps")
+    rows = published(dataset, kind, steps)
+    st.plotly_chart(
+        lds_bars([r.method for r in rows], [r.lds for r in rows], [r.lds - 2 * r.deviation for r in rows],
+                 [r.lds + 2 * r.deviation for r in rows], colour=NEUTRAL),
+        key="published_bars", alt=f"Published LDS on {DATASETS[dataset]}",
+    )  # fmt: skip
+    st.caption(
+        "Zheng et al., ICLR 2024 (arXiv 2311.00500), read from the notebooks of its released code: bootstrap means, "
+        "± 2 standard deviations. K: timesteps, M: retrained models, S: ensemble members."
+    )
+
+
+def limits() -> None:
+    """Show what the numbers do not say."""
+    st.markdown(
+        """
+- The LDS is about sums over many training images and a whole study. It does not prove that one image shaped another.
+- It measures losses on random halves; a counterfactual measures pixels after removing chosen images. They can differ.
+- Intervals cover subset models and queries, not other training seeds or other recipes.
+- All methods share the study's ground truth: compare differences between methods, not levels between studies.
+"""
+    )
+
+
+TABS = {
+    "methods": "Which method predicts retraining?",
+    "explanations": "What explains it?",
+    "significance": "Is the significance test right?",
+    "ablations": "Which choices matter?",
+    "counterfactuals": "Do pictures change?",
+    "published": "What was published?",
+}
+shown = st.segmented_control("Question", list(TABS), format_func=TABS.__getitem__, default="methods", required=True,
+                             key="question", bind="query-params", label_visibility="collapsed")  # fmt: skip
+if shown == "counterfactuals":
+    if effects is None:
+        st.info("No counterfactuals yet. In a terminal:")
+        st.code(f"python -m index_builder counterfactual {study.name} --queries 16", language=None)
+    else:
+        removals(effects)
+elif shown == "published":
+    published_results()
+elif evaluation is None:
     st.info("The methods of this study are not evaluated yet. In a terminal:")
     commands()
 else:
@@ -174,47 +270,16 @@ else:
         "Queries", list(shown_kinds), format_func=shown_kinds.__getitem__, default=next(iter(shown_kinds)),
         required=True, key="queries", bind="query-params",
     )  # fmt: skip
+    if shown == "methods":
+        methods(evaluation, queries)
+    elif shown == "explanations":
+        explanations(evaluation, queries)
+    elif shown == "significance":
+        names(evaluation)
+    else:
+        ablations(evaluation, queries)
     provenance(evaluation)
-    methods(evaluation, queries)
-    ablations(evaluation, queries)
-st.subheader("Counterfactuals")
-if effects is None:
-    st.info("No counterfactuals yet. In a terminal:")
-    st.code(f"python -m index_builder counterfactual {study.name} --queries 16", language=None)
-else:
-    removals(effects)
-st.subheader("Published results")
-st.markdown(
-    "As the paper's authors report on other data and larger models. **Not comparable with the bars above**: other "
-    "images, other networks, and λ chosen on the models it is reported on."
-)
-left, middle, right = st.columns(3)
-dataset = left.selectbox(
-    "Data set", list(DATASETS), format_func=DATASETS.__getitem__, key="published", bind="query-params"
-)
-kind = right.segmented_control(
-    "Published queries", list(KINDS), format_func=KINDS.__getitem__, default="generated", required=True, key="their"
-)
-steps = middle.segmented_control("K, timesteps", [100, 10], default=100, required=True, key="published_timesteps")
-rows = published(dataset, kind, steps)
-st.plotly_chart(
-    lds_bars([r.method for r in rows], [r.lds for r in rows], [r.lds - 2 * r.deviation for r in rows],
-             [r.lds + 2 * r.deviation for r in rows], colour=NEUTRAL),
-    key="published_bars", alt=f"Published LDS on {DATASETS[dataset]}",
-)  # fmt: skip
-st.caption(
-    "Zheng et al., ICLR 2024 (arXiv 2311.00500), read from the notebooks of its released code: bootstrap means, ± 2 "
-    "standard deviations. K: timesteps, M: retrained models, S: ensemble members."
-)
-st.subheader("Limits of these numbers")
-st.markdown(
-    """
-- The LDS is about sums over many training images and a whole study. It does not prove that one image shaped another.
-- It measures losses on random halves; a counterfactual measures pixels after removing chosen images. They can differ.
-- The interval covers subset models only, not other training seeds, other queries or other recipes.
-- All methods share the study's ground truth: compare differences between methods, not levels between studies.
-"""
-)
-if evaluation is not None:
+    with st.expander("What the numbers do not say"):
+        limits()
     with st.expander("Reproduce these numbers"):
         commands()

@@ -17,8 +17,9 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from dtrak.analysis.comparison import ranks
-from dtrak.data.unrelated import kinds_of
+from dtrak.data.unrelated import NAMES, kinds_of
 from dtrak.gradients.extractor import network_blocks
+from dtrak.gradients.projection import narrowed
 from dtrak.methods.attributor import Attributor, Features
 from dtrak.methods.base import Normaliser
 from dtrak.methods.influence import GradientMethod
@@ -38,11 +39,6 @@ LEVEL = 0.05  # family-wise error of the significance test
 STABLE = 0.5  # images in the top of a smaller share of resamples are faded
 DUPLICATE_DISTANCE = 10.0  # root mean square difference of pixel values in 0 to 255
 HUB_FACTOR = 5.0  # a hub tops this many times more lists than expected by chance
-
-NAMES = {
-    "drawing": "drawings of objects", "shuffled": "training images with shuffled pixels",
-    "noise": "images of noise", "flat": "flat colours",
-}  # fmt: skip
 
 Scores = Float[np.ndarray, " n"]
 
@@ -210,8 +206,7 @@ def split_by_block(
             "The split by block is available for the feature sets of the index only.",
             hint="Keep the timesteps, draws and output function at their defaults.",
         )
-    rescale = np.sqrt(source.config.projection_dim / side.dim)
-    blocks = feature.blocks[:, : side.dim].astype(np.float64) * rescale
+    blocks = narrowed(feature.blocks.astype(np.float64), side.dim, source.config.projection)
     names = list(network_blocks(list(attributor.variant(setting.checkpoint).parameters())))
     return Split(names, _part_scores(method.divided_by(setting), readout, damping, blocks, rows), [])
 

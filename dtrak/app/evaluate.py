@@ -9,12 +9,17 @@ from typing import Any, Literal
 import numpy as np
 
 from dtrak.config import LAST, RANDOMISED, ROOT
+from dtrak.data.unrelated import NAMES
 from dtrak.evaluation.counterfactual import COMPARED, Counterfactuals, mean_with_interval
 from dtrak.evaluation.results import Evaluation, Row
 from dtrak.methods import choices
 from dtrak.methods.registry import METHODS
 from dtrak.methods.settings import Setting
 
+FAMILY_TITLES = {
+    "remove-20": "without 20 %", "remove-5": "without 5 %", "creators": "without a creator",
+    "clusters": "without a cluster",
+}  # fmt: skip
 PUBLISHED = ROOT / "assets" / "published_lds.csv"
 DATASETS = {
     "cifar2": "CIFAR-2",
@@ -83,6 +88,86 @@ def percent(value: float) -> str:
     return f"{100 * value:.1f}".replace("-", "−")
 
 
+def added(evaluation: Evaluation, queries: str, method: str = "dtrak") -> str:
+    """What a method adds over the best baseline that sees images or labels alone, in one sentence."""
+    row = evaluation.of(Setting(method), queries)
+    if row is None or not row.over_baseline:
+        return ""
+    gain, low, high = row.over_baseline
+    title, baseline = METHODS[method].title, METHODS[row.baseline].title
+    between = f"{percent(gain)} (95 %: {percent(low)} to {percent(high)})"
+    if low > 0:
+        found = f"**{title} adds {between}** to the best baseline, {baseline}"
+    elif high < 0:
+        found = f"**{title} is worse than the best baseline**, {baseline}, by {between}"
+    else:
+        found = f"**{title} adds nothing significant** to the best baseline, {baseline}: {between}"
+    ceiling = evaluation.behind.get("ceilings", {}).get(queries)
+    most = f" A perfect prediction would reach {percent(ceiling)}." if ceiling else ""
+    return f"{found}.{most}"
+
+
+def explained_rows(evaluation: Evaluation, queries: str) -> list[dict[str, Any]]:
+    """For each method, the LDS beside what could explain it, × 100."""
+    return [
+        {
+            "method": METHODS[row.method].title,
+            "LDS": round(100 * row.lds_crossfit, 1),
+            "over the best baseline": round(100 * row.over_baseline[0], 1) if row.over_baseline else None,
+            "95 % from": round(100 * row.over_baseline[1], 1) if row.over_baseline else None,
+            "to": round(100 * row.over_baseline[2], 1) if row.over_baseline else None,
+            "p (Holm)": None if row.p_value is None else float(f"{row.p_value:.2g}"),
+            "another query's scores": round(100 * row.swap, 1),
+            "counts taken out": round(100 * row.partial, 1),
+        }
+        for row in evaluation.own(queries)
+    ]
+
+
+def naming_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """How often the significance test names a source, by kind of image and method."""
+    return [
+        {
+            "method": METHODS[found.method].title,
+            "images": NAMES.get(kind, kind),
+            "tested": tested,
+            "a source named": named,
+            "share": round(100 * named / tested, 1) if tested else None,
+        }
+        for found in evaluation.naming
+        for kind, (tested, named) in found.rates.items()
+    ]
+
+
+def naming_texts(evaluation: Evaluation) -> list[str]:
+    """Whether retraining agrees with the named sources, a sentence for each method."""
+    sentences = []
+    for found in evaluation.naming:
+        title = METHODS[found.method].title
+        if not found.named or not found.others:
+            sentences.append(f"{title}: too few named sources to compare.")
+            continue
+        (named, error, pairs), (others, other_error, _) = found.named, found.others
+        sentences.append(
+            f"{title}: leaving a named source out raises the query's loss by {named:.2f} ± {2 * error:.2f} standard "
+            f"deviations ({pairs} pairs); leaving out one of the ten top images that is not named, by "
+            f"{others:.2f} ± {2 * other_error:.2f}.".replace("-", "−")
+        )
+    return sentences
+
+
+def family_table(evaluation: Evaluation, queries: str) -> list[dict[str, Any]]:
+    """The LDS of methods on other families of subset models, × 100, a column for each family."""
+    table: dict[str, dict[str, Any]] = {}
+    for row in (row for row in evaluation.families if row.queries == queries):
+        entry = table.setdefault(row.method, {"method": METHODS[row.method].title})
+        low, high = row.interval
+        entry[f"{FAMILY_TITLES[row.family]} ({row.subset_models})"] = (
+            f"{percent(row.lds)} ({percent(low)} to {percent(high)})"
+        )
+    return list(table.values())
+
+
 def verdict(evaluation: Evaluation, queries: str) -> str:
     """Whether D-TRAK predicts retraining better than TRAK, in one sentence."""
     row = evaluation.of(Setting("dtrak"), queries)
@@ -101,7 +186,7 @@ def verdict(evaluation: Evaluation, queries: str) -> str:
 
 def best(evaluation: Evaluation, queries: str) -> str:
     """The method with the highest LDS, and those whose intervals overlap it."""
-    rows = [row for row in evaluation.own(queries) if not METHODS[row.method].fitted]
+    rows = [r for r in evaluation.own(queries) if not METHODS[r.method].fitted and not METHODS[r.method].baseline]
     if not rows:
         return ""
     first = rows[0]
@@ -154,6 +239,7 @@ def table_rows(rows: Sequence[Row]) -> list[dict[str, Any]]:
             "95 % from": round(100 * row.interval[0], 1),
             "to": round(100 * row.interval[1], 1),
             "over TRAK": round(100 * row.over_trak[0], 1) if row.over_trak else None,
+            "features": row.features,
             "oracle λ": round(100 * row.lds_oracle, 1),
             "λ chosen": " and ".join(dict.fromkeys(f"{d:.3g}" for d in row.dampings)) or "–",
         }

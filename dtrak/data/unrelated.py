@@ -22,6 +22,10 @@ from dtrak.utils.noise import keyed_generator
 
 DRAWINGS = "drawing"
 KINDS = (DRAWINGS, "shuffled", "noise", "flat")
+NAMES = {
+    "drawing": "drawings of objects", "shuffled": "training images with shuffled pixels",
+    "noise": "images of noise", "flat": "flat colours",
+}  # fmt: skip
 FILE = ROOT / "assets" / "unrelated.parquet"
 VERSION = 1  # raise it whenever the images below change
 
@@ -33,7 +37,9 @@ def unrelated_images(study: Study, table: Table) -> Table:
         DtrakError: ``unrelated.path`` has too few images.
     """
     rows, pixels = [], _drawings(study)
-    for number, kind in enumerate(kinds_of(study)):
+    kinds = kinds_of(study)
+    for place, kind in enumerate(kinds):
+        number = place - kinds.index(kind)
         random = keyed_generator("unrelated", VERSION, kind, number)
         told = table.records[int(random.integers(table.train_size))]
         rows.append(Record(f"unrelated:{kind}:{number}", told.label, told.caption, "", "", "unrelated"))

@@ -63,7 +63,8 @@ def evaluate(
             if not (generated_only and name == "held-out"):
                 found[name][setting] = trial.result(every)
     report("", len(wanted), len(wanted))
-    rows = [row for name, results in found.items() for row in _rows(name, results, chosen, truth)]
+    features = {setting: _features(attributor, setting) for setting in wanted}
+    rows = [row for name, results in found.items() for row in _rows(name, results, chosen, truth, features)]
     return sorted(rows, key=lambda row: chosen.index(Setting.parse(row.setting)))
 
 
@@ -256,7 +257,23 @@ def _swapped(labels: Sequence[str]) -> Int[np.ndarray, " q"]:
     return found
 
 
-def _rows(name: str, results: dict[Setting, Result], chosen: Sequence[Setting], truth: SubsetTruth) -> list[Row]:
+def _features(attributor: Attributor, setting: Setting) -> str:
+    """The features that a setting uses, in words."""
+    try:
+        sides = attributor.sides(setting)
+    except DtrakError:
+        return ""
+    models = f", {len(sides)} models" if len(sides) > 1 else ""
+    return f"K = {len(sides[0].pairs)}, k = {sides[0].dim:,}{models}" if sides else ""
+
+
+def _rows(
+    name: str,
+    results: dict[Setting, Result],
+    chosen: Sequence[Setting],
+    truth: SubsetTruth,
+    features: dict[Setting, str],
+) -> list[Row]:
     known = {s: r for s, r in results.items() if METHODS[s.method].baseline and s == Setting(s.method)}
     best = max(known, key=lambda s: known[s].estimate.value, default=None)
     trak = results.get(Setting("trak"))
@@ -278,6 +295,7 @@ def _rows(name: str, results: dict[Setting, Result], chosen: Sequence[Setting], 
                 over_baseline=_difference(over),
                 baseline="" if best is None else best.method,
                 p_value=None if over is None else over.p_value,
+                features=features[setting],
                 swap=found.swap,
                 partial=found.partial,
                 subset_models=len(truth.masks),

@@ -34,6 +34,7 @@ class Row:
         over_baseline: the same from the best baseline, which is what the method adds; empty without baselines.
         baseline: the best baseline's name.
         p_value: of over_baseline, Holm-adjusted over the methods; None for rows that are not a method's default.
+        features: timesteps K, projection dimension k and number of models, in words; empty without features.
         swap: lds_crossfit with the scores of another query of the same label; high if the scores say little more
             than the label.
         partial: lds_crossfit with the numbers of images of each label and creator taken out.
@@ -52,6 +53,7 @@ class Row:
     over_baseline: tuple[float, ...]
     baseline: str
     p_value: float | None
+    features: str
     swap: float
     partial: float
     subset_models: int

@@ -16,6 +16,7 @@ from typing import IO, Any
 import numpy as np
 from jaxtyping import Float
 
+from dtrak.gradients.projection import narrowed
 from dtrak.utils.errors import DtrakError
 from dtrak.utils.files import digest, read_json, sha256_file, write_json, write_npy
 
@@ -131,7 +132,7 @@ class FeatureStore:
 
         Args:
             weights: one per part, or one per row and part.
-            dim: use only the first ``dim`` columns.
+            dim: narrow the projection to this many columns (:func:`dtrak.gradients.projection.narrowed`).
 
         Raises:
             DtrakError: shards are missing or damaged.
@@ -150,7 +151,8 @@ class FeatureStore:
         for number in range(self.parts):
             weight = chosen[number] if weights.ndim == 1 else chosen[:, number].astype(np.float32)
             if np.any(weight):  # parts with weight 0 are not read
-                result += weight * array[:, number, : result.shape[1]].astype(np.float32, copy=False)
+                part = array[:, number].astype(np.float32, copy=False)
+                result += weight * narrowed(part, result.shape[1], self.identity["projection"]["kind"])
 
     def _bounds(self, shard: int) -> tuple[int, int]:
         rows = self.shard_rows(shard)

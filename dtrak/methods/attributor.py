@@ -9,6 +9,7 @@ from jaxtyping import Float
 
 from dtrak.config import FeatureConfig
 from dtrak.gradients.extractor import FeatureExtractor, SampleFeature
+from dtrak.gradients.projection import narrowed
 from dtrak.index.faiss_index import QueryFeature
 from dtrak.methods.base import Need
 from dtrak.methods.embeddings import Embedder
@@ -99,8 +100,8 @@ class Attributor(TrainingSide):
         for source in side.sources:
             feature = self.of_query(source, features)
             weights = self._weights(source, lambda feature=feature: feature.values)
-            parts = np.atleast_2d(feature.parts)[:, : side.dim].astype(np.float64) * weights[:, None]
-            rows.append(parts[np.array(source.weights) != 0] * self.rescale(source, side))
+            parts = np.atleast_2d(feature.parts).astype(np.float64) * weights[:, None]
+            rows.append(narrowed(parts[np.array(source.weights) != 0], side.dim, source.config.projection))
         return np.concatenate(rows)
 
     def scores(

@@ -164,7 +164,7 @@ CHOICES: dict[str, Choice] = {
         Choice(
             name="projection_dim",
             label="k, projection dimension",
-            help="Only the first k projected columns.",
+            help="The stored projection narrowed to k columns.",
             read=int,
             valid=lambda value: value >= 1,
             possible="a whole number from 1",

@@ -68,8 +68,10 @@ class TrajectoryMethod(GradientMethod):
         self, study: Attributor, setting: Setting, side: Side, features: Features, query: Query
     ) -> Float[np.ndarray, " k"]:
         """See :class:`GradientMethod`."""
+        from dtrak.gradients.projection import narrowed
+
         feature = study.present(features, self.query_needs(study, setting, query)[0].key)
-        return feature.vector[: side.dim] * study.rescale(side.sources[0], side)
+        return narrowed(feature.vector, side.dim, side.sources[0].config.projection)
 
     def query_vectors(self, study: Attributor, setting: Setting, asked: QuerySet) -> list[Float[np.ndarray, "q k"]]:
         """Zero for queries that were not generated. Costs a pass per sampling step, so results are cached on disk."""

@@ -236,7 +236,7 @@ class TrainingSide:
         for source in side.sources:
             store = self.store(source.config)
             weights = self._weights(source, store.values)
-            total = total + store.weighted(weights, side.dim) * self.rescale(source, side)
+            total = total + store.weighted(weights, side.dim)
         return total
 
     def _weights(self, source: Source, values: Any) -> Float[np.ndarray, "*n parts"]:
@@ -251,11 +251,6 @@ class TrainingSide:
             )
 
         return part_weights(source, values, size, elbo)
-
-    @staticmethod
-    def rescale(source: Source, side: Side) -> np.float32:
-        """√(k / k'): rescaled by it, the first k' of k columns preserve inner products in expectation."""
-        return np.float32(np.sqrt(source.config.projection_dim / side.dim))
 
     def _refuse(self, config: FeatureConfig) -> None:
         name, wanted = self.folder.study.name, self.identity(config)

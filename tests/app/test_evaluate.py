@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,16 @@ import pytest
 from dtrak.app.creators import sentence, standings, strongest_images, to_csv, to_html, to_json
 from dtrak.app.evaluate import (
     DATASETS,
+    added,
     best,
     control_rows,
     curves,
     effect,
+    explained_rows,
+    family_table,
     interval_text,
+    naming_rows,
+    naming_texts,
     published,
     reliability,
     removal_means,
@@ -26,7 +32,7 @@ from dtrak.app.evaluate import (
 from dtrak.app.figures import distance_boxes, lds_bars, lds_curves, standing_bars
 from dtrak.data import Record
 from dtrak.evaluation.counterfactual import Counterfactuals, Pair
-from dtrak.evaluation.results import Evaluation, Row
+from dtrak.evaluation.results import Evaluation, FamilyRow, Naming, Row
 from dtrak.methods.settings import Setting
 
 BEHIND = {"generated": 200, "held-out": 32}
@@ -36,8 +42,8 @@ def row(setting, mean, low=None, high=None, gain=(0.0, -0.1, 0.1), queries="gene
     low, high = mean - 0.02 if low is None else low, mean + 0.02 if high is None else high
     method = setting.split(",")[0]
     return Row(
-        method, setting, queries, mean, mean + 0.01, (low, high), gain, gain, "pixel-cos", 0.01, 0.05, mean, 64, 2,
-        (0.1, 1.0), curve,
+        method, setting, queries, mean, mean + 0.01, (low, high), gain, gain, "pixel-cos", 0.01, "K = 10, k = 64",
+        0.05, mean, 64, 2, (0.1, 1.0), curve,
     )  # fmt: skip
 
 
@@ -57,6 +63,37 @@ def test_the_verdict_says_what_was_measured(gain, words):
     found = evaluation(row("dtrak", 0.2 + gain[0], gain=gain), row("trak", 0.2))
     assert words in verdict(found, "generated")
     assert verdict(found, "held-out") == ""
+
+
+@pytest.mark.parametrize(
+    ("gain", "words"),
+    [
+        ((0.1, 0.05, 0.15), "**D-TRAK adds 10.0 (95 %: 5.0 to 15.0)** to the best baseline, Pixel cosine."),
+        ((-0.1, -0.15, -0.05), "**D-TRAK is worse than the best baseline**, Pixel cosine, by −10.0"),
+        ((0.01, -0.05, 0.06), "**D-TRAK adds nothing significant** to the best baseline, Pixel cosine: 1.0"),
+    ],
+)
+def test_what_a_method_adds_to_the_baselines(gain, words):
+    found = replace(evaluation(row("dtrak", 0.3, gain=gain)), behind={**BEHIND, "ceilings": {"generated": 0.8}})
+    assert words in added(found, "generated")
+    assert "would reach 80.0" in added(found, "generated")
+    assert added(found, "held-out") == ""
+    (entry,) = explained_rows(found, "generated")
+    assert (entry["over the best baseline"], entry["another query's scores"]) == (100 * gain[0], 5.0)
+
+
+def test_the_significance_test_is_reported_by_kind():
+    checked = Naming("dtrak", {"noise": (64, 2), "generated": (200, 50)}, (0.4, 0.05, 80), (0.1, 0.02, 900))
+    found = replace(evaluation(row("dtrak", 0.3)), naming=(checked, Naming("trak", {}, (), ())))
+    noise, generated = naming_rows(found)
+    assert (noise["images"], noise["tested"], noise["share"]) == ("images of noise", 64, 3.1)
+    assert generated["share"] == 25
+    first, second = naming_texts(found)
+    assert "by 0.40 ± 0.10 standard deviations (80 pairs)" in first
+    assert "too few" in second
+    families = (FamilyRow("dtrak", "generated", "remove-5", 0.1, (0.05, 0.2), 48),)
+    (entry,) = family_table(replace(found, families=families), "generated")
+    assert entry == {"method": "D-TRAK", "without 5 % (48)": "10.0 (5.0 to 20.0)"}
 
 
 def test_the_leader_is_named_with_those_within_its_interval():
@@ -104,7 +141,7 @@ def test_tables_and_curves_hold_what_was_measured():
     )
     (table,) = table_rows([row("dtrak", 0.3)])
     assert table == {"method": "D-TRAK", "LDS": 30.0, "95 % from": 28.0, "to": 32.0, "over TRAK": 0.0,
-                     "oracle λ": 31.0, "λ chosen": "0.1 and 1"}  # fmt: skip
+                     "features": "K = 10, k = 64", "oracle λ": 31.0, "λ chosen": "0.1 and 1"}  # fmt: skip
     (along,) = curves(found, "timesteps", "generated", ())
     assert (along.values, along.lds) == ((1, 5, 10), (0.1, 0.2, 0.3))
     (along,) = curves(found, "checkpoint", "generated", ())

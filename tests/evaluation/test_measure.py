@@ -90,6 +90,8 @@ def test_results_are_kept_and_know_what_they_belong_to(attributor):
     assert Setting("dtrak", checkpoint=RANDOMISED) in settings
     rows = evaluate(attributor)
     truth = load_subsets(attributor.folder, "lds")
+    path = attributor.folder.root / "truth" / "evaluation.json"
+    before = path.read_text()
     save_evaluation(attributor.folder, rows, truth)
     kept = load_evaluation(attributor.folder)
     assert kept.rows == tuple(rows)
@@ -99,11 +101,9 @@ def test_results_are_kept_and_know_what_they_belong_to(attributor):
     row = kept.of(Setting("dtrak", damping=3.0), "generated")
     assert (row.method, row.queries, row.setting) == ("dtrak", "generated", "dtrak")
     assert kept.of(Setting("dtrak", timesteps=2, projection_dim=7), "generated") is None
-    path = attributor.folder.root / "truth" / "evaluation.json"
-    text = path.read_text()
-    path.write_text(text.replace(kept.behind["model"], "another"))
+    path.write_text(path.read_text().replace(kept.behind["model"], "another"))
     assert "the model changed" in load_evaluation(attributor.folder).stale
-    path.write_text(text)
+    path.write_text(before)
 
 
 def test_results_say_how_many_noise_draws_losses_average(fresh):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from dtrak.gradients.projection import DenseProjector, SparseProjector, _add, make_projector
+from dtrak.gradients.projection import DenseProjector, SparseProjector, _add, make_projector, narrowed
 from tests import oracle
 
 D, K = 300, 32
@@ -86,3 +86,18 @@ def test_dense_block_size_is_part_of_the_matrix_only_through_its_rows(pair):
 def test_seeds_differ_and_repeat(pair):
     assert (SparseProjector(D, K, 1)(pair) == SparseProjector(D, K, 1)(pair)).all()
     assert (SparseProjector(D, K, 1)(pair) != SparseProjector(D, K, 2)(pair)).any()
+
+
+@pytest.mark.parametrize("kind", ["sparse", "normal"])
+def test_a_narrowed_projection_keeps_inner_products_of_single_coordinates(kind):
+    """A truncated count sketch would lose most coordinates altogether."""
+    vectors = torch.eye(200)
+    rows = make_projector(kind, 200, 64, 0)(vectors).numpy()
+    narrow = narrowed(rows, 16, kind)
+    assert narrow.shape == (200, 16)
+    norms = (narrow**2).sum(1)
+    assert norms.mean() == pytest.approx(1, abs=0.1)
+    if kind == "sparse":
+        np.testing.assert_allclose(norms, 1)  # every coordinate stays in one bucket
+    assert narrowed(rows, 64, kind) is rows
+    assert narrowed(rows, 10, kind).shape == (200, 10)
