@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from dtrak.build.status import study_status
 from dtrak.config import ROOT, configs, load_study, study_names, workspace
@@ -49,9 +50,13 @@ def main() -> None:
     try:
         app()
     except DtrakError as error:
-        errors.print(f"[bold red]Error:[/] {error.message}", markup=True, soft_wrap=True)
+        errors.print(f"[bold red]Error:[/] {escape(error.message)}", soft_wrap=True)
         if error.hint:
-            errors.print(f"[bold]What to do:[/] {error.hint}", soft_wrap=True)
+            errors.print(f"[bold]What to do:[/] {escape(error.hint)}", soft_wrap=True)
+        raise SystemExit(1) from None
+    except OSError as error:
+        errors.print(f"[bold red]Error:[/] {escape(f'{error.filename or error}: {error.strerror or type(error)}')}")
+        errors.print("[bold]What to do:[/] Check that the file exists and can be read, and the workspace written.")
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         errors.print("Interrupted. Finished work is kept; run the same command to resume.")

@@ -8,6 +8,7 @@ import streamlit as st
 
 from dtrak.analysis.comparison import agreement
 from dtrak.app.ablate import POWERS, Scores, damping_curve, setting_cost
+from dtrak.app.elements import explain, plain
 from dtrak.app.figures import damping_figure
 from dtrak.app.service import all_scores
 from dtrak.app.trust import reliability_card
@@ -113,7 +114,7 @@ def chosen_setting() -> Setting:
         setting = setting.with_(normaliser=normaliser)
     if missing:
         with st.expander("Not available"):
-            st.caption("; ".join(missing) + ". To add them, list feature sets under `ablations` and build.")
+            st.caption(plain("; ".join(missing)) + ". To add them, list feature sets under `ablations` and build.")
     if setting.output == method.output:
         setting = setting.with_(output=None)
     return setting
@@ -128,7 +129,7 @@ def restore() -> None:
     try:
         setting = Setting.parse(text)
     except DtrakError as error:
-        st.warning(f"{error.message} {error.hint or ''}")
+        st.warning(explain(error))
         return
     if setting.method not in methods:
         st.warning(f"{METHODS[setting.method].title} is not available on this page.")
@@ -162,7 +163,7 @@ def metrics(scores: Scores, setting: Setting, pinned: list[Setting]) -> None:
     columns = st.columns(4)
     if before is not None:
         found = agreement(before[2], scores)
-        columns[1].metric("Overlap with previous", percent(found.overlap), help=Setting.parse(before[1]).title)
+        columns[1].metric("Overlap with previous", percent(found.overlap), help=plain(Setting.parse(before[1]).title))
         columns[2].metric(
             "RBO with previous", f"{found.rank_biased_overlap:.2f}", help="Rank-biased overlap; 1: equal."
         )
@@ -170,7 +171,7 @@ def metrics(scores: Scores, setting: Setting, pinned: list[Setting]) -> None:
         other = service.ask(run, pinned[-1], all_scores)
         if other is not None:
             found = agreement(other[0], scores)
-            columns[3].metric("Overlap with pinned", percent(found.overlap), help=pinned[-1].title)
+            columns[3].metric("Overlap with pinned", percent(found.overlap), help=plain(pinned[-1].title))
     cost = setting_cost(attributor, setting, read_costs(service.folder))
     took = "" if cost.seconds is None else f", built in {cost.seconds:.0f} s"
     help_text = f"Features on disk{took}. A query takes {cost.passes} network passes."
@@ -231,7 +232,7 @@ def lab() -> None:
             st.query_params["setting"] = st.session_state["ablate_restored"] = setting.text
             before = previous(scores)
             badges = change_badges(before[2], scores, table, SHOWN) if before is not None else {}
-            st.markdown(f"**{setting.title}**")
+            st.markdown(f"**{plain(setting.title)}**")
             pinned = settings_of("pins", service)
             metrics(scores, setting, pinned)
             measured(setting)
@@ -240,7 +241,7 @@ def lab() -> None:
                 pinned = [s for s in pinned if s != setting] + [setting]
                 st.query_params["pins"] = ";".join(s.text for s in pinned)
             if pinned:
-                st.caption("Pinned: " + " | ".join(s.title for s in pinned))
+                st.caption("Pinned: " + " | ".join(plain(s.title) for s in pinned))
                 texts = [s.text for s in pinned]
                 shown_lanes = texts[-4:] if len(texts) > 1 else [*texts, "trak"]
                 wanted = {"run": run.id, "lanes": ";".join(shown_lanes), "pins": ";".join(texts)}

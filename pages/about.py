@@ -4,6 +4,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import streamlit as st
 
+from dtrak.app.elements import plain
 from dtrak.app.widgets import hand_over_to_app
 from dtrak.config import load_study
 from dtrak.methods.registry import METHODS
@@ -31,7 +32,8 @@ for method in METHODS.values():
     st.markdown(f"**{method.title}**: {method.formula}  \n{method.source}.{damped}")
 study = load_study(st.session_state["study"])
 st.markdown("#### Credits and licences")
-st.markdown(study.data.credit or f"The images of study '{study.name}' have their own licences; each page shows them.")
+credit = f"The images of study '{study.name}' have their own licences; each page shows them."
+st.markdown(plain(study.data.credit or credit))
 st.markdown("The code is under the Apache License 2.0; the training images are not part of it.")
 st.markdown("#### Versions")
 PACKAGES = ("streamlit", "torch", "diffusers", "peft", "numpy", "datasets", "faiss-cpu", "faiss-gpu", "faiss-gpu-cu12")

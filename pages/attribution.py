@@ -5,7 +5,7 @@ from functools import partial
 import streamlit as st
 
 from dtrak.analysis.evidence import HUB_FACTOR, Split, Verdict, damp_hubs, hubs, split_by_block, split_by_timestep
-from dtrak.app.elements import plain
+from dtrak.app.elements import explain, plain
 from dtrak.app.exports import to_csv, to_html, to_json
 from dtrak.app.figures import score_histogram, share_bars, split_bars
 from dtrak.app.jobs import queue_beside
@@ -111,7 +111,7 @@ with left:
         with st.expander(f"{len(lacking) - len(ready)} methods not built"):
             for other, reason in lacking.items():
                 if reason is not None:
-                    st.markdown(f"**{METHODS[other].title}**: {reason.message}  \n`{reason.hint}`")
+                    st.markdown(f"**{METHODS[other].title}**: {explain(reason)}")
     damping = None
     if method.damping is not None:
         power = st.slider(
@@ -143,7 +143,7 @@ with left:
 def show_verdict(verdict: Verdict | None, reason: str) -> None:
     """Show the outcome of the significance test, or why there is none."""
     if verdict is None:
-        st.info(f"No significance test: {reason}")
+        st.info(f"No significance test: {plain(reason)}")
         return
     (st.success if verdict.named.any() else st.warning)(significance(verdict))
 
@@ -175,7 +175,7 @@ def show_evidence() -> None:
         try:
             timesteps(service.answer(run, setting, split_by_timestep))
         except DtrakError as reason:
-            st.info(f"{reason.message} {reason.hint or ''}")
+            st.info(explain(reason))
     with by_block:
         try:
             rows = tuple(table.rows[s.record.id] for s in proponents[:6])
@@ -185,7 +185,7 @@ def show_evidence() -> None:
                             alt="The scores of the proponents, split by network block")  # fmt: skip
             st.caption("The parts of a bar sum to the score of that image, exactly.")
         except DtrakError as reason:
-            st.info(f"{reason.message} {reason.hint or ''}")
+            st.info(explain(reason))
     with lists:
         if evidence is None:
             st.info("Not computed yet; see the progress above.")
@@ -311,7 +311,7 @@ with right:
         st.plotly_chart(share_bars(found), key=f"shares-{key}", alt=f"Shares of positive mass, {title.lower()}")
     st.caption(
         f"Shares are of the positive mass only, not of the image. Fingerprint {answer.fingerprint}. "
-        f"{service.folder.study.data.credit or ''}"
+        f"{plain(service.folder.study.data.credit or '')}"
     )
     if evidence is None:  # last, so that the page is not delayed
         with place:

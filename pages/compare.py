@@ -83,7 +83,7 @@ def show_queries(runs: list[Run]) -> None:
     """Show the queries above their lanes."""
     for column, (letter, r) in zip(st.columns(4), zip("AB", runs, strict=False), strict=False):
         column.image(enlarged_png(r.pixels, 128), width=128, alt=f"Query {letter}: {r.title}")
-        column.caption(f"{letter}: {r.title}" if len(runs) > 1 else r.title)
+        column.caption(plain(f"{letter}: {r.title}" if len(runs) > 1 else r.title))
 
 
 def show(found: list[Lane], top: int) -> None:
@@ -117,7 +117,7 @@ def show(found: list[Lane], top: int) -> None:
         column.image(enlarged_png(table.pixels[gap.row], 96), width="stretch", alt=describe(record))
         column.markdown(f"**{gap.place_a} ↔ {gap.place_b}**  \n{plain(record.caption or record.id)}")
     if gaps:
-        st.caption(f"Rank by {a.title} ↔ rank by {b.title}.")
+        st.caption(f"Rank by {plain(a.title)} ↔ rank by {plain(b.title)}.")
     st.subheader("All scores")
     marked = {table.rows[s.record.id] for lane in (a, b) for s in top_scored(lane.scores, table, top)}
     event = st.plotly_chart(
@@ -162,7 +162,7 @@ try:
         else:
             reliability_card(service, setting, run)
             why = contrast(pair[0].scores, pair[1].scores)
-            st.markdown(f"By {setting.title}: scores of A minus scores of B, each normalised to unit length.")
+            st.markdown(f"By {plain(setting.title)}: scores of A minus scores of B, each normalised to unit length.")
             for title, sign, side in (("A rather than B", 1, "proponent"), ("B rather than A", -1, "opponent")):
                 st.subheader(title)
                 gallery(tiles(top_scored(why, table, top, sign), table), side, f"contrast-{side}")

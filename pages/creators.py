@@ -106,4 +106,5 @@ columns[2].download_button(
     "Download all creators (CSV)", to_csv(found), f"creators-{study.name}.csv", "text/csv", on_click="ignore",
     key="statement-csv", width="stretch",
 )  # fmt: skip
-st.caption(f"Positive scores only; all pictures weigh the same. Not a share of authorship. {study.data.credit or ''}")
+credit = plain(study.data.credit or "")
+st.caption(f"Positive scores only; all pictures weigh the same. Not a share of authorship. {credit}")

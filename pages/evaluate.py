@@ -2,6 +2,7 @@
 
 import streamlit as st
 
+from dtrak.app.elements import plain
 from dtrak.app.evaluate import (
     CHOICES,
     DATASETS,
@@ -68,7 +69,7 @@ def provenance(found: Evaluation) -> None:
     if numbers["fitted"]:
         st.caption(f"Empirical influence and Datamodel were fitted to {numbers['fitted']} other subset models.")
     if found.stale:
-        st.warning(f"{found.stale.capitalize()}.")
+        st.warning(plain(f"{found.stale.capitalize()}."))
 
 
 def methods(found: Evaluation, queries: str) -> None:
@@ -112,7 +113,7 @@ def explanations(found: Evaluation, queries: str) -> None:
     st.caption("LDS × 100. Holm: p-values adjusted for the number of methods compared.")
     controls = control_rows(found, queries)
     if controls:
-        words = [f"{Setting.parse(r.setting).title} {interval_text(r)}" for r in controls]
+        words = [f"{plain(Setting.parse(r.setting).title)} {interval_text(r)}" for r in controls]
         st.markdown(
             f"**Negative controls.** Expected near zero: {'; '.join(words)}. Randomised: the same network with all "
             "weights shuffled, for training images and queries."
@@ -201,7 +202,7 @@ def removals(found: Counterfactuals) -> None:
         f"{numbers['trainings']} trainings of {numbers['steps']} steps{short} ({numbers['epochs']:.0f} epochs, "
         f"{numbers['precision']}, seed {numbers['seed']}). In brackets: 95 % bootstrap interval over the images. "
         f"Embedding: {numbers['embedding']}. Methods: "
-        f"{'; '.join(Setting.parse(text).title for text in numbers['settings'].values())}. {found.stale}"
+        f"{plain('; '.join(Setting.parse(text).title for text in numbers['settings'].values()))}. {plain(found.stale)}"
     )
 
 

@@ -66,4 +66,4 @@ try:
 except DtrakError as error:
     show_error(error)
 if study.data.credit:
-    st.caption(study.data.credit)
+    st.caption(plain(study.data.credit))

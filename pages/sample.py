@@ -46,7 +46,7 @@ with right:
     for name, value in facts.items():
         st.markdown(f"**{name}**: {plain(value or 'not stated')}")
     if service.folder.study.data.credit:
-        st.caption(service.folder.study.data.credit)
+        st.caption(plain(service.folder.study.data.credit))
     run = st.query_params.get("run")
     st.page_link("pages/attribution.py", label="Back to the attribution", query_params={"run": run} if run else None)
 

@@ -145,7 +145,7 @@ def built(source, tmp_path_factory):
     retrain_subsets(folder, "fit", 2, 1, Local(1))
     evaluate_study(folder, Local(1))
     yield workspace
-    os.environ.pop("DTRAK_WORKSPACE")
+    os.environ.pop("DTRAK_WORKSPACE", None)
     if before:
         os.environ["DTRAK_WORKSPACE"] = before
 

@@ -3,6 +3,7 @@
 import re
 
 from dtrak.data import Record
+from dtrak.utils.errors import DtrakError
 
 
 def describe(record: Record) -> str:
@@ -11,6 +12,15 @@ def describe(record: Record) -> str:
     return f"Training image: {record.caption or record.id}{by}"
 
 
+def explain(error: DtrakError) -> str:
+    """An error and its way out, as Markdown that shows them literally."""
+    return plain(f"{error.message} {error.hint or ''}".strip())
+
+
 def plain(text: str) -> str:
-    """Text with Markdown escaped, so that a caption cannot load an image or form a link."""
+    """Text with Markdown escaped, so that a caption cannot load an image or form a link.
+
+    Everything from a URL, from data or from a configuration goes through here or :func:`explain` before Streamlit
+    reads it as Markdown.
+    """
     return re.sub(r"([\\`*_{}\[\]()<>#+!|~$:])", r"\\\1", text)

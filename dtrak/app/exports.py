@@ -4,6 +4,7 @@ import csv
 import functools
 import io
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from dtrak.app.views import format_score, significance
 from dtrak.methods.ranking import Ranking, Scored, as_json
 from dtrak.utils.images import data_url
 
+FORMULA = re.compile(r"(^|[\n\r]\s*)(?=[=+\-@|\t\r＝＋－＠])")  # where a spreadsheet would begin to calculate
 CSV_COLUMNS = ("rank", "id", "score", "z", "label", "caption", "creator", "licence", "in_top_of_resamples")
 
 
@@ -120,5 +122,5 @@ def _section(ranking: Ranking, stability: Stability | None) -> dict[str, Any]:
 
 
 def no_formula(text: str) -> str:
-    """Text that spreadsheets do not run as a formula: a leading =, +, - or @ is quoted."""
-    return f"'{text}" if text[:1] in tuple("=+-@\t\r") else text
+    """Text that spreadsheets do not run as a formula: a line that begins like one is quoted."""
+    return FORMULA.sub(r"\1'", text)

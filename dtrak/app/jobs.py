@@ -52,8 +52,10 @@ class Job:
         return passed * (self.total - self.done) / self.done
 
     def cancel(self) -> None:
-        """Request a stop at the next step; a queued job never starts."""
+        """Request a stop at the next step; a queued job is cancelled at once."""
         self._cancel.set()
+        if self.state == "queued":
+            self.state = "cancelled"
 
     def progress(self, done: int, total: int, preview: Any = None) -> None:
         """Report progress; the work calls it after each step.
@@ -122,6 +124,8 @@ class JobQueue:
                 while not self._waiting:
                     self._changed.wait()
                 job, work = self._waiting.pop(0)
+                if job.state == "cancelled":
+                    continue
                 job.state, job.started = "running", time.monotonic()
             try:
                 job.progress(0, job.total)

@@ -2,6 +2,7 @@
 
 import streamlit as st
 
+from dtrak.app.elements import plain
 from dtrak.app.evaluate import Reliability, reliability
 from dtrak.app.runs import Run
 from dtrak.app.service import StudyService
@@ -20,7 +21,7 @@ def reliability_card(service: StudyService, setting: Setting, run: Run | None = 
     generated = run is None or run.settings is not None
     found = reliability(service.evaluation, setting, generated)
     with st.container(border=True, key=f"{key}-card"):
-        st.markdown(f"{SIGN[found.kind]} **Measured reliability.** {found.text}")
+        st.markdown(f"{SIGN[found.kind]} **Measured reliability.** {plain(found.text)}")
         if not generated and found.row is not None and found.row.queries == "held-out":
             st.caption("This image was not generated here; held-out images are the closest measured case.")
         st.page_link("pages/evaluate.py", label="How this was measured")

@@ -3,7 +3,7 @@
 import numpy as np
 import streamlit as st
 
-from dtrak.app.elements import describe
+from dtrak.app.elements import describe, explain, plain
 from dtrak.app.jobs import retraining_queue
 from dtrak.app.runs import Run
 from dtrak.app.service import StudyService
@@ -11,6 +11,7 @@ from dtrak.app.widgets import show_error, wait_for
 from dtrak.evaluation.counterfactual import compare
 from dtrak.evaluation.whatif import predict
 from dtrak.methods.ranking import Ranking
+from dtrak.methods.registry import METHODS
 from dtrak.study.folder import check_retrainable
 from dtrak.utils.errors import DtrakError
 from dtrak.utils.images import enlarged_png
@@ -31,12 +32,12 @@ def what_if(service: StudyService, run: Run, answer: Ranking) -> None:
     images = f"{found.count} image" + ("s" if found.count > 1 else "")
     direction, beyond = ("worse", found.beyond) if found.z >= 0 else ("better", 1 - found.beyond)
     st.markdown(
-        f"{answer.method.title} predicts that without these {images} the model does **{direction}** on this image "
-        f"than without {_most(beyond)} of random sets of the same size (z = {found.z:+.1f}). "
+        f"{METHODS[answer.setting.method].title} predicts that without these {images} the model does **{direction}** "
+        f"on this image than without {_most(beyond)} of random sets of the same size (z = {found.z:+.1f}). "
         f"They hold {percent(found.share)} of the positive scores."
     )
     st.caption("Linear prediction: the sum of the removed images' scores. "
-               + service.reliability(answer.setting, run).text)  # fmt: skip
+               + plain(service.reliability(answer.setting, run).text))  # fmt: skip
     if run.settings is None:
         st.info("Only images generated here can be regenerated.")
         return
@@ -81,7 +82,7 @@ def _retrain(service: StudyService, run: Run, removed: list[str]) -> None:
     try:
         check_retrainable(service.folder)
     except DtrakError as error:
-        st.info(f"{error.message} {error.hint or ''}")
+        st.info(explain(error))
         return
     tasks = service.what_if(run, removed)
     pictures = service.retrained(tasks)

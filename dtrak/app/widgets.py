@@ -16,7 +16,7 @@ import streamlit as st
 from streamlit.runtime.pages_manager import PagesManager
 
 from dtrak.app.components import component_file
-from dtrak.app.elements import plain
+from dtrak.app.elements import explain, plain
 from dtrak.app.jobs import Job, JobQueue, queue
 from dtrak.build.status import commands_left, study_status
 from dtrak.config import load_study, study_names
@@ -73,9 +73,9 @@ def choose_study() -> None:
             status = study_status(StudyFolder(study))
             if study.description:
                 st.caption(plain(study.description))
-            st.caption(f"{status['title']}  \nData: {status['data']}  \nIndex: {status['index']}")
+            st.caption(f"{plain(status['title'])}  \nData: {status['data']}  \nIndex: {status['index']}")
         except DtrakError as error:
-            st.caption(error.message)
+            st.caption(plain(error.message))
 
 
 def current_service() -> StudyService:
@@ -100,7 +100,7 @@ def current_service() -> StudyService:
 
 def show_error(error: DtrakError) -> None:
     """An error message and its hint."""
-    st.error(error.message)
+    st.error(plain(error.message))
     if error.hint:
         st.markdown("**What to do**")
         st.code(error.hint, language=None, wrap_lines=True)
@@ -156,7 +156,7 @@ def settings_of(param: str, service: StudyService, default: str = "") -> list[Se
             service.attributor.sides(setting)
             found[setting.text] = setting
         except DtrakError as error:
-            st.warning(f"{error.message} {error.hint or ''}")
+            st.warning(explain(error))
     return list(found.values())
 
 
@@ -176,7 +176,7 @@ def choose_run(service: StudyService, param: str = "run") -> Run | None:
     st.markdown("Choose a recent image.")
     for column, found in zip(st.columns(8), recent, strict=False):
         column.image(enlarged_png(found.pixels, 96), width="stretch", alt=found.title)
-        if column.button("Open", key=f"{param}-{found.id}", help=found.title, width="stretch"):
+        if column.button("Open", key=f"{param}-{found.id}", help=plain(found.title), width="stretch"):
             st.query_params[param] = found.id
             st.rerun()
     return None

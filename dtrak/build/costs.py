@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 
 from dtrak.index.store import FeatureStore
 from dtrak.study.folder import StudyFolder
-from dtrak.utils.files import read_json, write_json
+from dtrak.utils.files import read_note, write_json
 
 COSTS_FILE = "costs.json"
 INDEX_PART = "index"
@@ -30,9 +30,10 @@ class Cost:
 
 def read_costs(folder: StudyFolder) -> list[Cost]:
     """The costs of all parts, ordered by title."""
-    path = folder.root / COSTS_FILE
-    stored = read_json(path) if path.exists() else {}
-    return [Cost(title, **{**content, "sets": tuple(content["sets"])}) for title, content in stored.items()]
+    stored = read_note(folder.root / COSTS_FILE)
+    keys = {"seconds", "bytes", "sets"}
+    known = {title: content for title, content in stored.items() if isinstance(content, dict) and set(content) == keys}
+    return [Cost(title, **{**content, "sets": tuple(content["sets"])}) for title, content in known.items()]
 
 
 def record_cost(folder: StudyFolder, title: str, stores: Sequence[FeatureStore], seconds: float) -> Cost:

@@ -164,6 +164,6 @@ def merge_shares(folder: StudyFolder, device: str = "cpu") -> None:
 def embed(folder: StudyFolder) -> None:
     """Compute the embeddings of the training images."""
     start = time.monotonic()
-    rows = train_embeddings(folder, lambda: Embedder(folder.study.embedding))
+    rows = train_embeddings(folder, lambda: Embedder(folder.study.embedding_source))
     seconds, size = time.monotonic() - start, rows.nbytes / 1e6
     logger.info("  embeddings by %s: %.0f s, %.0f MB", folder.study.embedding, seconds, size)

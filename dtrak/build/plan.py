@@ -16,7 +16,7 @@ from dtrak.evaluation.subsets import MOST_HELDOUT
 from dtrak.models.blank import new_network
 from dtrak.study.folder import StudyFolder
 from dtrak.utils.errors import DtrakError
-from dtrak.utils.files import read_json
+from dtrak.utils.files import read_note
 
 UTILISATION = 0.3
 CORE = 30e9  # operations per second of one core in training, measured; see docs/scale.md
@@ -188,7 +188,7 @@ def estimate(folder: StudyFolder, images: int | None = None) -> Estimate:
     """
     study = folder.study
     data, report = study.data, folder.data / "report.json"
-    counted = read_json(report) if report.exists() else {}
+    counted = read_note(report)
     known = images or counted.get("train") or data.train_size
     if known is None:
         raise DtrakError(

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from dtrak.index.store import FeatureStore, index_is_built
 from dtrak.study.folder import StudyFolder, needs_training, not_fetched
-from dtrak.utils.files import read_json
+from dtrak.utils.files import read_note
 
 
 def study_status(folder: StudyFolder) -> dict[str, str]:
@@ -13,7 +13,7 @@ def study_status(folder: StudyFolder) -> dict[str, str]:
     prepared = (folder.data / "report.json").exists()
     stores = [FeatureStore.open(path.parent) for path in sorted(folder.features.glob("*/manifest.json"))]
     indexes = built_indexes(folder)
-    report = read_json(folder.data / "report.json") if prepared else {}
+    report = read_note(folder.data / "report.json") if prepared else {}
     return {
         "name": study.name,
         "title": study.title,

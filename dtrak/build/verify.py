@@ -1,8 +1,11 @@
 """Verifying the files of a study: every hash, shard and completion mark."""
 
 import contextlib
+import os
+import shutil
 
 from dtrak.config import LAST, Split
+from dtrak.data.table import discard_data, verify_data
 from dtrak.gradients.extractor import identity
 from dtrak.index.store import FeatureStore, index_is_built
 from dtrak.methods.query import data_fingerprint
@@ -23,7 +26,12 @@ def verify_study(folder: StudyFolder, repair: bool = False) -> list[str]:
     Raises:
         DtrakError: another process works on the study.
     """
-    with exclusive(folder.root, f"study '{folder.study.name}'"):
+    alone = exclusive(folder.root, f"study '{folder.study.name}'")
+    with alone if os.access(folder.root, os.W_OK) else contextlib.nullcontext():
+        if damaged := verify_data(folder.data):
+            if repair:
+                discard_data(folder.data)
+            return damaged  # features cannot be judged by damaged data
         try:
             models = {LAST: load_study_model(folder).fingerprint()}
             data: dict[Split, str] = {split: data_fingerprint(folder, split) for split in LISTED}
@@ -43,7 +51,13 @@ def verify_study(folder: StudyFolder, repair: bool = False) -> list[str]:
                 if indexed:
                     problems.append(f"features '{config.output}': not built for the present model and data")
                 continue
-            store = FeatureStore.open(folder.features / digest(wanted))
+            try:
+                store = FeatureStore.open(folder.features / digest(wanted))
+            except DtrakError as error:
+                problems.append(f"features '{config.output}': {error.message}")
+                if repair:
+                    shutil.rmtree(folder.features / digest(wanted))
+                continue
             problems += [f"features '{config.output}' ({store.fingerprint}): {p}" for p in store.verify()]
             index_problems = _verify_index(folder, store) if indexed else []
             problems += [f"index '{config.output}' ({store.fingerprint}): {p}" for p in index_problems]
@@ -63,6 +77,8 @@ def _verify_index(folder: StudyFolder, store: FeatureStore) -> list[str]:
         hashes = read_json(path / "manifest.json")["sha256"]
     except DtrakError as error:
         return [str(error)]
+    except (KeyError, TypeError) as error:
+        return [f"the manifest is damaged: {error}"]
     return [
         f"{name} is missing or does not match the manifest's hash"
         for name, known in hashes.items()

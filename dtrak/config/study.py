@@ -1,5 +1,6 @@
 """The configuration of a study, read from a YAML file into frozen models; defaults are declared here."""
 
+import string
 from pathlib import Path
 from typing import Any, Literal
 
@@ -67,10 +68,9 @@ class DataConfig(_Frozen):
     def _needs_path(self) -> "DataConfig":
         if self.kind != "openmoji" and not (self.path or (self.hub and self.kind not in ("imagefolder", "parquet"))):
             raise ValueError(f"data of kind '{self.kind}' needs a 'path'")
-        try:
-            (self.caption_template or "").format(label="a")
-        except (KeyError, IndexError, ValueError) as error:
-            raise ValueError("'caption_template' may contain {label} and no other placeholder") from error
+        for _, name, spec, conversion in string.Formatter().parse(self.caption_template or ""):
+            if name is not None and (name != "label" or spec or conversion):
+                raise ValueError("'caption_template' may contain {label} and no other placeholder")
         if self.heldout_size and not self.heldout_split:
             raise ValueError("'heldout_size' needs a 'heldout_split'")
         return self
@@ -249,6 +249,12 @@ class Study(_Frozen):
     def feature_sets(self) -> tuple[FeatureConfig, ...]:
         """All listed feature sets: those of the index, then those of the ablations."""
         return self.features + self.ablations
+
+    @property
+    def embedding_source(self) -> str:
+        """The name of the image embedding, or its folder; a relative one lies beside the YAML file."""
+        folder = self.resolve(self.embedding)
+        return str(folder) if folder.is_dir() else self.embedding
 
     @property
     def later_sets(self) -> tuple[FeatureConfig, ...]:

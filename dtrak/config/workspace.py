@@ -1,6 +1,5 @@
 """Finding and loading studies: the configuration folder and the workspace."""
 
-import json
 import os
 from pathlib import Path
 
@@ -9,10 +8,12 @@ from pydantic import ValidationError
 
 from dtrak.config.study import Study
 from dtrak.utils.errors import DtrakError
+from dtrak.utils.files import read_note
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 ROOT = _PACKAGE / "_share" if (_PACKAGE / "_share").is_dir() else _PACKAGE.parent  # installed, or a checkout
 SOURCE_FILE = "study.json"
+MOST_PROBLEMS, LONGEST = 10, 500  # problems listed, characters of each
 
 
 def workspace() -> Path:
@@ -33,8 +34,8 @@ def study_names() -> list[str]:
 
 def study_source(name: str) -> Path | None:
     """The YAML file of a study in the workspace, if it was given by path; else None."""
-    note = workspace() / name / SOURCE_FILE
-    return Path(json.loads(note.read_text(encoding="utf-8"))["source"]) if note.exists() else None
+    source = read_note(workspace() / name / SOURCE_FILE).get("source")
+    return Path(source) if isinstance(source, str) else None
 
 
 def load_study(name_or_path: str) -> Study:
@@ -55,18 +56,29 @@ def load_study(name_or_path: str) -> Study:
         )
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DtrakError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise DtrakError(f"{path} must contain a mapping of keys to values.")
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # dates and numbers out of range, deep nesting
+        raise DtrakError(f"{path} is not valid YAML: {_short(error)}") from error
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise DtrakError(f"{path} must contain a mapping of names to values.")
     try:
-        return Study(**{"name": path.stem, **content, "source": path})
-    except ValidationError as error:
-        problems = "\n".join(f"  {_where(e['loc'])}: {e['msg']}" for e in error.errors())
+        return Study.model_validate({"name": path.stem, **content, "source": path})
+    except (ValidationError, TypeError, RecursionError) as error:
+        if isinstance(error, ValidationError):
+            found = [f"{_short(_where(e['loc']))}: {_short(e['msg'])}" for e in error.errors()]
+        else:
+            found = [_short(error)]
+        lines = [f"  {line}" for line in found[:MOST_PROBLEMS]]
+        more = len(found) - len(lines)
+        problems = "\n".join(lines + ([f"  and {more} more"] if more else []))
         raise DtrakError(
             f"{path} is not a valid study:\n{problems}",
             hint="See docs/configuration.md for all keys.",
         ) from error
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} …"
 
 
 def _where(location: tuple[int | str, ...]) -> str:

@@ -90,7 +90,7 @@ def _opened(path: Path) -> tuple[list[str], Callable[[str], bytes]]:
 def _check(path: Path, md5: Sequence[str]) -> None:
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "md5").hexdigest()
-    if found not in md5:
+    if found not in [known.lower() for known in md5]:
         raise DtrakError(
             f"The MD5 of {path} is {found}, not {' or '.join(md5)}.",
             hint="The download is incomplete or a different file. Download it again, or correct data.md5.",

@@ -23,10 +23,11 @@ from dtrak.data.images import BadImage, open_image, to_model_pixels
 from dtrak.data.records import Item, Record
 from dtrak.data.sources import read_source
 from dtrak.utils.errors import DtrakError
-from dtrak.utils.files import atomic_write, digest, read_json, write_json, write_npy
+from dtrak.utils.files import atomic_write, digest, read_note, sha256_file, write_json, write_npy
 from dtrak.utils.noise import keyed_generator
 
 SPLITS = ("train", "heldout")
+DATA_FILES = ("pixels.npy", "records.parquet")
 
 
 @dataclass
@@ -152,8 +153,26 @@ def prepare(study: Study, folder: Path, report_progress: Callable[[int], None] =
         pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), file)
     report.train = sum(row["split"] == "train" for row in rows)
     report.heldout = len(rows) - report.train
-    write_json(folder / "report.json", {**asdict(report), "config": data_digest(study)})
+    hashes = {name: sha256_file(folder / name) for name in DATA_FILES}
+    write_json(folder / "report.json", {**asdict(report), "config": data_digest(study), "sha256": hashes})
     return report
+
+
+def verify_data(folder: Path) -> list[str]:
+    """Problems of the prepared data: files that are missing or differ from their recorded hash."""
+    hashes = read_note(folder / "report.json").get("sha256")
+    if not isinstance(hashes, dict):
+        return ["data: report.json is missing, damaged, or without hashes"]
+    return [
+        f"data: {name} is missing or damaged"
+        for name in DATA_FILES
+        if not (folder / name).is_file() or sha256_file(folder / name) != hashes.get(name)
+    ]
+
+
+def discard_data(folder: Path) -> None:
+    """Mark the data as not prepared, so that the next command prepares them again."""
+    (folder / "report.json").unlink(missing_ok=True)
 
 
 _SCHEMA = pa.schema(
@@ -171,8 +190,7 @@ def data_digest(study: Study) -> str:
 
 def is_prepared(study: Study, folder: Path) -> bool:
     """Whether ``folder`` contains the prepared data of this configuration; the report is written last."""
-    path = folder / "report.json"
-    return path.exists() and read_json(path).get("config") == data_digest(study)
+    return read_note(folder / "report.json").get("config") == data_digest(study)
 
 
 def load_table(folder: Path, captioned: bool = False) -> Table:
@@ -189,6 +207,19 @@ def load_table(folder: Path, captioned: bool = False) -> Table:
             f"The data of this study are not prepared ({folder}).",
             hint=f"python -m index_builder prepare {folder.parent.name}",
         )
-    table = pq.read_table(folder / "records.parquet", columns=["id", "label", "caption", "creator", "licence", "split"])
+    columns = ["id", "label", "caption", "creator", "licence", "split"]
+    try:
+        table = pq.read_table(folder / "records.parquet", columns=columns)
+        pixels = np.load(folder / "pixels.npy", mmap_mode="r")
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise DtrakError(
+            f"The prepared data in {folder} are damaged: {error}.",
+            hint=f"python -m index_builder verify {folder.parent.name} --repair, then build again.",
+        ) from error
     records = tuple(Record(**row) for row in table.to_pylist())
-    return Table(folder, records, np.load(folder / "pixels.npy", mmap_mode="r"), captioned)
+    if len(records) != len(pixels):
+        raise DtrakError(
+            f"The prepared data in {folder} are damaged: {len(records)} records, {len(pixels)} images.",
+            hint=f"python -m index_builder verify {folder.parent.name} --repair, then build again.",
+        )
+    return Table(folder, records, pixels, captioned)

@@ -200,7 +200,7 @@ def load_evaluation(folder: StudyFolder) -> Evaluation | None:
                 continue  # of an earlier version
             rows = tuple(_as(Row, row) for row in content["rows"])
             families = tuple(_as(FamilyRow, row) for row in content["families"])
-            naming = tuple(_as(Naming, row) for row in content["naming"])
+            naming = tuple(_as(Naming, {**row, "rates": _tuples(row["rates"])}) for row in content["naming"])
             stale = what_changed(folder, content["behind"])
             found.append(Evaluation(rows, content["behind"], stale, families, naming))
     return max(found, key=lambda e: (not e.stale, e.behind["trainings"]), default=None)
@@ -216,6 +216,10 @@ def what_changed(folder: StudyFolder, behind: dict[str, Any]) -> str:
     words, now = {"data": "the training images", "model": "the model"}, model_and_data(folder)
     changed = [word for key, word in words.items() if behind[key] != now[key]]
     return f"{' and '.join(changed)} changed since this was measured" if changed else ""
+
+
+def _tuples(rates: dict[str, list[int]]) -> dict[str, tuple[int, ...]]:
+    return {kind: tuple(counts) for kind, counts in rates.items()}
 
 
 def _as(kind: type[T], content: dict[str, Any]) -> T:

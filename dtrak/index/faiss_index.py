@@ -22,7 +22,7 @@ from dtrak.index.whitening import Whitening, no_whitening
 from dtrak.linalg.conjugate_gradients import KrylovKernel, fits, kernel_of
 from dtrak.linalg.kernel import LARGE, Kernel, multiply, row_norms, row_slices
 from dtrak.utils.errors import DtrakError
-from dtrak.utils.files import atomic_write, read_json, sha256_file, write_json, write_npy
+from dtrak.utils.files import atomic_write, read_json, read_note, sha256_file, write_json, write_npy
 
 TRAINING_ROWS = 65_536  # rows that a quantiser is trained on
 CANDIDATES = 1000  # approximate results that are re-ranked exactly, at least
@@ -31,7 +31,32 @@ HALVES, FEW = "SQfp16", 100  # float16 needs few candidates: its order is nearly
 PROBES = 16  # a search visits 1/16 of the lists of an inverted file
 FLAT = "Flat"
 EXACT = "Set index_factory: Flat (exact, and fast enough below a million rows)."
+SMALL, SAMPLED = 2**26, 64  # bytes of files that are hashed when opened; rows that are checked in others
 MOST_NUMBERS = 2**28  # elements that a quantiser is trained on, at most
+
+
+def _check_files(folder: Path, hashes: dict[str, str]) -> None:
+    """Check the hashes of the small files of an index; ``verify`` checks all.
+
+    Raises:
+        ValueError: one does not match.
+    """
+    for name, known in hashes.items():
+        if (folder / name).stat().st_size <= SMALL and sha256_file(folder / name) != known:
+            raise ValueError(f"{name} does not match its hash")
+
+
+def _check_rows(features: Float[np.ndarray, "n k"], norms: Float[np.ndarray, " n"]) -> None:
+    """Check the norms of some rows.
+
+    Raises:
+        ValueError: one differs, or there is not one norm for each row.
+    """
+    if len(features) != len(norms):
+        raise ValueError(f"{len(features)} rows, but {len(norms)} norms")
+    rows = np.linspace(0, len(norms) - 1, min(SAMPLED, len(norms))).astype(int)
+    if not np.allclose(row_norms(np.asarray(features[rows])), norms[rows], rtol=1e-4):
+        raise ValueError("features.npy does not match norms.npy")
 
 
 def build_index(store: FeatureStore, root: Path, factory: str = FLAT) -> Path:
@@ -46,7 +71,7 @@ def build_index(store: FeatureStore, root: Path, factory: str = FLAT) -> Path:
     """
     folder = root / store.fingerprint
     manifest = folder / "manifest.json"
-    if index_is_built(folder) and read_json(manifest)["factory"] == factory:
+    if index_is_built(folder) and read_note(manifest).get("factory") == factory:
         return folder
     _check_factory(factory, store.rows, store.dim)
     manifest.unlink(missing_ok=True)
@@ -214,8 +239,9 @@ class AttributionIndex:
             raise DtrakError(f"The index {folder.name} is not built.", hint="python -m index_builder build STUDY")
         manifest = read_json(folder / "manifest.json")
         self.folder, self.store = folder, store
-        self.identity: dict[str, Any] = manifest["identity"]
         try:
+            self.identity: dict[str, Any] = manifest["identity"]
+            _check_files(folder, manifest["sha256"])
             index = faiss.read_index(str(folder / "vectors.faiss"), faiss.IO_FLAG_MMAP_IFC)
             self.features = self._array("features")
             white = None
@@ -230,7 +256,8 @@ class AttributionIndex:
                 values, vectors = (self._array(name) for name in ("eigenvalues", "eigenvectors"))
                 self.kernel = Kernel(values, vectors, manifest["dual"])
             self.norms = self._array("norms")
-        except (OSError, ValueError, RuntimeError) as error:
+            _check_rows(self.features, self.norms)
+        except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
             raise DtrakError(
                 f"The index {folder} is damaged: {error}", hint="python -m index_builder verify STUDY --repair"
             ) from error

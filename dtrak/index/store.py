@@ -18,7 +18,7 @@ from jaxtyping import Float
 
 from dtrak.gradients.projection import narrowed
 from dtrak.utils.errors import DtrakError
-from dtrak.utils.files import digest, read_json, sha256_file, write_json, write_npy
+from dtrak.utils.files import digest, read_json, read_note, sha256_file, write_json, write_npy
 
 
 def index_is_built(folder: Path) -> bool:
@@ -67,12 +67,14 @@ class FeatureStore:
         Raises:
             DtrakError: there is none, or its manifest does not match its folder.
         """
+        hint = "Run python -m index_builder verify STUDY --repair, then build again."
         manifest = read_json(folder / "manifest.json")
-        if digest(manifest["identity"]) != folder.name:
-            raise DtrakError(
-                f"The manifest in {folder} has another fingerprint.", hint="Delete the folder and build again."
-            )
-        return cls(folder, **manifest)
+        try:
+            if digest(manifest["identity"]) != folder.name:
+                raise DtrakError(f"The manifest in {folder} has another fingerprint.", hint=hint)
+            return cls(folder, **manifest)
+        except (KeyError, TypeError) as error:
+            raise DtrakError(f"The manifest in {folder} is damaged: {error}.", hint=hint) from error
 
     @property
     def fingerprint(self) -> str:
@@ -222,7 +224,7 @@ class FeatureStore:
         """The shards that are marked complete but whose files are missing or do not match their hashes."""
 
         def whole(shard: int) -> bool:
-            hashes = read_json(self._mark(shard))["sha256"]
+            hashes = read_note(self._mark(shard)).get("sha256", {"mark": ""})
             paths = [self.folder / name for name in hashes]
             return all(p.exists() and sha256_file(p) == hashes[p.name] for p in paths)
 

@@ -26,6 +26,7 @@ from dtrak.utils.errors import DtrakError
 from dtrak.utils.latest import Latest
 
 EXTRACTORS_KEPT = 8
+LARGEST = 1e20  # no plausible score is larger
 Features = dict[str, QueryFeature]  # features of one query, by ``Need.key``
 
 
@@ -45,7 +46,7 @@ class Attributor(TrainingSide):
     @cached_property
     def embedder(self) -> Embedder:
         """The study's image embedding."""
-        return Embedder(self.folder.study.embedding)
+        return Embedder(self.folder.study.embedding_source)
 
     def needs(self, setting: Setting, query: Query) -> list[Need]:
         """The query features that a setting needs; none for methods without features.
@@ -127,6 +128,11 @@ class Attributor(TrainingSide):
         """
         setting = Setting(setting) if isinstance(setting, str) else setting
         scores, damping = self.scores(setting, query, features)
+        if not np.abs(scores).max() < LARGEST:  # also false for NaN
+            raise DtrakError(
+                "The scores are not finite, or too large to be right: a file of the study is damaged.",
+                hint=f"python -m index_builder verify {self.folder.study.name} --repair, then build again.",
+            )
         ends = METHODS[setting.method].ends(self, setting, query, features, damping, top)
         return Ranking(setting, damping, self.fingerprint(setting), self.table, scores, top, ends=ends)
 

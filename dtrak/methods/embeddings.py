@@ -85,7 +85,9 @@ def _clip(name: str) -> Callable[[Pixels], torch.Tensor]:
     from transformers import CLIPVisionModelWithProjection
 
     try:
-        network = CLIPVisionModelWithProjection.from_pretrained(name, local_files_only=Path(name).exists()).eval()
+        network = CLIPVisionModelWithProjection.from_pretrained(
+            name, local_files_only=Path(name).exists(), use_safetensors=True
+        ).eval()
     except (OSError, ValueError) as error:
         raise DtrakError(
             f"Could not load the CLIP model '{name}': {error}",

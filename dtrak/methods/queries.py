@@ -83,8 +83,8 @@ def write_scores(
         name = path.relative_to(queries).as_posix()
         try:
             query = query_from_bytes(attributor, path.read_bytes(), None)
-        except BadImage as reason:
-            refused.append((name, str(reason)))
+        except (BadImage, OSError) as reason:  # also links that lead nowhere, and folders named like images
+            refused.append((name, str(getattr(reason, "strerror", None) or reason)))
             continue
         features = attributor.features(query, [setting], by_block=False)
         rows.append(attributor.scores(setting, query, features)[0])

@@ -196,7 +196,7 @@ def _without_cluster(folder: StudyFolder, number: int) -> Bool[np.ndarray, " n"]
     if not large:
         raise DtrakError("No label has enough images for a cluster.", hint="Use the family remove-5.")
     centre = large[int(keyed_generator("cluster", number, "").integers(len(large)))]
-    rows = train_embeddings(folder, lambda: Embedder(folder.study.embedding))
+    rows = train_embeddings(folder, lambda: Embedder(folder.study.embedding_source))
     rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
     alike = np.where(labels == labels[centre], rows @ rows[centre], -np.inf)
     mask = np.ones(len(records), dtype=bool)

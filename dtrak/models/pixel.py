@@ -10,6 +10,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from dtrak.models.adapters import load_peft
 from dtrak.models.base import DiffusionModel
 from dtrak.models.codec import PixelCodec
 from dtrak.models.conditioner import ClassConditioner
@@ -138,8 +139,7 @@ def load_model(
             classes, null_class = stored["classes"], stored["null_class"]
     network: torch.nn.Module = unet
     if adapter:
-        network = PeftModel.from_pretrained(unet, adapter, is_trainable=True)
-        network.config = unet.config
+        network = load_peft(unet, adapter)
     model = PixelModel(network, scheduler, resolution, classes, null_class)
     model.network.eval()
     return model

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from diffusers.loaders.lora_pipeline import StableDiffusionLoraLoaderMixin
-from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils.logging import disable_progress_bar
 
+from dtrak.models.adapters import load_peft
 from dtrak.models.base import DiffusionModel
 from dtrak.models.codec import VaeCodec
 from dtrak.models.conditioner import PromptConditioner
@@ -117,10 +117,12 @@ def load_stable_diffusion(
         )
     try:
         options: dict[str, Any] = {"torch_dtype": dtype, "local_files_only": True}
-        unet = UNet2DConditionModel.from_pretrained(path / "unet", **options)
-        vae = AutoencoderKL.from_pretrained(path / "vae", **options)
+        unet = UNet2DConditionModel.from_pretrained(path / "unet", use_safetensors=True, **options)
+        vae = AutoencoderKL.from_pretrained(path / "vae", use_safetensors=True, **options)
         disable_progress_bar()
-        text_encoder = CLIPTextModel.from_pretrained(path / "text_encoder", dtype=dtype, local_files_only=True)
+        text_encoder = CLIPTextModel.from_pretrained(
+            path / "text_encoder", dtype=dtype, local_files_only=True, use_safetensors=True
+        )
         tokenizer = CLIPTokenizer.from_pretrained(path / "tokenizer", local_files_only=True)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the pipeline's sampler has keys that DDPMScheduler ignores
@@ -160,9 +162,7 @@ def _with_adapter(unet: Any, adapter: Path) -> torch.nn.Module:
         )
     try:
         if peft:
-            network = PeftModel.from_pretrained(unet, adapter, is_trainable=True)
-            network.config = unet.config
-            return network
+            return load_peft(unet, adapter)
         state, alphas = StableDiffusionLoraLoaderMixin.lora_state_dict(
             str(file.parent), weight_name=file.name, unet_config=unet.config, local_files_only=True
         )

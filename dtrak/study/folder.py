@@ -22,7 +22,11 @@ from dtrak.utils.files import digest, read_json, sha256_file, write_json
 
 PIPELINE_FILES = [
     "model_index.json",
-    *(f"{part}/*" for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler")),
+    *(
+        f"{part}/*.{kind}"
+        for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+        for kind in ("json", "safetensors", "txt", "model")
+    ),  # no pickles
 ]
 
 
@@ -94,6 +98,7 @@ def base_path(study: Study) -> Path:
         DtrakError: the study names no base model, or it is not available.
     """
     if study.model.base:
+        _check_bases(study)
         base = trained_model_config(StudyFolder(load_study(study.model.base)))
         if base.path:
             return base.path
@@ -102,6 +107,16 @@ def base_path(study: Study) -> Path:
     if study.model.hub:
         return hub_folder(study.model.hub)
     raise DtrakError(f"Study '{study.name}' has no base model.", hint="Set model.base, model.path or model.hub.")
+
+
+def _check_bases(study: Study) -> None:
+    """Refuse a study that is, through other studies, its own base."""
+    chain = [study.name]
+    while study.model.base:
+        study = load_study(study.model.base)
+        chain.append(study.name)
+        if chain.count(study.name) > 1:
+            raise DtrakError(f"model.base goes round: {' → '.join(chain)}.", hint="Set another model.base.")
 
 
 def hub_folder(name: str, download: bool = False) -> Path:

@@ -6,6 +6,7 @@ So ``name`` is always complete; a ``.part`` file whose writer no longer runs is 
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import shutil
 import socket
@@ -17,6 +18,8 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from dtrak.utils.errors import DtrakError
+
+logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -150,6 +153,20 @@ def read_json(path: Path) -> Any:
         raise DtrakError(f"Could not read {path}: {error}.") from error
 
 
+def read_note(path: Path) -> dict[str, Any]:
+    """A JSON object that can be made again; empty if it is missing, or damaged (which is logged)."""
+    if not path.exists():
+        return {}
+    try:
+        found = read_json(path)
+        if isinstance(found, dict):
+            return found
+        logger.warning("%s does not contain a JSON object; it counts as missing.", path)
+    except DtrakError as error:
+        logger.warning("%s It counts as missing.", error.message)
+    return {}
+
+
 def write_npy(path: Path, array: np.ndarray) -> None:
     """Write ``array`` as ``.npy``, atomically."""
     with atomic_write(path) as file:
@@ -178,10 +195,11 @@ def exclusive(folder: Path, what: str) -> Iterator[None]:
     Raises:
         DtrakError: another process holds the lock.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock")
     try:
-        lock.acquire(timeout=0)
+        with _disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=0)
     except Timeout as error:
         raise DtrakError(
             f"Another process is working on {what}.",

@@ -1,0 +1,47 @@
+"""Loading LoRA adapters in peft's format; pickled weights are refused."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.utils import load_peft_weights
+from safetensors import SafetensorError
+
+from dtrak.utils.errors import DtrakError
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+def load_peft(network: Any, adapter: Path) -> torch.nn.Module:
+    """The network with an adapter, whose parameters are the tuned ones.
+
+    Raises:
+        DtrakError: the adapter is missing, incomplete, pickled, damaged, or made for another network.
+    """
+    for name in (CONFIG, WEIGHTS):
+        if not (adapter / name).is_file():
+            raise DtrakError(
+                f"The adapter {adapter} has no {name}.",
+                hint="Set model.adapter to a directory written by save_pretrained of a peft model; weights must be in "
+                "safetensors format.",
+            )
+    try:
+        wanted = {name for name in load_peft_weights(str(adapter), device="cpu") if "lora_" in name}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # missing keys are checked below
+            found: Any = PeftModel.from_pretrained(network, adapter, is_trainable=True)
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+        raise DtrakError(
+            f"The adapter {adapter} does not match the model: {error}", hint="Use a LoRA made for this base model."
+        ) from error
+    own = {name.replace(".default", "") for name, _ in found.named_parameters() if "lora_" in name}
+    if not own or own != wanted:
+        differing = sorted(own ^ wanted)[:3]
+        raise DtrakError(
+            f"The adapter {adapter} does not match the model: {', '.join(differing) or 'it tunes nothing'}.",
+            hint="Use a LoRA made for this base model.",
+        )
+    found.config = network.config
+    return found
