@@ -55,15 +55,23 @@ def epoch_order(seed: int, epoch: int, ids: Sequence[str]) -> np.ndarray:
 
 
 @dataclass
-class _Batch:
+class Batch:
+    """The samples of one step.
+
+    Attributes:
+        rows: their places among the training samples.
+        keys: one per sample, for randomness inside the network (dropout).
+    """
+
     x: Tensor
     timesteps: Tensor
     noise: Tensor
     condition: Tensor | None
     weights: Tensor
-    keys: list[int]  # one per sample, for randomness inside the network (dropout)
+    keys: list[int]
+    rows: list[int]
 
-    def parts(self, size: int) -> Iterator["_Batch"]:
+    def parts(self, size: int) -> Iterator["Batch"]:
         """The batch in parts of at most ``size`` samples."""
         if size >= len(self.x):
             yield self
@@ -71,9 +79,10 @@ class _Batch:
         for start in range(0, len(self.x), size):
             place = slice(start, start + size)
             told = None if self.condition is None else self.condition[place]
-            yield _Batch(
-                self.x[place], self.timesteps[place], self.noise[place], told, self.weights[place], self.keys[place]
-            )
+            yield Batch(
+                self.x[place], self.timesteps[place], self.noise[place], told, self.weights[place], self.keys[place],
+                self.rows[place],
+            )  # fmt: skip
 
 
 class KeyedBatches:
@@ -96,14 +105,14 @@ class KeyedBatches:
         weights: Tensor,
     ):
         self._model, self._config = model, config
-        self._inputs, self._ids, self._names, self._weights = inputs, ids, names, weights
+        self._inputs, self.ids, self._names, self._weights = inputs, ids, names, weights
         self.steps_per_epoch = -(-len(ids) // config.batch_size)
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0))
 
-    def __call__(self, step: int) -> _Batch:
+    def __call__(self, step: int) -> Batch:
         epoch, number = divmod(step, self.steps_per_epoch)
         if self._order[0] != epoch:
-            self._order = (epoch, epoch_order(self._config.seed, epoch, self._ids))
+            self._order = (epoch, epoch_order(self._config.seed, epoch, self.ids))
         size = self._config.batch_size
         chosen = self._order[1][number * size : (number + 1) * size]
         count = len(chosen)
@@ -113,7 +122,7 @@ class KeyedBatches:
         can_drop = self._model.conditioner.free_condition(1) is not None
         x, timesteps, noise, names, keys = [], [], [], [], []
         for place, i in zip(places.tolist(), chosen.tolist(), strict=True):
-            random = keyed_generator("training", self._config.seed, self._ids[i], epoch)
+            random = keyed_generator("training", self._config.seed, self.ids[i], epoch)
             flip, drop = random.random(2)
             timesteps.append(self._timestep(random, place / count, count))
             noise.append(torch.from_numpy(random.standard_normal(shape, np.float32)))
@@ -122,13 +131,14 @@ class KeyedBatches:
             names.append(None if can_drop and drop < self._config.class_dropout else self._names[i])
             keys.append(int(random.integers(2**63)))
         device, empty = self._model.device, torch.zeros(0, *shape)
-        return _Batch(
+        return Batch(
             (torch.stack(x) if x else empty).to(device),
             torch.tensor(timesteps, dtype=torch.long, device=device),
             (torch.stack(noise) if noise else empty).to(device),
             self._model.condition(names) if names else None,
             self._weights[chosen].to(device),
             keys,
+            chosen.tolist(),
         )
 
     def _timestep(self, random: np.random.Generator, stratum: float, strata: int) -> int:
@@ -224,35 +234,48 @@ class Run:
         self.model.network.eval()
 
     def _step(self) -> float:
-        config, parameters = self.config, list(self.parameters.values())
-        batch = self.batches(self.step)
-        if len(batch.x):
-            (sums, errors), self._part = with_smaller_batches(lambda size: self._gradients(batch, size), self._part)
-            gradients, value = clipped(sums, config.clip), errors.mean().item()
-        else:
-            gradients, value = [torch.zeros_like(p) for p in parameters], math.nan
-        self.optimiser.step(gradients, self.step, learning_rate(config, self.step, self.steps))
-        decay = min(config.ema_decay, (1 + self.step) / (10 + self.step))
-        torch._foreach_lerp_(list(self.average.values()), [p.detach() for p in parameters], 1 - decay)
+        gradients, errors = self.gradients(self.step)
+        self.apply(clipped(gradients, self.config.clip), self.step)
+        value = errors.mean().item() if len(errors) else math.nan
         self._losses.append(json.dumps({"step": self.step, "loss": round(value, 6)}))
         self.step += 1
         return value
 
-    def _gradients(self, batch: _Batch, size: int) -> tuple[list[Tensor], Tensor]:
-        """The gradients of the training loss, with ``size`` samples per pass, and each sample's unweighted loss."""
-        model, config, parameters = self.model, self.config, list(self.parameters.values())
+    def apply(self, gradients: Sequence[Tensor], step: int) -> None:
+        """Update parameters, moments and moving average by the gradients of step number ``step`` (from 0)."""
+        config, parameters = self.config, list(self.parameters.values())
+        self.optimiser.step(gradients, step, learning_rate(config, step, self.steps))
+        decay = min(config.ema_decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(list(self.average.values()), [p.detach() for p in parameters], 1 - decay)
+
+    def gradients(self, step: int) -> tuple[list[Tensor], Tensor]:
+        """The gradients of a step's objective before clipping, and each sample's unweighted loss."""
+        batch = self.batches(step)
+        if not len(batch.x):
+            return [torch.zeros_like(p) for p in self.parameters.values()], torch.zeros(0)
+        found, self._part = with_smaller_batches(lambda size: self._gradients(batch, size), self._part)
+        return found
+
+    def objective(self, part: Batch) -> tuple[Tensor, Tensor]:
+        """The training objective of a part of a batch, and each sample's unweighted loss."""
+        model, config = self.model, self.config
+        autocast = torch.autocast(model.device.type, torch.bfloat16, enabled=config.precision == "bf16")
+        with autocast, keyed_dropout(model.network, config.dropout, config.dropout_modules, part.keys):
+            x_t = model.add_noise(part.x, part.noise, part.timesteps)
+            prediction = model.predict(x_t, part.timesteps, part.condition)
+        target = model.process.target(part.x, part.noise, part.timesteps)
+        found = (prediction - target).square().flatten(1).mean(1)
+        weights = part.weights * model.process.loss_weights(part.timesteps, config.min_snr_gamma)
+        return (weights * found).sum() / config.batch_size, found
+
+    def _gradients(self, batch: Batch, size: int) -> tuple[list[Tensor], Tensor]:
+        model, parameters = self.model, list(self.parameters.values())
         sums: list[Tensor] = []
         errors = []
         for part in batch.parts(size):
-            autocast = torch.autocast(model.device.type, torch.bfloat16, enabled=config.precision == "bf16")
-            with autocast, keyed_dropout(model.network, config.dropout, config.dropout_modules, part.keys):
-                x_t = model.add_noise(part.x, part.noise, part.timesteps)
-                prediction = model.predict(x_t, part.timesteps, part.condition).float()
-            target = model.process.target(part.x, part.noise, part.timesteps)
-            found = (prediction - target).square().flatten(1).mean(1)
-            weights = part.weights * model.process.loss_weights(part.timesteps, config.min_snr_gamma)
-            scale = underflow_scale(model, prediction[0].numel() * config.batch_size)
-            gradients = torch.autograd.grad((weights * found).sum() * scale / config.batch_size, parameters)
+            objective, found = self.objective(part)
+            scale = underflow_scale(model, part.x[0].numel() * self.config.batch_size)
+            gradients = torch.autograd.grad(objective * scale, parameters)
             if scale != 1:
                 gradients = tuple(torch._foreach_div(list(gradients), scale))
             errors.append(found.detach())
