@@ -21,6 +21,7 @@ from dtrak.methods.settings import Setting
 from dtrak.study.folder import StudyFolder
 from dtrak.utils.errors import DtrakError
 from dtrak.utils.progress import progress
+from index_builder.exact import check_exact, exact
 from index_builder.measuring import counterfactual, evaluate, retrain
 from index_builder.options import (
     BatchOption,
@@ -169,7 +170,7 @@ def merge(study: StudyArgument, device: DeviceOption = "cpu") -> None:
     Study(load_study(study)).merge(device)
 
 
-for command in (plan, retrain, evaluate, counterfactual):
+for command in (plan, retrain, evaluate, counterfactual, exact, check_exact):
     app.command()(command)
 
 

@@ -6,6 +6,7 @@ import streamlit as st
 
 from dtrak.analysis.evidence import HUB_FACTOR, Split, Verdict, damp_hubs, hubs, split_by_block, split_by_timestep
 from dtrak.app.elements import explain, plain
+from dtrak.app.exact import exact_section
 from dtrak.app.exports import to_csv, to_html, to_json
 from dtrak.app.figures import score_histogram, share_bars, split_bars
 from dtrak.app.jobs import queue_beside
@@ -300,6 +301,8 @@ with right:
         st.caption("Exports are available after the significance test.")
     st.subheader("What if")
     st.fragment(what_if)(service, run, answer)
+    st.subheader("Exact influence")
+    st.fragment(exact_section)(service, run, answer)
     st.subheader("All scores")
     st.plotly_chart(score_histogram(answer), key="histogram", alt="Histogram of the scores of all training images")
     records = table.records[: table.train_size]

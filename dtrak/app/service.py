@@ -19,6 +19,7 @@ from dtrak.app.runs import Run, RunStore
 from dtrak.build.costs import COSTS_FILE
 from dtrak.config import load_study
 from dtrak.evaluation.counterfactual import Counterfactuals, load_counterfactuals
+from dtrak.evaluation.exact import exact_influence
 from dtrak.evaluation.lds import Score
 from dtrak.evaluation.measure import judges, score_now
 from dtrak.evaluation.removal import Removal, Task, draw_all, drawn, is_drawn
@@ -27,6 +28,7 @@ from dtrak.evaluation.whatif import random_rows
 from dtrak.execution.engines import Local, cores
 from dtrak.methods.attributor import Attributor, Features
 from dtrak.methods.base import Need
+from dtrak.methods.exact import path_of
 from dtrak.methods.query import Query, QuerySet
 from dtrak.methods.ranking import Ranking
 from dtrak.methods.settings import Setting
@@ -34,7 +36,7 @@ from dtrak.methods.subsets import SubsetTruth
 from dtrak.models.sampling import GenerationSettings, sample
 from dtrak.study.folder import StudyFolder, trained_model_config, truth_folders
 from dtrak.utils.errors import DtrakError
-from dtrak.utils.files import digest, exclusive
+from dtrak.utils.files import digest, exclusive, read_note
 from dtrak.utils.latest import Latest
 
 ANSWERS_KEPT = 64
@@ -257,6 +259,25 @@ class StudyService:
                 draw_all(self.folder, tasks, Local(max(2, min(len(tasks), cores()))), job.progress)
 
         return retraining_queue().submit(self.what_if_key(tasks), work)
+
+    def exact(self, run: Run) -> tuple[Scores, float] | None:
+        """The exact influence on a picture and the growth of its adjoint, if it was computed."""
+        path = path_of(self.folder, self.query(run))
+        if not path.exists():
+            return None
+        return np.load(path).astype(np.float64), float(read_note(path.with_suffix(".json")).get("growth", 0.0))
+
+    def exact_key(self, run: Run) -> str:
+        """The key of the job of :meth:`compute_exact`."""
+        return f"exact:{self.folder.study.name}:{run.id}"
+
+    def compute_exact(self, run: Run) -> Job:
+        """Queue the computation of the exact influence on a picture."""
+
+        def work(job: Job) -> None:
+            exact_influence(self.folder, [self.query(run)], job.progress)
+
+        return retraining_queue().submit(self.exact_key(run), work)
 
     def saved_scores(self, setting: Setting) -> list[tuple[Run, Scores]]:
         """The latest generated images whose features are computed, each with the scores of all training images."""

@@ -158,6 +158,12 @@ class TruthConfig(_Frozen):
     stratified: bool = True
     first_seed: dict[Literal["lds", "fit"], int] | None = None
 
+    @property
+    def judged_timesteps(self) -> list[int]:
+        """The timesteps at which losses are measured: the midpoints of ``timesteps`` equal intervals."""
+        part = TIMES // self.timesteps
+        return list(range(part // 2, TIMES, part))[: self.timesteps]
+
     @model_validator(mode="after")
     def _both_families(self) -> "TruthConfig":
         if self.first_seed is not None and len(self.first_seed) != 2:

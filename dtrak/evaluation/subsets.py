@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dtrak.config import TIMES, TruthConfig
+from dtrak.config import TruthConfig
 from dtrak.execution.memory import with_smaller_batches
 from dtrak.execution.threads import task_threads
 from dtrak.methods.attributor import Attributor
@@ -98,7 +98,7 @@ def query_losses(
     model: DiffusionModel, queries: Sequence[Query], config: TruthConfig = TruthConfig()
 ) -> Float[np.ndarray, "q pairs"]:
     """mean((ε_θ − ε)²) of each query at fixed timesteps and keyed noise draws; draws outermost."""
-    pairs = [(t, draw) for draw in range(config.draws) for t in judged_timesteps(config)]
+    pairs = [(t, draw) for draw in range(config.draws) for t in config.judged_timesteps]
     found, size = [], BATCH
     for query in queries:
         x = model.encode(query.pixels[None]).to(model.device)
@@ -124,12 +124,6 @@ def _compact(losses: Float[np.ndarray, "q pairs"]) -> Float[np.ndarray, "q parts
     """Means over runs of equal length, at most ``MOST_STORED`` of them."""
     parts = next(d for d in range(min(MOST_STORED, losses.shape[1]), 0, -1) if losses.shape[1] % d == 0)
     return losses.reshape(len(losses), parts, -1).mean(2)
-
-
-def judged_timesteps(config: TruthConfig) -> list[int]:
-    """The timesteps at which losses are measured: the midpoints of ``config.timesteps`` equal intervals."""
-    part = TIMES // config.timesteps
-    return list(range(part // 2, TIMES, part))[: config.timesteps]
 
 
 def is_done(folder: StudyFolder, subset: SubsetModel, now: dict[str, str] | None = None) -> bool:
@@ -174,7 +168,7 @@ def retrain(
         "steps": config.steps,
         "precision": config.precision,
         "belongs_to": belongs_to(folder),
-        "timesteps": judged_timesteps(folder.study.truth),
+        "timesteps": folder.study.truth.judged_timesteps,
         "draws": folder.study.truth.draws,
         "losses": [[float(f"{loss:.6g}") for loss in row] for row in _compact(losses).tolist()],
     }

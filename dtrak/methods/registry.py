@@ -1,6 +1,6 @@
 """All attribution methods, in display order."""
 
-from dtrak.methods import checkpoints, control, ensembles, influence, journey, kfac, retrained, similarity
+from dtrak.methods import checkpoints, control, ensembles, exact, influence, journey, kfac, retrained, similarity
 from dtrak.methods.base import Method
 from dtrak.utils.errors import DtrakError
 
@@ -14,6 +14,7 @@ METHODS: dict[str, Method] = {
         *ensembles.METHODS,
         influence.DAS,
         *similarity.METHODS,
+        *exact.METHODS,
         *retrained.METHODS,
         *control.METHODS,
     )

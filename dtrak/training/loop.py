@@ -105,7 +105,7 @@ class KeyedBatches:
         weights: Tensor,
     ):
         self._model, self._config = model, config
-        self._inputs, self.ids, self._names, self._weights = inputs, ids, names, weights
+        self.inputs, self.ids, self.names, self._weights = inputs, ids, names, weights
         self.steps_per_epoch = -(-len(ids) // config.batch_size)
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0))
 
@@ -127,8 +127,8 @@ class KeyedBatches:
             timesteps.append(self._timestep(random, place / count, count))
             noise.append(torch.from_numpy(random.standard_normal(shape, np.float32)))
             flipped = self._config.flip and bool(flip < 0.5)
-            x.append(self._model.codec.training_input(self._inputs[i], flipped, random))
-            names.append(None if can_drop and drop < self._config.class_dropout else self._names[i])
+            x.append(self._model.codec.training_input(self.inputs[i], flipped, random))
+            names.append(None if can_drop and drop < self._config.class_dropout else self.names[i])
             keys.append(int(random.integers(2**63)))
         device, empty = self._model.device, torch.zeros(0, *shape)
         return Batch(

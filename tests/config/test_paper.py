@@ -8,7 +8,6 @@ from diffusers import UNet2DConditionModel
 from dtrak.config import load_study
 from dtrak.data.releases import release_rows
 from dtrak.data.rows import drawn
-from dtrak.evaluation.subsets import judged_timesteps
 from dtrak.models.lora import with_lora
 from dtrak.models.pixel import new_unet
 from dtrak.training.loop import learning_rate
@@ -111,5 +110,5 @@ def test_the_recipe_is_the_papers(name):
     assert [c.output for c in study.features] == ["mean-squared-l2-norm", "loss"]
     assert {c.timesteps for c in study.features} == {100}
     assert {c.projection_dim for c in study.feature_sets} == {32_768}
-    assert len(judged_timesteps(study.truth)) == 1000
+    assert len(study.truth.judged_timesteps) == 1000
     assert study.truth.first_seed == {"lds": 42, "fit": 554}
