@@ -148,6 +148,10 @@ def check_exact_influence(
     return checked, found
 
 
+def _later(report: Callable[[int, int], None], before: int, total: int, done: int) -> None:
+    report(before + done, total)
+
+
 def _run(folder: StudyFolder, weights: Float64[np.ndarray, " n"] | None, double: bool, device: str) -> Run:
     dtype = torch.float64 if double else torch.float32
     chosen = None if weights is None else torch.from_numpy(weights).to(dtype)
