@@ -8,6 +8,7 @@ from starlette.middleware import Middleware
 from streamlit.runtime.scriptrunner import get_script_run_ctx
 from streamlit.starlette import App
 
+from dtrak.app.components import component_file
 from dtrak.app.security import SecurityHeaders
 from dtrak.app.widgets import choose_study, load, wait_until_loaded
 
@@ -17,6 +18,7 @@ app = App(__file__, middleware=[Middleware(SecurityHeaders)])
 def run_page() -> None:
     """One run of the chosen page."""
     st.set_page_config(page_title="dtrak", page_icon="🧭", layout="wide")
+    st.html(f"<style>{component_file('page.css')}</style>")
     home, about = st.Page("pages/home.py", title="Home", default=True), st.Page("pages/about.py", title="About")
     pages = [
         home,

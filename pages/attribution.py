@@ -13,6 +13,8 @@ from dtrak.app.jobs import queue_beside
 from dtrak.app.service import ranking
 from dtrak.app.trust import reliability_card
 from dtrak.app.views import (
+    POWER_STEPS,
+    damping_text,
     default_power,
     effective_number,
     evidence_badges,
@@ -115,16 +117,15 @@ with left:
                     st.markdown(f"**{METHODS[other].title}**: {explain(reason)}")
     damping = None
     if method.damping is not None:
-        power = st.slider(
-            "Damping λ, as log₁₀ λ", -4.0, 4.0, value=default_power(method.damping), step=0.25,
+        power = st.select_slider(
+            "Damping λ", POWER_STEPS, default_power(method.damping), format_func=damping_text,
             key=f"damping_{method.name}", bind="query-params",
             help="Relative to the mean eigenvalue. Small λ emphasises what is specific to an image; large λ approaches "
             "the plain inner product.",
         )  # fmt: skip
         damping = 10**power
-        st.caption(f"λ = {damping:.3g} × mean eigenvalue")
     top = st.slider("Images shown", 5, 30, 10, step=5, key="top", bind="query-params")
-    st.caption(method.formula)
+    st.code(method.formula.replace(",  ", "\n"), language=None, wrap_lines=True)
     setting = Setting(method.name, damping=damping)
     if note := method.note(service.attributor):
         st.caption(note)

@@ -5,7 +5,7 @@ import streamlit as st
 from dtrak.app.elements import plain
 from dtrak.app.example import home_example
 from dtrak.app.widgets import hand_over_to_app, open_sample, show_error, wait_until_loaded
-from dtrak.build.status import commands_left, study_status
+from dtrak.build.status import building, commands_left, study_status
 from dtrak.config import load_study
 from dtrak.study.folder import StudyFolder
 from dtrak.utils.errors import DtrakError
@@ -33,6 +33,17 @@ for column, title, text, page in zip(
         st.write(text)
         st.page_link(page, label=f"{title.split(' · ')[1]} →")
 
+
+@st.fragment(run_every=3)
+def show_progress(folder: StudyFolder) -> None:
+    """The progress of the build that runs beside the app."""
+    found = building(folder)
+    if found is None:
+        st.caption("The build has finished. Reload the page to use what it made.")
+        return
+    st.progress(found.done / max(found.total, 1), found.text)
+
+
 study = load_study(st.session_state["study"])
 example = home_example(study.name)
 if example:
@@ -56,6 +67,8 @@ try:
     status = study_status(StudyFolder(study))
     for part in ("data", "model", "features", "index"):
         st.markdown(f"- **{part}**: {status[part]}")
+    if building(StudyFolder(study)):
+        show_progress(StudyFolder(study))
     if missing := commands_left(StudyFolder(study)):
         st.info("This study is not ready. In a terminal:")
         st.code("\n".join(missing), language=None)

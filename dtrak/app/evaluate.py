@@ -63,9 +63,19 @@ def reliability(evaluation: Evaluation | None, setting: Setting, generated: bool
     notes = _at_damping(row, setting) + (f" But {evaluation.stale}." if evaluation.stale else "")
     low, high = row.interval
     if low > 0:
-        return Reliability(f"LDS {interval_text(row)} {what}. 0 is chance, 100 is perfect.{notes}", "measured", row)
+        text = f"LDS {interval_text(row)} {what}. 0 is chance, 100 is perfect.{_over_baseline(row)}{notes}"
+        return Reliability(text, "measured", row)
     verdict = "worse than chance" if high < 0 else "not significantly better than chance"
     return Reliability(f"LDS {interval_text(row)} {what}: {verdict}.{notes}", "weak", row)
+
+
+def _over_baseline(row: Row) -> str:
+    if not row.over_baseline or METHODS[row.method].baseline or METHODS[row.method].control:
+        return ""
+    gain, low, high = row.over_baseline
+    what = "adds" if low > 0 else "adds nothing significant:" if high >= 0 else "is below:"
+    between = f"{percent(gain)} ({percent(low)} to {percent(high)})"
+    return f" Compared with the best baseline, {METHODS[row.baseline].title}, it {what} {between}."
 
 
 def _at_damping(row: Row, setting: Setting) -> str:

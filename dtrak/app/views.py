@@ -93,6 +93,10 @@ def evidence_badges(
         add(verdict.named, lambda row: ("source", "up", f"significant: p = {p_values[row]:.2g}, 5 % family-wise"))
     if stability is not None:
         add(
+            (stability.share < STABLE) & (stability.share > 0),
+            lambda row: ("unstable", "down", f"in the top {stability.top} in fewer than half of the resamples"),
+        )
+        add(
             stability.share > 0,
             lambda row: (
                 percent(stability.share[row]),
@@ -187,6 +191,9 @@ def z_score(ranking: Ranking) -> float:
     """How far the top score is above the mean, in standard deviations of all scores."""
     spread = float(ranking.scores.std()) or 1.0
     return (float(ranking.scores.max()) - float(ranking.scores.mean())) / spread
+
+
+POWER_STEPS = tuple(step / 4 for step in range(-16, 17))  # log₁₀ λ of sliders
 
 
 def damping_text(power: float) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from dtrak.build.costs import INDEX_PART, record_cost
 from dtrak.build.features import ablation_parts, build_indexes, build_parts, open_stores
+from dtrak.build.status import building_note
 from dtrak.config import LAST, FeatureConfig
 from dtrak.data import PrepareReport, prepare
 from dtrak.data.table import is_prepared
@@ -86,10 +87,13 @@ def compute_features(
     Args:
         share: compute only these shards; costs are then not recorded.
     """
-    with progress("features", None) as advance:
-        built = build_parts(
-            folder, parts, engine, batch_size, device, lambda part, done, total: advance(done, part, total), share
-        )
+    with progress("features", None) as advance, building_note(folder) as note:
+
+        def report(part: str, done: int, total: int) -> None:
+            advance(done, part, total)
+            note(part, done, total)
+
+        built = build_parts(folder, parts, engine, batch_size, device, report, share)
     if share is None:  # the recorded cost is that of a whole part
         for title, part in built.items():
             cost = record_cost(folder, title, part.stores, part.seconds)

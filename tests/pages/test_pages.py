@@ -185,7 +185,7 @@ def test_attribution_in_a_large_study_ranks_before_the_significance_test(app, ru
     held = threading.Event()
     monkeypatch.setattr("dtrak.app.evidence.null_of", lambda *a: held.wait(30) and null_of(*a))
     app.run()
-    app.query_params.update({"run": run.id, "damping_dtrak": "-0.25"})  # a setting without saved evidence
+    app.query_params.update({"run": run.id, "damping_dtrak": "0.562"})  # a setting without saved evidence
     app.switch_page("pages/attribution.py").run()
     assert not app.exception
     assert "Proponents" in {s.value for s in app.subheader}
