@@ -111,7 +111,8 @@ with left:
     )  # fmt: skip
     method = METHODS[name]
     if len(ready) < len(lacking):
-        with st.expander(f"{len(lacking) - len(ready)} methods not built"):
+        missing = len(lacking) - len(ready)
+        with st.expander(f"{missing} method{'s' if missing > 1 else ''} not built"):
             for other, reason in lacking.items():
                 if reason is not None:
                     st.markdown(f"**{METHODS[other].title}**: {explain(reason)}")

@@ -81,13 +81,15 @@ def methods(found: Evaluation, queries: str) -> None:
             [METHODS[r.method].title for r in rows], [100 * r.lds_crossfit for r in rows],
             [100 * r.interval[0] for r in rows], [100 * r.interval[1] for r in rows],
             [100 * r.lds_oracle for r in rows],
+            baselines=[METHODS[r.method].title for r in rows if METHODS[r.method].baseline],
         ),
         key="lds_bars", alt="The LDS of each method with its interval",
     )  # fmt: skip
     st.caption(
         "Bars: cross-fitted λ, chosen on half of the subset models and evaluated on the other half, both ways. Lines: "
-        "95 % bootstrap interval over subset models and queries. Grey: the interval includes zero. Diamonds: oracle λ, "
-        "best on the same models it is reported on, as in the literature; it is optimistic."
+        "95 % bootstrap interval over subset models and queries. Green: baselines that see images or labels alone. "
+        "Grey: the interval includes zero. Diamonds: oracle λ, best on the same models it is reported on, as in the "
+        "literature; it is optimistic."
     )
     with st.expander("As a table"):
         st.dataframe(table_rows(rows), hide_index=True, key="lds_table")

@@ -20,6 +20,7 @@ FAMILY_TITLES = {
     "remove-20": "without 20 %", "remove-5": "without 5 %", "creators": "without a creator",
     "clusters": "without a cluster",
 }  # fmt: skip
+NAMED_KINDS = ("noise", "shuffled", "flat", "drawing", "held-out", "generated")
 PUBLISHED = ROOT / "assets" / "published_lds.csv"
 DATASETS = {
     "cifar2": "CIFAR-2",
@@ -134,19 +135,17 @@ def explained_rows(evaluation: Evaluation, queries: str) -> list[dict[str, Any]]
     ]
 
 
-def naming_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
-    """How often the significance test names a source, by kind of image and method."""
-    return [
-        {
-            "method": METHODS[found.method].title,
-            "images": NAMES.get(kind, kind),
-            "tested": tested,
-            "a source named": named,
-            "share": round(100 * named / tested, 1) if tested else None,
-        }
-        for found in evaluation.naming
-        for kind, (tested, named) in found.rates.items()
-    ]
+def naming_rows(evaluation: Evaluation) -> list[dict[str, str]]:
+    """How often the significance test names a source: a row for each kind of image, a column for each method."""
+    kinds = [kind for kind in NAMED_KINDS if any(kind in found.rates for found in evaluation.naming)]
+    rows = []
+    for kind in kinds:
+        row = {"images": NAMES.get(kind, f"{kind} images")}
+        for found in evaluation.naming:
+            tested, named = found.rates.get(kind, (0, 0))
+            row[METHODS[found.method].title] = f"{named} of {tested}"
+        rows.append(row)
+    return rows
 
 
 def naming_texts(evaluation: Evaluation) -> list[str]:
@@ -157,11 +156,10 @@ def naming_texts(evaluation: Evaluation) -> list[str]:
         if not found.named or not found.others:
             sentences.append(f"{title}: too few named sources to compare.")
             continue
-        (named, error, pairs), (others, other_error, _) = found.named, found.others
+        named, others = (f"{v:.2f} ± {2 * e:.2f}".replace("-", "−") for v, e, _ in (found.named, found.others))
         sentences.append(
-            f"{title}: leaving a named source out raises the query's loss by {named:.2f} ± {2 * error:.2f} standard "
-            f"deviations ({pairs} pairs); leaving out one of the ten top images that is not named, by "
-            f"{others:.2f} ± {2 * other_error:.2f}.".replace("-", "−")
+            f"{title}: leaving a named source out raises the query's loss by {named} standard deviations "
+            f"({found.named[2]:.0f} pairs); leaving out one of the ten top images that is not named, by {others}."
         )
     return sentences
 

@@ -1,6 +1,6 @@
 """Plotly figures, built by pure functions."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ Scores = Float[np.ndarray, " n"]
 WHISKER = {"thickness": 1.5, "width": 4, "color": "#e0a43a"}
 LOG_TICKS = {"exponentformat": "power", "dtick": 1}
 HISTOGRAM_BINS = 61  # odd: one of them is around zero
-POSITIVE, NEGATIVE, NEUTRAL = "#2f6fdb", "#c4532d", "#8a93a3"
+POSITIVE, NEGATIVE, NEUTRAL, BASELINE = "#2f6fdb", "#c4532d", "#8a93a3", "#3f9a86"
 
 
 def score_histogram(ranking: Ranking) -> go.Figure:
@@ -205,11 +205,13 @@ def split_bars(split: Split, rows: Sequence[int], names: Sequence[str], chosen: 
 
 
 def lds_bars(names: Sequence[str], lds: Sequence[float], low: Sequence[float], high: Sequence[float],
-             oracle: Sequence[float] = (), colour: str = POSITIVE) -> go.Figure:  # fmt: skip
+             oracle: Sequence[float] = (), colour: str = POSITIVE,
+             baselines: Collection[str] = ()) -> go.Figure:  # fmt: skip
     """LDS × 100 of each method with intervals, the first at the top.
 
     Args:
         oracle: LDS × 100 at the oracle λ, drawn as separate marks.
+        baselines: names of methods that are drawn in another colour.
     """
     names, count = list(names)[::-1], len(names)
     values, lower, upper = (np.array(v)[::-1] for v in (lds, low, high))
@@ -219,7 +221,8 @@ def lds_bars(names: Sequence[str], lds: Sequence[float], low: Sequence[float], h
         x=values,
         orientation="h",
         marker_color=[
-            colour if bottom > 0 else NEGATIVE if top < 0 else NEUTRAL for bottom, top in zip(lower, upper, strict=True)
+            (BASELINE if name in baselines else colour) if bottom > 0 else NEGATIVE if top < 0 else NEUTRAL
+            for name, bottom, top in zip(names, lower, upper, strict=True)
         ],
         error_x={"array": upper - values, "arrayminus": values - lower, **WHISKER},
         name="LDS × 100",

@@ -125,12 +125,12 @@ def stable_count(scored: Sequence[Scored], table: Table, stability: Stability) -
 
 def significance(verdict: Verdict) -> str:
     """The outcome of the significance test, in words."""
-    against = f"against {verdict.null_size} unrelated images ({verdict.null})"
+    against = f"Compared with {verdict.null_size} unrelated images: {verdict.null}."
     images, p = int(verdict.named.sum()), f"{verdict.p_value:.2g}"
     if not images:
-        return f"**No clear source** (p = {p} {against}). Treat the ranking as weak evidence at most."
+        return f"**No clear source** (p = {p}). Treat the ranking as weak evidence at most. {against}"
     plural = "s" if images > 1 else ""
-    return f"**{images} significant source{plural}** (5 % family-wise; smallest p = {p} {against})."
+    return f"**{images} significant source{plural}** (5 % family-wise; smallest p = {p}). {against}"
 
 
 def timestep_band(split: Split, first: int, last: int) -> tuple[list[str], Float[np.ndarray, " n"]]:

@@ -86,8 +86,8 @@ def test_the_significance_test_is_reported_by_kind():
     checked = Naming("dtrak", {"noise": (64, 2), "generated": (200, 50)}, (0.4, 0.05, 80), (0.1, 0.02, 900))
     found = replace(evaluation(row("dtrak", 0.3)), naming=(checked, Naming("trak", {}, (), ())))
     noise, generated = naming_rows(found)
-    assert (noise["images"], noise["tested"], noise["share"]) == ("images of noise", 64, 3.1)
-    assert generated["share"] == 25
+    assert noise == {"images": "images of noise", "D-TRAK": "2 of 64", "TRAK": "0 of 0"}
+    assert generated["D-TRAK"] == "50 of 200"
     first, second = naming_texts(found)
     assert "by 0.40 ± 0.10 standard deviations (80 pairs)" in first
     assert "too few" in second

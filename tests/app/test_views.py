@@ -75,9 +75,12 @@ def test_default_power_is_on_the_sliders_grid():
 @pytest.mark.parametrize(
     ("p_values", "words"),
     [
-        ((0.5, 0.02, 1, 1), "**1 significant source** (5 % family-wise; smallest p = 0.02 against 7 unrelated images"),
+        (
+            (0.5, 0.02, 1, 1),
+            "**1 significant source** (5 % family-wise; smallest p = 0.02). Compared with 7",
+        ),
         ((0.01, 0.02, 1, 1), "**2 significant sources**"),
-        ((0.5, 0.2, 1, 1), "**No clear source** (p = 0.2 against 7 unrelated images (3 drawings, 4 noise)). Treat"),
+        ((0.5, 0.2, 1, 1), "weak evidence at most. Compared with 7 unrelated images: 3 drawings, 4 noise."),
     ],
 )
 def test_the_verdict_in_words(p_values, words):
