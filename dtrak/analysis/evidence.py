@@ -19,7 +19,7 @@ from scipy.sparse.csgraph import connected_components
 from dtrak.analysis.comparison import ranks
 from dtrak.data.unrelated import NAMES, kinds_of
 from dtrak.gradients.extractor import network_blocks
-from dtrak.gradients.projection import narrowed
+from dtrak.gradients.narrow import narrowed
 from dtrak.methods.attributor import Attributor, Features
 from dtrak.methods.base import Normaliser
 from dtrak.methods.influence import GradientMethod

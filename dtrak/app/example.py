@@ -6,13 +6,13 @@ Reading must be quick, so what only writing needs is imported inside :func:`writ
 from dataclasses import dataclass
 from typing import Any
 
-from dtrak.config import load_study
+from dtrak.config import LAST, load_study
 from dtrak.study.folder import StudyFolder
 from dtrak.utils.files import read_json, write_bytes, write_json
 from dtrak.utils.images import enlarged_png
 
 EXAMPLE_SEED = 6  # in the demo study, a recognisable flag
-SHOWN = 5
+SHOWN, KEPT = 5, 4  # tiles of the example, and images that are kept as runs
 
 
 @dataclass(frozen=True)
@@ -33,16 +33,22 @@ class Example:
 
 
 def write_example(folder: StudyFolder, device: str = "cpu") -> None:
-    """Compute the example of a built study and save it beside the index."""
+    """Generate a few images, so that no page is empty, and save the ranking of the first beside the index."""
+    from dtrak.app.runs import RunStore
     from dtrak.app.views import tiles
     from dtrak.methods.attributor import Attributor
     from dtrak.methods.queries import generate_query
     from dtrak.methods.settings import Setting
     from dtrak.models.sampling import GenerationSettings
 
-    attributor = Attributor(folder, device)
-    label = next(iter(attributor.model.names), None)
-    query = generate_query(attributor, GenerationSettings(EXAMPLE_SEED, 50, label, folder.study.guidance))
+    attributor, runs = Attributor(folder, device), RunStore(folder.runs)
+    names = list[str | None](attributor.model.names[:KEPT]) or [None]
+    model = attributor.model_fingerprint(LAST)
+    for number in reversed(range(KEPT)):  # the first one is the newest: pages open on it
+        label = names[number % len(names)]
+        settings = GenerationSettings(EXAMPLE_SEED + number // len(names), 50, label, folder.study.guidance)
+        query = generate_query(attributor, settings)
+        runs.save_generated(model, settings, query.pixels)
     setting = Setting(attributor.methods()[0].name)
     answer = attributor.attribute(query, attributor.features(query, [setting]), setting, top=SHOWN)
     write_bytes(folder.index / "example.png", enlarged_png(query.pixels, 256))

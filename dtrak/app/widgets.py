@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from dtrak.app.service import StudyService
 
 POLL_SECONDS = 0.25
+RECENT = 8  # images in the menu
 
 
 def hand_over_to_app() -> None:
@@ -161,25 +162,28 @@ def settings_of(param: str, service: StudyService, default: str = "") -> list[Se
 
 
 def choose_run(service: StudyService, param: str = "run") -> Run | None:
-    """The run in the URL, or None and a choice of recent runs."""
+    """The run in the URL, or else the newest one, with a menu of recent runs; None if there are none."""
     run_id = st.query_params.get(param)
     run = service.runs.load(run_id) if run_id else None
     if run_id and run is None:
         st.warning(f"There is no run '{plain(run_id[:40])}' in this workspace. It may belong to another workspace.")
-    if run is not None:
-        return run
-    recent = service.runs.latest(8)
+    recent = service.runs.latest(RECENT)
     if not recent:
         st.info("No images generated yet.")
         st.page_link("pages/generate.py", label="Generate an image")
         return None
-    st.markdown("Choose a recent image.")
-    for column, found in zip(st.columns(8), recent, strict=False):
-        column.image(enlarged_png(found.pixels, 96), width="stretch", alt=found.title)
-        if column.button("Open", key=f"{param}-{found.id}", help=plain(found.title), width="stretch"):
-            st.query_params[param] = found.id
-            st.rerun()
-    return None
+    if run is None:
+        run = recent[0]
+        st.query_params[param] = run.id
+    if len(recent) > 1:
+        with st.popover("Recent images"):
+            for row in range(0, len(recent), 4):
+                for column, found in zip(st.columns(4), recent[row : row + 4], strict=False):
+                    column.image(enlarged_png(found.pixels, 96), width=96, alt=found.title)
+                    if column.button("Open", key=f"{param}-{found.id}", help=plain(found.title), width="stretch"):
+                        st.query_params[param] = found.id
+                        st.rerun()
+    return run
 
 
 def open_sample(sample_id: str) -> None:

@@ -16,7 +16,7 @@ from typing import IO, Any
 import numpy as np
 from jaxtyping import Float
 
-from dtrak.gradients.projection import narrowed
+from dtrak.gradients.narrow import narrowed
 from dtrak.utils.errors import DtrakError
 from dtrak.utils.files import digest, read_json, read_note, sha256_file, write_json, write_npy
 
@@ -134,7 +134,7 @@ class FeatureStore:
 
         Args:
             weights: one per part, or one per row and part.
-            dim: narrow the projection to this many columns (:func:`dtrak.gradients.projection.narrowed`).
+            dim: narrow the projection to this many columns (:func:`dtrak.gradients.narrow.narrowed`).
 
         Raises:
             DtrakError: shards are missing or damaged.

@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from dtrak.config import FeatureConfig
 from dtrak.gradients.extractor import FeatureExtractor, SampleFeature
-from dtrak.gradients.projection import narrowed
+from dtrak.gradients.narrow import narrowed
 from dtrak.index.faiss_index import QueryFeature
 from dtrak.methods.base import Need
 from dtrak.methods.embeddings import Embedder

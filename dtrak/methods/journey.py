@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from dtrak.config import Split
+from dtrak.gradients.narrow import narrowed
 from dtrak.methods.base import LOSS, Features, Method, Need
 from dtrak.methods.influence import FEATURE_CHOICES, GradientMethod
 from dtrak.utils.errors import DtrakError
@@ -68,8 +69,6 @@ class TrajectoryMethod(GradientMethod):
         self, study: Attributor, setting: Setting, side: Side, features: Features, query: Query
     ) -> Float[np.ndarray, " k"]:
         """See :class:`GradientMethod`."""
-        from dtrak.gradients.projection import narrowed
-
         feature = study.present(features, self.query_needs(study, setting, query)[0].key)
         return narrowed(feature.vector, side.dim, side.sources[0].config.projection)
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from dtrak.gradients.projection import DenseProjector, SparseProjector, _add, make_projector, narrowed
+from dtrak.gradients.narrow import narrowed
+from dtrak.gradients.projection import DenseProjector, SparseProjector, _add, make_projector
 from tests import oracle
 
 D, K = 300, 32
