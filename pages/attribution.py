@@ -5,6 +5,7 @@ from functools import partial
 import streamlit as st
 
 from dtrak.analysis.evidence import HUB_FACTOR, Split, Verdict, damp_hubs, hubs, split_by_block, split_by_timestep
+from dtrak.app.code import as_command, as_python
 from dtrak.app.elements import explain, plain
 from dtrak.app.exact import exact_section
 from dtrak.app.exports import to_csv, to_html, to_json
@@ -247,6 +248,9 @@ def exports() -> None:
                 measured),
         f"{name}.html", "text/html", on_click="ignore", key="export-html", width="stretch",
     )  # fmt: skip
+    with st.expander("Copy as code"):
+        st.code(as_python(study.name, run, setting, top), language="python")
+        st.code(as_command(study.name, run, setting, top), language="sh", wrap_lines=True)
 
 
 with right:

@@ -9,7 +9,7 @@ from dtrak.build.features import ablation_parts, build_indexes, build_parts, ope
 from dtrak.build.status import building_note
 from dtrak.config import LAST, FeatureConfig
 from dtrak.data import PrepareReport, prepare
-from dtrak.data.table import is_prepared
+from dtrak.data.table import is_prepared, source_changed
 from dtrak.execution.engines import Engine
 from dtrak.execution.share import Share
 from dtrak.index.store import FeatureStore
@@ -38,6 +38,10 @@ def prepare_data(folder: StudyFolder, force: bool = False) -> PrepareReport | No
     """
     remember_source(folder)
     if is_prepared(folder.study, folder.data) and not force:
+        if changed := source_changed(folder.study, folder.data):
+            logger.warning(
+                "%s To read it again: python -m index_builder prepare %s --force", changed, folder.study.name
+            )
         return None
     name = folder.study.name
     with exclusive(folder.root, f"study '{name}'"), progress(f"prepare {name}", None) as advance:

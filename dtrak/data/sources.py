@@ -13,6 +13,7 @@ from dtrak.data.records import Item
 from dtrak.data.releases import release_rows
 from dtrak.data.rows import Rows
 from dtrak.utils.errors import DtrakError
+from dtrak.utils.files import digest
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "png")
 RELEASES = ("cifar10", "celeba", "artbench")
@@ -53,6 +54,15 @@ def read_source(study: Study) -> Iterator[Item]:
                     creator=item.creator or data.creator or "",
                     licence=item.licence or data.licence or "",
                 )
+
+
+def listing(study: Study) -> dict[str, Any]:
+    """The number of files of a local source and a digest of their names and sizes; empty for other sources."""
+    if not study.data.path:
+        return {}
+    path = study.resolve(study.data.path)
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path] if path.is_file() else []
+    return {"files": len(files), "digest": digest([[p.name, p.stat().st_size] for p in files])} if files else {}
 
 
 def _open(study: Study, split: str, cache: str) -> Rows:

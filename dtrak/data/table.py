@@ -21,7 +21,7 @@ from PIL import Image
 from dtrak.config import Study
 from dtrak.data.images import BadImage, open_image, to_model_pixels
 from dtrak.data.records import Item, Record
-from dtrak.data.sources import read_source
+from dtrak.data.sources import listing, read_source
 from dtrak.utils.errors import DtrakError
 from dtrak.utils.files import atomic_write, digest, read_note, sha256_file, write_json, write_npy
 from dtrak.utils.noise import keyed_generator
@@ -154,7 +154,8 @@ def prepare(study: Study, folder: Path, report_progress: Callable[[int], None] =
     report.train = sum(row["split"] == "train" for row in rows)
     report.heldout = len(rows) - report.train
     hashes = {name: sha256_file(folder / name) for name in DATA_FILES}
-    write_json(folder / "report.json", {**asdict(report), "config": data_digest(study), "sha256": hashes})
+    write_json(folder / "report.json", {**asdict(report), "config": data_digest(study), "sha256": hashes,
+                                         "listing": listing(study)})  # fmt: skip
     return report
 
 
@@ -191,6 +192,14 @@ def data_digest(study: Study) -> str:
 def is_prepared(study: Study, folder: Path) -> bool:
     """Whether ``folder`` contains the prepared data of this configuration; the report is written last."""
     return read_note(folder / "report.json").get("config") == data_digest(study)
+
+
+def source_changed(study: Study, folder: Path) -> str:
+    """How the source differs from when it was prepared, as a sentence; empty if it does not, or is not known."""
+    before, now = read_note(folder / "report.json").get("listing"), listing(study)
+    if not before or not now or before == now:
+        return ""
+    return f"The source changed since it was prepared: it had {before['files']} files and now has {now['files']}."
 
 
 def load_table(folder: Path, captioned: bool = False) -> Table:

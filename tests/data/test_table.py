@@ -1,6 +1,7 @@
 """Every image file is read or listed as rejected, and preparation continues."""
 
 import io
+import shutil
 import struct
 
 import numpy as np
@@ -9,9 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from dtrak.build.pipeline import prepare_data
 from dtrak.config import load_study
 from dtrak.data import BadImage, load_table, open_image, prepare, to_model_pixels
-from dtrak.data.table import split_of
+from dtrak.data.table import split_of, verify_data
+from dtrak.study.folder import StudyFolder
 from dtrak.utils.errors import DtrakError
 from tests.conftest import drawn_image, write_images, write_study
 
@@ -143,3 +146,30 @@ def test_an_empty_folder_is_an_error(tmp_path):
 def test_a_wrong_configuration_names_the_key(tmp_path, change, named):
     with pytest.raises(DtrakError, match=named):
         load_study(str(write_study(tmp_path, **change)))
+
+
+def test_a_changed_folder_is_noticed(source, tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("DTRAK_WORKSPACE", str(tmp_path / "workspace"))
+    shutil.copytree(source / "images", tmp_path / "images")
+    folder = StudyFolder(load_study(str(write_study(tmp_path))))
+    prepare_data(folder)
+    assert prepare_data(folder) is None
+    assert not caplog.records
+    shutil.copy(tmp_path / "images" / "round" / "01.png", tmp_path / "images" / "round" / "new.png")
+    assert prepare_data(folder) is None
+    assert "it had 17 files and now has 18" in caplog.text
+    assert "prepare tiny --force" in caplog.text
+
+
+def test_damaged_data_are_refused_when_opened(fresh):
+    for name in ("pixels.npy", "records.parquet"):
+        path = fresh.data / name
+        content = path.read_bytes()
+        path.write_bytes(content[:100])
+        with pytest.raises(DtrakError, match="--repair"):
+            load_table(fresh.data)
+        path.write_bytes(content)
+    assert verify_data(fresh.data) == []
+    np.save(fresh.data / "pixels.npy", np.zeros((3, 16, 16, 3), np.uint8))
+    with pytest.raises(DtrakError, match="16 records, 3 images"):
+        load_table(fresh.data)

@@ -2,6 +2,7 @@
 
 import json
 import re
+from urllib.parse import quote
 
 import pytest
 from playwright.sync_api import expect
@@ -101,7 +102,9 @@ def test_junk_is_refused_with_a_way_out(context, server, tmp_path):
 def test_an_upload_is_attributed(context, server, tmp_path):
     drawn_image(50).resize((40, 30)).save(tmp_path / "mine.jpg")
     page = context.new_page()
+    generate(page, server, 61)
     visit(page, f"{server}/attribution")
+    page.get_by_text("Choose another image").click()
     page.locator("input[type=file]").set_input_files(tmp_path / "mine.jpg")
     page.get_by_role("button", name="Attribute this image").click()
     top_tile(page)
@@ -141,3 +144,30 @@ def test_unknown_ids_have_a_way_out(context, server):
     expect(page.get_by_text("There is no run")).to_be_visible()
     page = visit(context.new_page(), f"{server}/sample?id=doesnotexist")
     expect(page.get_by_role("link", name="Go to Attribution")).to_be_visible()
+
+
+PAYLOAD = "![a](http://127.0.0.9:9/a.png)[b](http://127.0.0.9:9/b)<img src=http://127.0.0.9:9/c.png>"
+
+
+def test_nothing_in_a_url_is_loaded_or_becomes_a_link(context, server):
+    page, elsewhere = context.new_page(), []
+    page.on("request", lambda r: elsewhere.append(r.url) if not r.url.startswith((server, "data:", "blob:")) else None)
+    generate(page, server, 62)
+    text = quote(PAYLOAD)
+    for path in (
+        f"attribution?run={text}", f"compare?run={text}", f"compare?lanes={text}", f"compare?pins={text}",
+        f"ablate?setting=dtrak,checkpoint={text}", f"ablate?setting={text}", f"sample?id={text}", f"creators?creator={text}",
+        f"generate?prompt={text}", f"evaluate?queries={text}", f"?study={text}",
+    ):  # fmt: skip
+        visit(page, f"{server}/{path}")
+        assert page.locator("[data-testid=stMain] a[href*='127.0.0.9']").count() == 0, path
+        assert page.locator("img[src*='127.0.0.9']").count() == 0, path
+    assert elsewhere == []
+
+
+def test_the_policy_stops_what_would_slip_through(context, server):
+    page, failed = visit(context.new_page(), server), []
+    page.on("requestfailed", lambda r: failed.append((r.url, r.failure)))
+    page.evaluate("document.body.append(Object.assign(new Image(), {src: 'http://127.0.0.9:9/slipped.png'}))")
+    page.wait_for_timeout(500)
+    assert failed == [("http://127.0.0.9:9/slipped.png", "csp")]

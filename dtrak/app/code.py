@@ -1,0 +1,47 @@
+"""The call that gives the answer on a page, in Python and on the command line."""
+
+import shlex
+from dataclasses import fields
+
+from dtrak.app.runs import Run
+from dtrak.methods.choices import CHOICES, plain
+from dtrak.methods.settings import Setting
+
+
+def as_python(study: str, run: Run, setting: Setting, top: int) -> str:
+    """Python that computes a ranking; an uploaded image is read from ``image.png``."""
+    lines = ["import dtrak", "", f"study = dtrak.open_study({study!r})"]
+    told = f", label={run.label!r}" if run.label else ""
+    if run.settings is None:
+        picture = '"image.png"'
+    else:
+        one = run.settings
+        negative = f", negative={one.negative!r}" if one.negative else ""
+        lines.append(
+            f"picture = study.generate(seed={one.seed}{told}, steps={one.steps}, guidance={one.guidance:g}{negative})"
+        )
+        picture, told = "picture", ""
+    choices = "".join(f", {name}={value!r}" for name, value in _changed(setting).items())
+    lines.append(f"ranking = study.attribute({picture}{told}, method={setting.method!r}{choices}, top={top})")
+    lines.append("ranking.to_pandas()")
+    return "\n".join(lines)
+
+
+def as_command(study: str, run: Run, setting: Setting, top: int) -> str:
+    """The command that prints a ranking; an uploaded image is read from ``image.png``."""
+    words = ["dtrak", "attribute", study]
+    if run.settings is None:
+        words += ["--image", "image.png"]
+    else:
+        words += ["--seed", str(run.settings.seed), "--steps", str(run.settings.steps)]
+    if run.label:
+        words += ["--label", run.label]
+    words += ["--method", setting.method]
+    for name, value in _changed(setting).items():
+        words += [CHOICES[name].flag, plain(value)]
+    return shlex.join([*words, "--top", str(top), "--json"])
+
+
+def _changed(setting: Setting) -> dict[str, object]:
+    defaults = {f.name: f.default for f in fields(Setting) if f.name != "method"}
+    return {name: getattr(setting, name) for name in defaults if getattr(setting, name) != defaults[name]}
