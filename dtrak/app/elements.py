@@ -5,6 +5,8 @@ import re
 from dtrak.data import Record
 from dtrak.utils.errors import DtrakError
 
+JOINER = "\u2060"  # invisible; joins words
+
 
 def describe(record: Record) -> str:
     """The alternative text of a training image."""
@@ -23,4 +25,5 @@ def plain(text: str) -> str:
     Everything from a URL, from data or from a configuration goes through here or :func:`explain` before Streamlit
     reads it as Markdown.
     """
-    return re.sub(r"([\\`*_{}\[\]()<>#+!|~$:])", r"\\\1", text)
+    escaped = re.sub(r"([\\`*_{}\[\]()<>#+!|~$:])", r"\\\1", text)
+    return re.sub(r"(?<=:)(?=//)|(?<=\bwww)(?=\.)|(?=@)", JOINER, escaped)  # bare addresses would become links

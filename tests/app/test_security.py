@@ -59,12 +59,23 @@ def test_the_lint_finds_what_it_should():
 
 
 @pytest.mark.parametrize(
-    "payload", ["![](http://127.0.0.9:9/a.png)", "[a](javascript:b)", "<img src=x>", "`a`", ":red[a]"]
+    "payload",
+    [
+        "![](http://127.0.0.9:9/a.png)",
+        "[a](javascript:b)",
+        "<img src=x>",
+        "`a`",
+        ":red[a]",
+        "http://a.b",
+        "www.a.b",
+        "a@b.c",
+    ],
 )
 def test_markdown_is_shown_as_text(payload):
     escaped = plain(payload)
     for sign in "[]()<>`:!":
         assert sign not in escaped.replace(f"\\{sign}", "")
+    assert "://" not in escaped
     assert explain(DtrakError(payload, hint=payload)) == f"{escaped} {escaped}"
 
 
