@@ -6,6 +6,7 @@ from pathlib import Path
 import yaml
 from pydantic import ValidationError
 
+from dtrak.config.environment import environment
 from dtrak.config.study import Study
 from dtrak.utils.errors import DtrakError
 from dtrak.utils.files import read_note
@@ -18,12 +19,12 @@ MOST_PROBLEMS, LONGEST = 10, 500  # problems listed, characters of each
 
 def workspace() -> Path:
     """The folder in which studies are built: ``DTRAK_WORKSPACE``, or ``workspace`` in the current folder."""
-    return Path(os.environ.get("DTRAK_WORKSPACE") or "workspace").absolute()
+    return environment().workspace.absolute()
 
 
 def configs() -> Path:
     """The folder of study configurations: ``DTRAK_CONFIGS``, or the one shipped with dtrak."""
-    return Path(os.environ.get("DTRAK_CONFIGS") or ROOT / "configs").absolute()
+    return (environment().configs or ROOT / "configs").absolute()
 
 
 def study_names() -> list[str]:

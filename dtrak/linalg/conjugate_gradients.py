@@ -5,7 +5,6 @@ remain parallel to that of the smallest (Jegerlehner, 1996, hep-lat/9612014). Ea
 Φ for all queries and all λ; Φ is cast to float64 block by block.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,10 +12,10 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Float, Float64
 
+from dtrak.config.environment import environment
 from dtrak.linalg.kernel import LARGE, Kernel, blocks, multiply, transposed_products
 from dtrak.utils.errors import DtrakError
 from dtrak.utils.noise import keyed_generator
-from dtrak.utils.text import parse_size
 
 TOLERANCE = 1e-8  # residual norm relative to the right-hand side
 MOST = 3000  # passes over Φ, at most
@@ -217,7 +216,7 @@ def memory_allowed() -> float:
     Raises:
         DtrakError: its value is not a size.
     """
-    return parse_size(os.environ.get("DTRAK_MEMORY", "4GB"), "DTRAK_MEMORY")
+    return float(environment().memory)
 
 
 def _products(features: Float[np.ndarray, "n k"], vectors: Float64[np.ndarray, "q k"]) -> Float64[np.ndarray, "q n"]:
