@@ -10,7 +10,6 @@ import typer
 
 from dtrak.config import load_study
 from dtrak.execution.share import Share
-from dtrak.methods.registry import METHODS
 from dtrak.methods.settings import Setting
 from dtrak.methods.subsets import Family
 from dtrak.study.folder import StudyFolder
@@ -128,8 +127,9 @@ def counterfactual(
     as_json: JsonOption = False,
 ) -> None:
     """Retrain STUDY without each method's top images, regenerate, and measure how much images change; resumable."""
-    from dtrak.evaluation.counterfactual import COMPARED, mean_with_interval
+    from dtrak.app.evaluate import removal_title
     from dtrak.evaluation.counterfactual import counterfactual as measure
+    from dtrak.evaluation.counterfactual import mean_with_interval
     from dtrak.methods.attributor import Attributor
 
     attributor = Attributor(StudyFolder(load_study(study)), device)
@@ -153,12 +153,10 @@ def counterfactual(
         print(json.dumps({"pairs": [asdict(pair) for pair in found.pairs], "behind": found.behind}, indent=2))
         return
     print(f"{count} of {attributor.table.train_size} images removed; means over {len(found.queries)} queries.")
-    print(
-        f"{'removed by':22}{'pixel distance, ℓ2':>18}{'95 % interval':>18}{'embedding cosine':>18}{'95 % interval':>18}"
-    )
-    for name in COMPARED:
-        pairs = found.of(name)
-        cells = f"{METHODS[name].title:22}"
+    print(f"{'removed':34}{'pixel distance, ℓ2':>18}{'95 % interval':>18}{'embedding cosine':>18}{'95 % interval':>18}")
+    for kind in found.kinds:
+        pairs = found.of(kind)
+        cells = f"{removal_title(kind):34}"
         for values in ([p.distance for p in pairs], [p.cosine for p in pairs]):
             mean, low, high = mean_with_interval(np.array(values))
             between = f"{low:.3f} to {high:.3f}"

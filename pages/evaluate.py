@@ -18,18 +18,20 @@ from dtrak.app.evaluate import (
     naming_texts,
     published,
     removal_means,
+    removal_title,
     removal_values,
     table_rows,
     verdict,
 )
 from dtrak.app.figures import NEUTRAL, distance_boxes, lds_bars, lds_curves
 from dtrak.app.widgets import current_service, hand_over_to_app
-from dtrak.evaluation.counterfactual import COMPARED, Counterfactuals
+from dtrak.evaluation.counterfactual import Counterfactuals
 from dtrak.evaluation.results import POWERS, Evaluation
 from dtrak.methods.registry import METHODS
 from dtrak.methods.settings import Setting
 from dtrak.utils.images import enlarged_png
 
+PICTURES_IN_A_ROW = 5
 KINDS = {"generated": "Generated images", "held-out": "Held-out images"}
 
 hand_over_to_app()
@@ -172,13 +174,12 @@ def removals(found: Counterfactuals) -> None:
     total = service.attributor.table.train_size
     st.markdown(
         f"For {numbers['queries']} generated images, each method's top {numbers['removed']} of {total} training images "
-        "are removed, the model is retrained from the same seed, and the image is regenerated from the same noise. The "
-        "more the image changes, the more those training images mattered."
+        "are removed, and as many random ones; the model is retrained from the same seed, and the image is regenerated "
+        "from the same noise. The more the image changes, the more those training images mattered."
     )
     st.markdown(effect(found))
     st.dataframe(removal_means(found), hide_index=True, key="counterfactual_means")
     left, right = st.columns(2)
-    titles = {name: METHODS[name].title for name in COMPARED}
     left.plotly_chart(
         distance_boxes(removal_values(found, "distance"), "ℓ2 of pixels"), key="l2_boxes",
         alt="Pixel distance between the images before and after removal, by method",
@@ -190,15 +191,20 @@ def removals(found: Counterfactuals) -> None:
     query = found.queries[0]
     if len(found.queries) > 1:
         query = st.select_slider("Image", found.queries, key="counterfactual_query")
-    columns = st.columns(1 + len(COMPARED))
-    columns[0].image(enlarged_png(found.before(query), 160), width="stretch", alt="With all images")
-    columns[0].markdown("**With all images**")
-    for column, name in zip(columns[1:], COMPARED, strict=True):
-        pair = next(p for p in found.of(name) if p.query == query)
-        title = "Random" if name == "random" else f"Top {pair.removed} of {titles[name]}"
-        column.image(enlarged_png(found.picture(pair.after[0]), 160), width="stretch", alt=f"Without: {title}")
-        mean = f", mean of {len(pair.after)} sets" if len(pair.after) > 1 else ""
-        column.markdown(f"**Without: {title}**  \nℓ2 {pair.distance:.1f}, cosine {pair.cosine:.3f}{mean}")
+    pairs = [pair for kind in found.kinds for pair in found.of(kind) if pair.query == query]
+    for start in range(0, 1 + len(pairs), PICTURES_IN_A_ROW):
+        columns = st.columns(PICTURES_IN_A_ROW)
+        for column, pair in zip(columns, [None, *pairs][start : start + PICTURES_IN_A_ROW], strict=False):
+            if pair is None:
+                column.image(enlarged_png(found.before(query), 160), width="stretch", alt="With all images")
+                column.markdown("**With all images**")
+                continue
+            title = removal_title(pair.method)
+            column.image(enlarged_png(found.picture(pair.after[0]), 160), width="stretch", alt=f"Without: {title}")
+            mean = f", mean of {len(pair.after)} sets" if len(pair.after) > 1 else ""
+            column.markdown(
+                f"**Without {pair.removed}: {title}**  \nℓ2 {pair.distance:.1f}, cosine {pair.cosine:.3f}{mean}"
+            )
     short = "" if numbers["steps"] == numbers["recipe_steps"] else f" of the recipe's {numbers['recipe_steps']}"
     st.caption(
         f"{numbers['trainings']} trainings of {numbers['steps']} steps{short} ({numbers['epochs']:.0f} epochs, "

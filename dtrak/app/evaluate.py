@@ -10,7 +10,7 @@ import numpy as np
 
 from dtrak.config import LAST, RANDOMISED, ROOT
 from dtrak.data.unrelated import NAMES
-from dtrak.evaluation.counterfactual import COMPARED, Counterfactuals, mean_with_interval
+from dtrak.evaluation.counterfactual import LABEL, MATCHED, SEED, Counterfactuals, mean_with_interval
 from dtrak.evaluation.results import Evaluation, Row
 from dtrak.methods import choices
 from dtrak.methods.registry import METHODS
@@ -203,16 +203,28 @@ def best(evaluation: Evaluation, queries: str) -> str:
     return f"The highest LDS is {METHODS[first.method].title}'s: {interval_text(first)}.{close}"
 
 
+def removal_title(kind: str) -> str:
+    """What was removed, in words."""
+    controls = {LABEL: "The whole label", SEED: "Nothing, another seed"}
+    name = kind.removesuffix(MATCHED)
+    title = controls.get(kind) or METHODS[name].title
+    return f"Random, matched to {title}" if kind.endswith(MATCHED) else title
+
+
 def effect(found: Counterfactuals) -> str:
-    """Whether removing D-TRAK's top images changes images more than removing random ones or TRAK's top images."""
-    words = []
-    for other, title in (("random", "random images"), ("trak", "TRAK's top images")):
-        if found.of("dtrak") and found.of(other):
-            mean, low, high = found.further("dtrak", other)
-            verdict = "more than" if low > 0 else "less than" if high < 0 else "not significantly more than"
-            between = f"by {mean:+.2f}, 95 %: {low:+.2f} to {high:+.2f}".replace("-", "−")
-            words.append(f"**{verdict}** removing {title} ({between})")
-    return f"Removing D-TRAK's top images changes the generated images {'; '.join(words)}." if words else ""
+    """Whether removing a method's top images changes images more than removing random ones, in words."""
+    words, adjusted = [], found.adjusted()
+    for name in [k for k in found.kinds if k in METHODS and not METHODS[k].control]:
+        other = name + MATCHED if name + MATCHED in found.kinds else "random"
+        if not found.of(other):
+            continue
+        mean, low, high = found.further(name, other)
+        than = "more than" if low > 0 else "less than" if high < 0 else "not significantly more than"
+        between = f"by {mean:+.2f}, 95 %: {low:+.2f} to {high:+.2f}".replace("-", "−")
+        p_value = f", p = {adjusted[name]:.2g} (Holm)" if name in adjusted else ""
+        random = "random images of the same labels and creators" if other != "random" else "random images"
+        words.append(f"{METHODS[name].title}: **{than}** removing {random} ({between}{p_value})")
+    return f"Removing a method's top images changes the generated images. {'; '.join(words)}." if words else ""
 
 
 def removal_values(found: Counterfactuals, value: Literal["distance", "cosine"]) -> dict[str, list[float]]:
@@ -221,7 +233,7 @@ def removal_values(found: Counterfactuals, value: Literal["distance", "cosine"])
     Args:
         value: "distance", ℓ2 of pixels in [−1, 1], or "cosine", of embeddings.
     """
-    return {METHODS[name].title: [getattr(pair, value) for pair in found.of(name)] for name in COMPARED}
+    return {removal_title(kind): [getattr(pair, value) for pair in found.of(kind)] for kind in found.kinds}
 
 
 def removal_means(found: Counterfactuals) -> list[dict[str, str]]:

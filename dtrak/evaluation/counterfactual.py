@@ -1,37 +1,41 @@
 """Counterfactuals: remove a method's top images, retrain, regenerate the query, and measure how much it changes.
 
 As in Zheng et al. (ICLR 2024), section 5.3: for each query the top R images of a method are removed, the
-model is retrained from the same seed, and the image is regenerated from the same noise. A good method
-changes the image more than the removal of R random images does. The reference image comes from a model
-trained on all images with the same recipe. The random baseline uses a few fixed sets for all queries; each
-query's distances are averaged over them.
+model is retrained from the same seed, and the image is regenerated from the same noise. The reference image
+comes from a model trained on all images with the same recipe. Every removal has a random removal of its own,
+drawn for this query with the same number of images of each label and creator: a method must change the image
+more than that. Controls are the whole label of the query, and another training seed without any removal.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
+from scipy.stats import wilcoxon
 
-from dtrak.evaluation.removal import Removal, Task, draw_all, drawn
+from dtrak.evaluation.lds import holm
+from dtrak.evaluation.removal import Removal, Task, draw_all, drawn, loss_of
 from dtrak.evaluation.results import model_and_data, what_changed
 from dtrak.execution.engines import Engine
 from dtrak.execution.share import Share
 from dtrak.methods.attributor import Attributor
 from dtrak.methods.embeddings import pixel_vectors
 from dtrak.methods.query import QuerySet, load_query_set
-from dtrak.methods.registry import METHODS
 from dtrak.methods.settings import Setting
 from dtrak.study.folder import StudyFolder, check_retrainable, truth_folders
 from dtrak.utils.errors import DtrakError
 from dtrak.utils.files import atomic_write, read_json, write_json
 from dtrak.utils.noise import keyed_generator
 
-COMPARED = ("random", "embedding-cos", "trak", "dtrak")
-RANDOM_SETS = 4
+METHODS_COMPARED = ("dtrak", "trak", "pixel-ridge")
+MATCHED = ":matched"  # suffix: as many random images of each label and creator as the method removes
+LABEL, SEED = "whole-label", "other-seed"  # controls
+COMPARED = (*(f"{name}{kind}" for name in METHODS_COMPARED for kind in ("", MATCHED)), LABEL, SEED)
 RESAMPLES = 2000
 RESULTS = "counterfactual.json"
 PICTURES = "counterfactual"
@@ -42,11 +46,13 @@ class Pair:
     """One query before and after the removal of a method's top images.
 
     Attributes:
+        method: a method's name, that name with ":matched", "whole-label" or "other-seed".
         query: index among the generated queries.
-        removed: number of removed training images, R.
+        removed: number of removed training images.
         distance: ℓ2 distance between the images' pixels in [−1, 1].
         cosine: cosine similarity of the images' embeddings.
-        after: file names of the regenerated images; several for random removal, where the numbers are means.
+        after: file names of the regenerated images; where there are several, the numbers are means.
+        loss: change of the model's loss on the query's image; None if it was not measured.
     """
 
     method: str
@@ -55,6 +61,7 @@ class Pair:
     distance: float
     cosine: float
     after: tuple[str, ...]
+    loss: float | None = None
 
 
 @dataclass(frozen=True)
@@ -82,14 +89,32 @@ class Counterfactuals:
         """Indices of the queries."""
         return sorted({pair.query for pair in self.pairs})
 
+    @property
+    def kinds(self) -> list[str]:
+        """What was removed, in the order of the results."""
+        return list(dict.fromkeys(pair.method for pair in self.pairs))
+
     def before(self, query: int) -> UInt8[np.ndarray, "r r 3"]:
         """A query's image from the model trained on all images."""
         return self.picture(before_name(query, self.behind["everything"]))
 
     def further(self, method: str, other: str) -> tuple[float, float, float]:
-        """Mean difference of two methods' ℓ2 distances on the same queries, with its 95 % interval."""
-        distances = [np.array([pair.distance for pair in self.of(name)]) for name in (method, other)]
-        return mean_with_interval(distances[0] - distances[1])
+        """Mean difference of two methods' ℓ2 distances on the queries that both have, with its 95 % interval."""
+        first, second = ({pair.query: pair.distance for pair in self.of(name)} for name in (method, other))
+        return mean_with_interval(np.array([first[query] - second[query] for query in first if query in second]))
+
+    def adjusted(self) -> dict[str, float]:
+        """For each method, the p-value that its removal changes images as much as a matched random one (Wilcoxon).
+
+        Adjusted for the number of methods (Holm); 1 where all differences are 0.
+        """
+        names = [name for name in self.kinds if name + MATCHED in self.kinds]
+        found = []
+        for name in names:
+            other = {pair.query: pair.distance for pair in self.of(name + MATCHED)}
+            apart = [pair.distance - other[pair.query] for pair in self.of(name)]
+            found.append(float(wilcoxon(apart).pvalue) if np.any(apart) else 1.0)
+        return dict(zip(names, holm(found), strict=True))
 
     def of(self, method: str) -> list[Pair]:
         """One method's pairs, ordered by query."""
@@ -136,20 +161,21 @@ def counterfactual(
         )
     check_retrainable(folder)
     asked = load_query_set(folder)
-    settings_of = {name: Setting(name) for name in COMPARED}
     numbers = chosen_queries(asked, queries)
     settings = {number: asked.settings(number) for number in numbers}
 
     def without(removed: Sequence[str]) -> Removal:
         return Removal.of(folder, removed, steps, precision)
 
-    plans = {(m, n): [without(ids) for ids in removals(attributor, settings_of[m], asked, n, remove)]
-             for m in COMPARED for n in numbers}  # fmt: skip
     everything = without(())
+    plans: dict[tuple[str, int], Removal] = {}
+    for number in numbers:
+        for kind, ids in removals(attributor, asked, number, remove).items():
+            plans[kind, number] = without(ids)
+        plans[SEED, number] = replace(everything, seed=everything.seed + 1)
     wanted: dict[Removal, set[int]] = {everything: set(numbers)}
-    for (_, number), found in plans.items():
-        for removal in found:
-            wanted.setdefault(removal, set()).add(number)
+    for (_, number), removal in plans.items():
+        wanted.setdefault(removal, set()).add(number)
     tasks = [Task(removal, tuple(settings[n] for n in sorted(of))) for removal, of in wanted.items()]
     mine = [task for place, task in enumerate(tasks) if share is None or share.has(place)]
     draw_all(folder, mine, engine, report, attributor.device)
@@ -160,28 +186,27 @@ def counterfactual(
     pairs = []
     for number in numbers:
         _write_png(root / PICTURES / before_name(number, everything.folder(folder).name), before[number])
-    for (method, number), found in plans.items():
-        names, pictures = [], []
-        for place, removal in enumerate(found):
+    for kind in COMPARED:
+        for number in (n for n in numbers if (kind, n) in plans):
+            removal = plans[kind, number]
             (after,) = drawn(folder, removal, [settings[number]])
-            one = f"-{place}" if len(found) > 1 else ""
-            names.append(f"{number:03d}-{method}{one}-{removal.folder(folder).name[:8]}.png")
-            pictures.append(after)
-            _write_png(root / PICTURES / names[-1], after)
-        distance, cosine = compare(attributor, before[number], np.stack(pictures))
-        pairs.append(Pair(method, number, remove, distance, cosine, tuple(names)))
+            name = f"{number:03d}-{kind.replace(':', '-')}-{removal.folder(folder).name[:8]}.png"
+            _write_png(root / PICTURES / name, after)
+            distance, cosine = compare(attributor, before[number], after[None])
+            old, new = (loss_of(folder, r, settings[number]) for r in (everything, removal))
+            change = None if old is None or new is None else new - old
+            pairs.append(Pair(kind, number, len(removal.removed), distance, cosine, (name,), change))
     behind = {
         "queries": len(numbers),
         "removed": remove,
         "trainings": len(tasks),
-        "random_sets": RANDOM_SETS,
         "steps": everything.steps,
         "recipe_steps": folder.study.training.steps,
         "epochs": round(everything.epochs(folder), 1),
         "precision": everything.precision,
         "seed": everything.seed,
         "embedding": folder.study.embedding,
-        "settings": {name: setting.text for name, setting in settings_of.items()},
+        "settings": {name: Setting(name).text for name in METHODS_COMPARED},
         "everything": everything.folder(folder).name,
         **model_and_data(folder),
     }
@@ -189,17 +214,40 @@ def counterfactual(
     return Counterfactuals(tuple(pairs), behind, root)
 
 
-def removals(attributor: Attributor, setting: Setting, asked: QuerySet, number: int, count: int) -> list[list[str]]:
-    """The ids of the images to remove for a query: a method's top ``count``, or one list for each random set."""
-    ids = attributor.table.train_ids
-    if METHODS[setting.method].control:
-        return [
-            [ids[row] for row in keyed_generator("random removal", n, "").permutation(len(ids))[:count]]
-            for n in range(RANDOM_SETS)
-        ]
+def removals(attributor: Attributor, asked: QuerySet, number: int, count: int) -> dict[str, list[str]]:
+    """The ids of the images to remove for a query, by kind of removal.
+
+    Methods that are not built are left out, and so is the label if too few images would remain.
+    """
+    table = attributor.table
+    records = table.records[: table.train_size]
+    groups = [(record.label, record.creator) for record in records]
     query = asked.queries[asked.heldout + number]
-    scores, _ = attributor.scores(setting, query, attributor.features(query, [setting], by_block=False))
-    return [[ids[row] for row in np.argsort(-scores, kind="stable")[:count]]]
+    found: dict[str, list[str]] = {}
+    for name in METHODS_COMPARED:
+        setting = Setting(name)
+        if attributor.why_not(name) is not None:
+            continue
+        scores, _ = attributor.scores(setting, query, attributor.features(query, [setting], by_block=False))
+        top = np.argsort(-scores, kind="stable")[:count].tolist()
+        found[name] = [records[row].id for row in top]
+        rows = matched(groups, top, keyed_generator("matched removal", number, name))
+        found[name + MATCHED] = [records[row].id for row in rows]
+    (label,) = table.labels_of([query.label])
+    of_label = [record.id for record in records if record.label == label]
+    if 0 < len(of_label) < table.train_size - 1:
+        found[LABEL] = of_label
+    return found
+
+
+def matched(groups: Sequence[Hashable], rows: Sequence[int], random: np.random.Generator) -> list[int]:
+    """Random rows, as many of each group as ``rows`` has."""
+    members: dict[Hashable, list[int]] = {}
+    for row, group in enumerate(groups):
+        members.setdefault(group, []).append(row)
+    counts = Counter(groups[row] for row in rows)
+    drawn = [random.choice(members[group], count, replace=False).tolist() for group, count in counts.items()]
+    return sorted(row for part in drawn for row in part)
 
 
 def compare(

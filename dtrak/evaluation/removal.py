@@ -6,6 +6,7 @@ one trained on all images only through the removed images. Each retrained model 
     retrained/<name>/removal.json                removed ids and training settings; marks it as finished
     retrained/<name>/model/                      weights, kept only for adapters or if nothing was removed
     retrained/<name>/<settings>.npy              generated images
+    retrained/<name>/<settings>.json             the model's loss on that image, if it is an evaluation query
 
 whose name is a digest of the data, the recipe, the base and the removed ids. Images that exist are not
 generated again.
@@ -22,15 +23,18 @@ import torch
 from jaxtyping import UInt8
 
 from dtrak.config import Study, TrainingConfig
+from dtrak.evaluation.subsets import query_losses
 from dtrak.execution.engines import Engine, Local
 from dtrak.execution.processes import SPAWN, one_process_each
 from dtrak.execution.threads import task_threads
+from dtrak.methods.query import Query, load_query_set
 from dtrak.models.base import DiffusionModel
 from dtrak.models.loading import load_any
 from dtrak.models.sampling import GenerationSettings, generate
 from dtrak.study.folder import StudyFolder, base_path, check_retrainable, recipe_digest
 from dtrak.training.study import training_run
-from dtrak.utils.files import digest, write_json, write_npy
+from dtrak.utils.errors import DtrakError
+from dtrak.utils.files import digest, read_note, write_json, write_npy
 
 Pixels = UInt8[np.ndarray, "n r r 3"]
 
@@ -102,8 +106,25 @@ def draw_without(
         return
     with task_threads():
         model = _trained(folder, removal, report, device)
+        queries = {query.settings: query for query in _queries(folder)}
         for one in missing:
-            write_npy(_picture(folder, removal, one), generate(model, [one])[0])
+            picture = _picture(folder, removal, one)
+            if query := queries.get(one):
+                loss = float(query_losses(model, [query], folder.study.truth).mean())
+                write_json(picture.with_suffix(".json"), {"loss": loss})
+            write_npy(picture, generate(model, [one])[0])
+
+
+def loss_of(folder: StudyFolder, removal: Removal, settings: GenerationSettings) -> float | None:
+    """The loss of a retrained model on an evaluation query's image; None for other images."""
+    return read_note(_picture(folder, removal, settings).with_suffix(".json")).get("loss")
+
+
+def _queries(folder: StudyFolder) -> list[Query]:
+    try:
+        return load_query_set(folder).queries
+    except DtrakError:  # none yet
+        return []
 
 
 def _trained(folder: StudyFolder, removal: Removal, report: Callable[[int], None], device: str) -> DiffusionModel:

@@ -25,6 +25,7 @@ from dtrak.app.evaluate import (
     published,
     reliability,
     removal_means,
+    removal_title,
     removal_values,
     table_rows,
     verdict,
@@ -172,20 +173,21 @@ def test_published_numbers_are_those_of_the_paper():
 
 
 def test_counterfactuals_are_summarised_by_method():
-    distances = {"random": 1.0, "trak": 2.0, "dtrak": 4.0}
+    distances = {"random": 1.0, "trak": 2.0, "dtrak": 4.0, "dtrak:matched": 3.0}
     pairs = tuple(Pair(name, q, 2, d + q, 0.5, ()) for name, d in distances.items() for q in (0, 1))
     found = Counterfactuals(pairs, {}, Path())
     assert removal_values(found, "distance")["D-TRAK"] == [4.0, 5.0]
     assert removal_values(found, "cosine")["TRAK"] == [0.5, 0.5]
     means = removal_means(found)
-    assert len(means) == 3  # nothing was removed by embedding
-    assert means[-1]["removed by"] == "D-TRAK"
-    assert means[-1]["pixel distance, ℓ2"].startswith("4.50 (")
-    assert means[-1]["embedding cosine"] == "0.500 (0.500 to 0.500)"
+    assert [row["removed by"] for row in means] == ["Random", "TRAK", "D-TRAK", "Random, matched to D-TRAK"]
+    assert means[2]["pixel distance, ℓ2"].startswith("4.50 (")
+    assert means[2]["embedding cosine"] == "0.500 (0.500 to 0.500)"
     assert effect(found) == (
-        "Removing D-TRAK's top images changes the generated images **more than** removing random images (by +3.00, "
-        "95 %: +3.00 to +3.00); **more than** removing TRAK's top images (by +2.00, 95 %: +2.00 to +2.00)."
+        "Removing a method's top images changes the generated images. TRAK: **more than** removing random images (by "
+        "+1.00, 95 %: +1.00 to +1.00); D-TRAK: **more than** removing random images of the same labels and creators "
+        "(by +1.00, 95 %: +1.00 to +1.00, p = 0.5 (Holm))."
     )
+    assert removal_title("other-seed") == "Nothing, another seed"
 
 
 def test_a_creators_strongest_images_come_first():

@@ -1,5 +1,6 @@
 """Retraining without some images is keyed, resumable and stoppable; counterfactual distances."""
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,15 @@ from dtrak.build.features import build_features, build_indexes
 from dtrak.evaluation import removal as module
 from dtrak.evaluation.counterfactual import (
     COMPARED,
-    RANDOM_SETS,
+    MATCHED,
+    SEED,
+    Counterfactuals,
+    Pair,
     chosen_queries,
     compare,
     counterfactual,
     load_counterfactuals,
+    matched,
     mean_with_interval,
     removals,
 )
@@ -22,7 +27,6 @@ from dtrak.evaluation.subsets import query_set
 from dtrak.execution.engines import Local
 from dtrak.execution.threads import task_threads
 from dtrak.methods.attributor import Attributor
-from dtrak.methods.settings import Setting
 from dtrak.models.sampling import GenerationSettings, sample
 from dtrak.training.loop import Run
 from dtrak.training.study import initial_model
@@ -114,14 +118,14 @@ def test_counterfactuals_of_each_method(fresh):
     assert chosen_queries(asked, 2) == chosen_queries(asked, 3)[:2]
     assert {pair.method for pair in found.pairs} == set(COMPARED)
     for pair in found.pairs:
-        assert pair.removed == 3
-        assert len(pair.after) == (RANDOM_SETS if pair.method == "random" else 1)
+        assert pair.removed == {SEED: 0, "whole-label": 7}.get(pair.method, 3)
+        assert pair.loss is not None
         for name in pair.after:
             assert found.picture(name).shape == (16, 16, 3)
     assert found.before(found.queries[0]).shape == (16, 16, 3)
-    mean, low, high = found.further("dtrak", "random")
+    mean, low, high = found.further("dtrak", "dtrak" + MATCHED)
     assert low <= mean <= high
-    differences = [a.distance - b.distance for a, b in zip(found.of("dtrak"), found.of("random"), strict=True)]
+    differences = [a.distance - b.distance for a, b in zip(found.of("dtrak"), found.of("dtrak" + MATCHED), strict=True)]
     assert mean == pytest.approx(np.mean(differences))
     assert found.behind["settings"]["dtrak"] == "dtrak"
     with pytest.raises(DtrakError, match="two must remain"):
@@ -130,11 +134,33 @@ def test_counterfactuals_of_each_method(fresh):
     assert kept.pairs == found.pairs
     assert kept.stale == ""
     assert kept.behind["recipe_steps"] == kept.behind["steps"] == 3
-    for name in ("dtrak", "embedding-cos"):
-        (ids,) = removals(attributor, Setting(name), asked, 0, 3)
-        query = asked.queries[asked.heldout]
+    plan, query = removals(attributor, asked, 0, 3), asked.queries[asked.heldout]
+    for name in ("dtrak", "pixel-ridge"):
         answer = attributor.attribute(query, attributor.features(query), name, 3)
-        assert ids[: len(answer.proponents)] == [s.record.id for s in answer.proponents]
+        assert plan[name][: len(answer.proponents)] == [s.record.id for s in answer.proponents]
+    assert {fresh.table.records[fresh.table.rows[i]].label for i in plan["whole-label"]} == {query.label}
+    assert plan["dtrak" + MATCHED] != removals(attributor, asked, 1, 3)["dtrak" + MATCHED]  # drawn for each picture
+
+
+def test_random_removals_match_labels_and_creators():
+    groups = [("a", i % 3) for i in range(30)] + [("b", 0)] * 5
+    rows = [0, 3, 1, 30, 31]
+    found = matched(groups, rows, np.random.default_rng(0))
+    assert len(set(found)) == 5
+    assert Counter(groups[row] for row in found) == Counter(groups[row] for row in rows)
+    assert matched(groups, [30, 31, 32, 33, 34], np.random.default_rng(0)) == [30, 31, 32, 33, 34]
+
+
+def test_p_values_compare_with_the_matched_removal():
+    random = np.random.default_rng(0)
+    pairs = [Pair(kind, q, 3, base + random.random(), 0.5, ())
+             for kind, base in (("dtrak", 5), ("dtrak:matched", 0), ("trak", 0), ("trak:matched", 0))
+             for q in range(16)]  # fmt: skip
+    found = Counterfactuals(tuple(pairs), {}, Path())
+    adjusted = found.adjusted()
+    assert adjusted["dtrak"] < 1e-3 < 0.05 < adjusted["trak"]
+    same = Counterfactuals(tuple(p for p in pairs if p.method == "dtrak"), {}, Path())
+    assert same.adjusted() == {}
 
 
 def test_distances_and_intervals(tiny):

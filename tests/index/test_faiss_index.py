@@ -10,7 +10,7 @@ from dtrak.utils.errors import DtrakError
 from tests import oracle
 
 DAMPINGS = [1e-4, 0.1, 10, 1e4]
-IDENTITY = {"output": "loss", "projection": {"dim": 20}, "dtype": "float32"}
+IDENTITY = {"output": "loss", "projection": {"kind": "sparse", "dim": 20}, "dtype": "float32"}
 
 
 def features(n, k, seed=0):

@@ -45,10 +45,13 @@ def test_attribute_json_is_the_oracles_answer_and_repeats(tiny, source):
         "setting",
         "damping",
         "fingerprint",
+        "verdict",
         "measured",
         "proponents",
         "opponents",
     ]
+    assert set(answer["verdict"]) == {"p_value", "null", "null_size", "named"}
+    assert answer["verdict"]["null_size"] == 80
     from dtrak.methods.attributor import Attributor
     from dtrak.methods.queries import generate_query
     from dtrak.models.sampling import GenerationSettings

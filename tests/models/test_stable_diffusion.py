@@ -237,7 +237,7 @@ def test_attribution_of_a_drawn_picture_by_all_methods(folder):
 def test_subset_models_are_asked_with_prompts(folder):
     retrain_subsets(folder, "lds", 2, 1, Local(1))
     asked = query_set(folder)
-    assert set(asked.labels[asked.heldout :]) == {"a round painting", "a square painting"}
+    assert set(asked.labels[asked.heldout :]) <= {"a round painting", "a square painting"}
     assert asked.labels[0].endswith("painting")
     assert load_subsets(folder, "lds").losses.shape == (2, asked.heldout + 2)
 
