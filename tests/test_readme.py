@@ -20,7 +20,8 @@ def test_the_example_study_builds_and_answers(tmp_path, monkeypatch):
     write_model(tmp_path / "model")
     drawn_image(99).save(tmp_path / "picture.png")
     yaml_block = re.search(r"```yaml\n(.*?)```", README, re.S)
-    (tmp_path / "my.yaml").write_text(yaml_block[1])
+    few = "unrelated: {drawings: 20, count: 20}\n"  # for time
+    (tmp_path / "my.yaml").write_text(yaml_block[1] + few)
     commands = re.findall(r"^python -m index_builder (\w+ my\.yaml.*)$", README, re.M)
     assert [c.split()[0] for c in commands] == ["build", "attribute"]
     for command in commands:

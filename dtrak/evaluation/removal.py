@@ -66,10 +66,11 @@ class Removal:
         return study.root / "retrained" / digest([asdict(self), study.table.fingerprint(), recipe_digest(study)])
 
     def recipe(self, study: StudyFolder) -> TrainingConfig:
-        """The study's recipe with these steps, and its warm-up scaled in proportion."""
+        """The study's recipe with these steps and this seed, and its warm-up scaled in proportion."""
         config = study.study.training
         warmup = round(config.warmup * self.steps / config.steps)
-        return config.model_copy(update={"steps": self.steps, "warmup": warmup, "precision": self.precision})
+        changes = {"steps": self.steps, "warmup": warmup, "precision": self.precision, "seed": self.seed}
+        return config.model_copy(update=changes)
 
     def epochs(self, study: StudyFolder) -> float:
         """How many times the training passes over the training set."""
