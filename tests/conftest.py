@@ -17,6 +17,7 @@ import pytest
 import torch
 import yaml
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from filelock import FileLock
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
@@ -118,24 +119,47 @@ def write_study(folder, **changes):
 
 
 @pytest.fixture(scope="session")
-def source(tmp_path_factory):
-    """Images, model and YAML, written once."""
-    folder = tmp_path_factory.mktemp("source")
-    write_images(folder / "images")
-    write_model(folder / "model")
-    write_model(folder / "checkpoint-0.50", seed=1)
-    write_model(folder / "member-1", seed=2)
-    write_study(folder)
+def shared(tmp_path_factory):
+    """A folder that all workers of this run share; what is in it is made once, under its lock."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if os.environ.get("PYTEST_XDIST_WORKER") else own
+
+
+@pytest.fixture(scope="session")
+def source(shared):
+    """Images, model and YAML, written once; not to be changed."""
+    folder = shared / "source"
+    with FileLock(shared / "source.lock"):
+        if not (folder / "tiny.yaml").exists():
+            write_images(folder / "images")
+            write_model(folder / "model")
+            write_model(folder / "checkpoint-0.50", seed=1)
+            write_model(folder / "member-1", seed=2)
+            write_study(folder)
     return folder
 
 
 @pytest.fixture(scope="session")
-def built(source, tmp_path_factory):
-    """The tiny study, prepared, built and judged by six subset models in a workspace of its own; not to be changed."""
+def built(source, shared, tmp_path_factory):
+    """A workspace with the tiny study, prepared, built and judged by six subset models; not to be changed."""
+    with FileLock(shared / "built.lock"), pytest.MonkeyPatch.context() as patch:
+        if not (shared / "built.done").exists():
+            patch.setenv("DTRAK_WORKSPACE", str(shared / "built"))
+            patch.setattr("dtrak.evaluation.measure.HALF_RESAMPLES", 60)
+            build_tiny(StudyFolder(load_study(str(source / "tiny.yaml"))))
+            (shared / "built.done").touch()
     workspace = tmp_path_factory.mktemp("workspace")
+    shutil.copytree(shared / "built", workspace, dirs_exist_ok=True)
     before = os.environ.get("DTRAK_WORKSPACE")
     os.environ["DTRAK_WORKSPACE"] = str(workspace)
-    folder = StudyFolder(load_study(str(source / "tiny.yaml")))
+    yield workspace
+    os.environ.pop("DTRAK_WORKSPACE", None)
+    if before:
+        os.environ["DTRAK_WORKSPACE"] = before
+
+
+def build_tiny(folder):
+    """Everything that a study can have, on the tiny study."""
     prepare(folder.study, folder.data)
     build_indexes(folder, build_features(folder, Local(1)))
     build_features(folder, Local(1), sets=folder.study.later_sets)
@@ -144,10 +168,6 @@ def built(source, tmp_path_factory):
     retrain_subsets(folder, "remove-20", 4, 1, Local(1))
     retrain_subsets(folder, "fit", 2, 1, Local(1))
     evaluate_study(folder, Local(1))
-    yield workspace
-    os.environ.pop("DTRAK_WORKSPACE", None)
-    if before:
-        os.environ["DTRAK_WORKSPACE"] = before
 
 
 @pytest.fixture(scope="session")

@@ -96,8 +96,7 @@ def test_chunks_of_queries_change_nothing(monkeypatch):
     np.testing.assert_allclose(Bootstrap(losses, resamples=20).estimate(noisy, masks).resampled, whole, atol=1e-6)
 
 
-@pytest.mark.parametrize("shared", [0.0, 1.0])
-def test_intervals_cover(shared):
+def test_intervals_cover():
     """Simulated studies: scores of varying quality, noisy losses, noise that the queries of a model share."""
     random = np.random.default_rng(0)
 
@@ -106,7 +105,7 @@ def test_intervals_cover(shared):
         quality = np.clip(random.normal(0.4, 0.25, (queries, 1)), -0.9, 0.9)
         scores = quality * effects + np.sqrt(1 - quality**2) * random.standard_normal(effects.shape)
         masks = random.random((models, 60)) < 0.5
-        noise = shared * random.standard_normal((models, 1)) + random.standard_normal((models, queries))
+        noise = random.standard_normal((models, 1)) + random.standard_normal((models, queries))
         return scores, masks, -(masks @ effects.T) + 3 * noise
 
     truth = np.mean([lds(*study(32, 300)).mean() for _ in range(150)])
