@@ -266,10 +266,12 @@ def context(browser):
 
 
 def pytest_collection_modifyitems(items):
-    """Mark what drives a browser or starts Ray, so that the rest can run in parallel."""
+    """Mark what drives a browser or starts Ray; Ray's files share a worker, as two clusters disturb each other."""
     for item in items:
         name = item.path.name
         if name.startswith("test_browser"):
             item.add_marker(pytest.mark.browser)
+            item.add_marker(pytest.mark.xdist_group("browser"))
         if name in ("test_engines.py", "test_remote.py"):
             item.add_marker(pytest.mark.ray)
+            item.add_marker(pytest.mark.xdist_group("ray"))
