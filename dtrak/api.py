@@ -12,7 +12,7 @@ import yaml
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from dtrak.analysis.evidence import Verdict, null_of
+from dtrak.analysis.significance import Verdict, null_of
 from dtrak.app.example import example_is_current, write_example
 from dtrak.build import pipeline
 from dtrak.build.training import train_model

@@ -214,7 +214,7 @@ def attribute(
     """Rank training images by their influence on one image."""
     if (image is None) == (seed is None):
         raise typer.BadParameter("give either --image or --seed")
-    from dtrak.analysis.evidence import null_of
+    from dtrak.analysis.significance import null_of
     from dtrak.app.evaluate import reliability
     from dtrak.app.views import significance
     from dtrak.evaluation.results import load_evaluation

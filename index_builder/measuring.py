@@ -127,7 +127,7 @@ def counterfactual(
     as_json: JsonOption = False,
 ) -> None:
     """Retrain STUDY without each method's top images, regenerate, and measure how much images change; resumable."""
-    from dtrak.app.evaluate import removal_title
+    from dtrak.app.removals import removal_title
     from dtrak.evaluation.counterfactual import counterfactual as measure
     from dtrak.evaluation.counterfactual import mean_with_interval
     from dtrak.methods.attributor import Attributor

@@ -4,7 +4,8 @@ from functools import partial
 
 import streamlit as st
 
-from dtrak.analysis.evidence import HUB_FACTOR, Split, Verdict, damp_hubs, hubs, split_by_block, split_by_timestep
+from dtrak.analysis.evidence import HUB_FACTOR, Split, damp_hubs, hubs, split_by_block, split_by_timestep
+from dtrak.analysis.significance import Verdict
 from dtrak.app.code import as_command, as_python
 from dtrak.app.elements import explain, plain
 from dtrak.app.exact import exact_section

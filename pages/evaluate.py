@@ -5,25 +5,21 @@ import streamlit as st
 from dtrak.app.elements import plain
 from dtrak.app.evaluate import (
     CHOICES,
-    DATASETS,
     added,
     best,
     control_rows,
     curves,
-    effect,
     explained_rows,
     family_table,
     interval_text,
     naming_rows,
     naming_texts,
-    published,
-    removal_means,
-    removal_title,
-    removal_values,
     table_rows,
     verdict,
 )
 from dtrak.app.figures import NEUTRAL, distance_boxes, lds_bars, lds_curves
+from dtrak.app.published import DATASETS, published
+from dtrak.app.removals import effect, removal_means, removal_title, removal_values
 from dtrak.app.widgets import current_service, hand_over_to_app
 from dtrak.evaluation.counterfactual import Counterfactuals
 from dtrak.evaluation.results import POWERS, Evaluation

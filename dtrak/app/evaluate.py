@@ -1,16 +1,11 @@
 """View models of the Evaluate page, and the measured reliability shown with every ranking."""
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, Literal
 
-import numpy as np
-
-from dtrak.config import LAST, RANDOMISED, ROOT
+from dtrak.config import LAST, RANDOMISED
 from dtrak.data.unrelated import NAMES
-from dtrak.evaluation.counterfactual import LABEL, MATCHED, SEED, Counterfactuals, mean_with_interval
 from dtrak.evaluation.results import Evaluation, Row
 from dtrak.methods import choices
 from dtrak.methods.registry import METHODS
@@ -21,15 +16,6 @@ FAMILY_TITLES = {
     "clusters": "without a cluster",
 }  # fmt: skip
 NAMED_KINDS = ("noise", "shuffled", "flat", "drawing", "held-out", "generated")
-PUBLISHED = ROOT / "assets" / "published_lds.csv"
-DATASETS = {
-    "cifar2": "CIFAR-2",
-    "cifar10": "CIFAR-10",
-    "celeba": "CelebA",
-    "artbench2": "ArtBench-2",
-    "artbench5": "ArtBench-5",
-}
-SPLIT_OF = {"held-out": "val", "generated": "gen"}
 CHOICES = {choice.name: choice for choice in choices.CHOICES.values() if choice.measured != "no"}
 
 
@@ -203,53 +189,6 @@ def best(evaluation: Evaluation, queries: str) -> str:
     return f"The highest LDS is {METHODS[first.method].title}'s: {interval_text(first)}.{close}"
 
 
-def removal_title(kind: str) -> str:
-    """What was removed, in words."""
-    controls = {LABEL: "The whole label", SEED: "Nothing, another seed"}
-    name = kind.removesuffix(MATCHED)
-    title = controls.get(kind) or METHODS[name].title
-    return f"Random, matched to {title}" if kind.endswith(MATCHED) else title
-
-
-def effect(found: Counterfactuals) -> str:
-    """Whether removing a method's top images changes images more than removing random ones, in words."""
-    words, adjusted = [], found.adjusted()
-    for name in [k for k in found.kinds if k in METHODS and not METHODS[k].control]:
-        other = name + MATCHED if name + MATCHED in found.kinds else "random"
-        if not found.of(other):
-            continue
-        mean, low, high = found.further(name, other)
-        than = "more than" if low > 0 else "less than" if high < 0 else "not significantly more than"
-        between = f"by {mean:+.2f}, 95 %: {low:+.2f} to {high:+.2f}".replace("-", "−")
-        p_value = f", p = {adjusted[name]:.2g} (Holm)" if name in adjusted else ""
-        random = "random images of the same labels and creators" if other != "random" else "random images"
-        words.append(f"{METHODS[name].title}: **{than}** removing {random} ({between}{p_value})")
-    return f"Removing a method's top images changes the generated images. {'; '.join(words)}." if words else ""
-
-
-def removal_values(found: Counterfactuals, value: Literal["distance", "cosine"]) -> dict[str, list[float]]:
-    """How much each generated image changed, by the title of the method whose top images were removed.
-
-    Args:
-        value: "distance", ℓ2 of pixels in [−1, 1], or "cosine", of embeddings.
-    """
-    return {removal_title(kind): [getattr(pair, value) for pair in found.of(kind)] for kind in found.kinds}
-
-
-def removal_means(found: Counterfactuals) -> list[dict[str, str]]:
-    """The counterfactual table: means over images, with 95 % bootstrap intervals."""
-    distances, cosines = removal_values(found, "distance"), removal_values(found, "cosine")
-    return [
-        {
-            "removed by": title,
-            "pixel distance, ℓ2": "{:.2f} ({:.2f} to {:.2f})".format(*mean_with_interval(np.array(distances[title]))),
-            "embedding cosine": "{:.3f} ({:.3f} to {:.3f})".format(*mean_with_interval(np.array(cosines[title]))),
-        }
-        for title in distances
-        if distances[title]
-    ]
-
-
 def table_rows(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """The LDS table, LDS × 100."""
     return [
@@ -337,42 +276,3 @@ def _along(method: str, rows: Sequence[Row], choice: str) -> list[tuple[Any, Row
         values = [(value, row) for value, row in values if value is not None]
         values.sort(key=lambda pair: pair[0])
     return values
-
-
-@dataclass(frozen=True)
-class PublishedRow:
-    """One published LDS × 100; its λ was chosen on the models it is reported on."""
-
-    method: str
-    lds: float
-    deviation: float
-
-
-@cache
-def _published() -> list[dict[str, str]]:
-    with PUBLISHED.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def published(dataset: str, queries: str, timesteps: int | None = None) -> list[PublishedRow]:
-    """The published results for one data set, best first.
-
-    Args:
-        dataset: a key of :data:`DATASETS`.
-        queries: "held-out" or "generated".
-        timesteps: only rows with this K, and those without a K.
-    """
-    found = []
-    for row in _published():
-        if row["dataset"] != dataset or row["split"] != SPLIT_OF[queries]:
-            continue
-        if timesteps is not None and row["timesteps"] not in ("", str(timesteps)):
-            continue
-        extra = [
-            f"{name} = {row[column]}"
-            for name, column in (("K", "timesteps"), ("M", "retrained_models"), ("S", "ensemble"))
-            if row[column]
-        ]
-        mean = float(row["lds_percent_bootstrap_mean"])
-        found.append(PublishedRow(" · ".join([row["method"], *extra]), mean, float(row["bootstrap_std"] or 0)))
-    return sorted(found, key=lambda row: -row.lds)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from dtrak.analysis.evidence import Null, Stability, null_of, stability
+from dtrak.analysis.evidence import Stability, stability
+from dtrak.analysis.significance import Null, null_of
 from dtrak.app.jobs import Job, queue_beside
 from dtrak.app.runs import Run
 from dtrak.methods.attributor import Attributor, Features

@@ -11,7 +11,8 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from dtrak.analysis.evidence import Stability, Verdict, standardise
+from dtrak.analysis.evidence import Stability
+from dtrak.analysis.significance import Verdict, standardise
 from dtrak.app.components import component_file
 from dtrak.app.elements import describe
 from dtrak.app.views import format_score, significance

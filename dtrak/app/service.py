@@ -11,7 +11,8 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from dtrak.analysis.comparison import ranks
-from dtrak.analysis.evidence import near_duplicates, standardise
+from dtrak.analysis.evidence import near_duplicates
+from dtrak.analysis.significance import standardise
 from dtrak.app.evaluate import Reliability, reliability
 from dtrak.app.evidence import EvidenceJobs
 from dtrak.app.jobs import Job, queue, retraining_queue

@@ -9,7 +9,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from dtrak.analysis.comparison import ranks
-from dtrak.analysis.evidence import STABLE, Hubs, Split, Stability, Verdict
+from dtrak.analysis.evidence import STABLE, Hubs, Split, Stability
+from dtrak.analysis.significance import Verdict
 from dtrak.app.elements import describe
 from dtrak.data import Record, Table
 from dtrak.methods.ranking import Ranking, Scored

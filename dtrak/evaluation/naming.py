@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Float, Float64
 
-from dtrak.analysis.evidence import Null, null_of, unrelated_scores
+from dtrak.analysis.significance import Null, null_of, unrelated_scores
 from dtrak.evaluation.measure import score_matrices
 from dtrak.evaluation.results import Naming
 from dtrak.methods.attributor import Attributor

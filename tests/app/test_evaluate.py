@@ -4,35 +4,27 @@ import csv
 import io
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from dtrak.app.creators import sentence, standings, strongest_images, to_csv, to_html, to_json
 from dtrak.app.evaluate import (
-    DATASETS,
     added,
     best,
     control_rows,
     curves,
-    effect,
     explained_rows,
     family_table,
     interval_text,
     naming_rows,
     naming_texts,
-    published,
     reliability,
-    removal_means,
-    removal_title,
-    removal_values,
     table_rows,
     verdict,
 )
 from dtrak.app.figures import distance_boxes, lds_bars, lds_curves, standing_bars
 from dtrak.data import Record
-from dtrak.evaluation.counterfactual import Counterfactuals, Pair
 from dtrak.evaluation.results import Evaluation, FamilyRow, Naming, Row
 from dtrak.methods.settings import Setting
 
@@ -160,34 +152,6 @@ def test_tables_and_curves_hold_what_was_measured():
     assert list(figure.data[0].error_x.arrayminus) == [2.0, 2.0]
     assert list(lds_curves(damping, "λ", True).data[0].y) == pytest.approx([10, 20, 5])
     assert [box.name for box in distance_boxes({"Random": [1.0], "TRAK": [2.0]}, "ℓ2").data] == ["Random", "TRAK"]
-
-
-def test_published_numbers_are_those_of_the_paper():
-    for dataset in DATASETS:
-        assert published(dataset, "generated")
-    rows = {r.method: r for r in published("cifar2", "held-out")}
-    assert (rows["D-TRAK · K = 100"].lds, rows["D-TRAK · K = 100"].deviation) == (33.74, 0.37)
-    assert rows["TRAK · K = 10"].lds == 11.42
-    assert rows["Empirical influence · M = 64"].lds == 6.00
-    assert "Journey-TRAK · K = 10" not in rows
-
-
-def test_counterfactuals_are_summarised_by_method():
-    distances = {"random": 1.0, "trak": 2.0, "dtrak": 4.0, "dtrak:matched": 3.0}
-    pairs = tuple(Pair(name, q, 2, d + q, 0.5, ()) for name, d in distances.items() for q in (0, 1))
-    found = Counterfactuals(pairs, {}, Path())
-    assert removal_values(found, "distance")["D-TRAK"] == [4.0, 5.0]
-    assert removal_values(found, "cosine")["TRAK"] == [0.5, 0.5]
-    means = removal_means(found)
-    assert [row["removed by"] for row in means] == ["Random", "TRAK", "D-TRAK", "Random, matched to D-TRAK"]
-    assert means[2]["pixel distance, ℓ2"].startswith("4.50 (")
-    assert means[2]["embedding cosine"] == "0.500 (0.500 to 0.500)"
-    assert effect(found) == (
-        "Removing a method's top images changes the generated images. TRAK: **more than** removing random images (by "
-        "+1.00, 95 %: +1.00 to +1.00); D-TRAK: **more than** removing random images of the same labels and creators "
-        "(by +1.00, 95 %: +1.00 to +1.00, p = 0.5 (Holm))."
-    )
-    assert removal_title("other-seed") == "Nothing, another seed"
 
 
 def test_a_creators_strongest_images_come_first():

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dtrak.analysis.evidence import Split, Stability, Verdict
+from dtrak.analysis.evidence import Split, Stability
+from dtrak.analysis.significance import Verdict
 from dtrak.app.figures import score_histogram, share_bars
 from dtrak.app.views import (
     damping_text,

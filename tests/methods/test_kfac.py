@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from dtrak.analysis.evidence import null_of
+from dtrak.analysis.significance import null_of
 from dtrak.gradients.extractor import mean_gradient
 from dtrak.gradients.projection import make_projector
 from dtrak.linalg.kfac import Kfac

@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from dtrak.analysis.evidence import null_of
+from dtrak.analysis.significance import null_of
 from dtrak.app.elements import plain
 from dtrak.app.jobs import queue_beside
 from dtrak.app.runs import read_settings
