@@ -9,12 +9,8 @@ state is saved, and a run that was killed goes on from there.
 """
 
 import argparse
-import copy
 import io
-import math
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,30 +18,16 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
+from averaged_training import Schedule, Training
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 SIDE, CHANNELS, TOKENS, WORDS, TEXT = 64, 8, 24, 2048, 128
-SAVE_EVERY = 60  # seconds
 KL, GRADIENT = 1e-4, 0.5  # weights beside the mean absolute error
 GAMMA = 5.0  # min-SNR
 ALL, NAME, STYLE = 0.75, 0.85, 0.90  # shares of captions told whole, without style, as style alone; else not at all
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How one part is trained: batch size, peak learning rate, decay of the moving average, and steps."""
-
-    batch: int
-    rate: float
-    decay: float
-    steps: int
-
-    def rate_at(self, step: int) -> float:
-        """Linear warm-up over 200 steps, then a cosine to 0."""
-        return self.rate * min((step + 1) / 200, 0.5 * (1 + math.cos(math.pi * step / self.steps)))
 
 
 def new_tokenizer(captions: list[str]) -> CLIPTokenizer:
@@ -94,98 +76,6 @@ def new_scheduler() -> DDPMScheduler:
 def compiled(module: nn.Module, device: torch.device) -> Callable[..., Any]:
     """The module as ``torch.compile`` makes it, on a GPU; a processor takes it as it is."""
     return torch.compile(module) if device.type == "cuda" else module
-
-
-class Training:
-    """AdamW with a moving average of the weights, a log line every 100 steps, and a state on disk.
-
-    Args:
-        modules: what is trained.
-        objective: the loss of one batch, drawn with the generator.
-        seconds: wall time; the number of steps is set from the speed of the first 40.
-    """
-
-    def __init__(
-        self,
-        modules: dict[str, nn.Module],
-        objective: Callable[[int, torch.Generator], Tensor],
-        schedule: Schedule,
-        device: torch.device,
-        state: Path,
-    ):
-        self.modules = nn.ModuleDict(modules)
-        self.average = copy.deepcopy(self.modules).requires_grad_(False)
-        self.objective, self.schedule, self.device, self.state = objective, schedule, device, state
-        fused = device.type == "cuda"
-        self.optimiser = torch.optim.AdamW(
-            self.modules.parameters(), schedule.rate, betas=(0.9, 0.99), weight_decay=1e-3, fused=fused
-        )
-        self.step = 0
-
-    def run(self, seconds: float) -> nn.ModuleDict:
-        """Train to the last step; returns the averaged modules."""
-        if self.state.exists():
-            self._load()
-        saved = warm = start = time.monotonic()
-        first, losses = self.step, []
-        while self.step < self.schedule.steps:
-            if seconds and self.step == first + 40:
-                self._sync()
-                per_step = (time.monotonic() - warm) / 30
-                left = seconds - (time.monotonic() - start)
-                self.schedule = Schedule(
-                    self.schedule.batch, self.schedule.rate, self.schedule.decay, self.step + int(left / per_step)
-                )
-                print(f"  {1000 * per_step:.1f} ms a step: {self.schedule.steps} steps", flush=True)
-            if self.step == first + 10:
-                self._sync()
-                warm = time.monotonic()
-            losses.append(self._step())
-            if self.step % 200 == 0:
-                value = torch.stack(losses).mean().item()
-                print(f"  step {self.step} loss {value:.5f} {time.monotonic() - start:.0f} s", flush=True)
-                losses = []
-            if time.monotonic() - saved > SAVE_EVERY:
-                self._save()
-                saved = time.monotonic()
-        self._save()
-        return self.average.eval()
-
-    def _step(self) -> Tensor:
-        random = torch.Generator(self.device).manual_seed(self.step)
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.schedule.rate_at(self.step)
-        loss = self.objective(self.schedule.batch, random)
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.modules.parameters(), 1.0)
-        self.optimiser.step()
-        self.step += 1
-        decay = min(self.schedule.decay, (1 + self.step) / (10 + self.step))
-        with torch.no_grad():
-            torch._foreach_lerp_(list(self.average.parameters()), list(self.modules.parameters()), 1 - decay)
-        return loss.detach()
-
-    def _sync(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-
-    def _save(self) -> None:
-        content = {
-            "modules": self.modules.state_dict(), "average": self.average.state_dict(),
-            "optimiser": self.optimiser.state_dict(), "step": self.step, "steps": self.schedule.steps,
-        }  # fmt: skip
-        part = self.state.with_suffix(".part")
-        torch.save(content, part)
-        part.replace(self.state)
-
-    def _load(self) -> None:
-        content = torch.load(self.state, map_location=self.device, weights_only=True)
-        self.modules.load_state_dict(content["modules"])
-        self.average.load_state_dict(content["average"])
-        self.optimiser.load_state_dict(content["optimiser"])
-        self.step, steps = content["step"], content["steps"]
-        self.schedule = Schedule(self.schedule.batch, self.schedule.rate, self.schedule.decay, steps)
 
 
 def pixels_of(table: list[dict[str, Any]]) -> Tensor:

@@ -79,6 +79,12 @@ class Table:
         """The distinct labels, sorted."""
         return sorted({record.label for record in self.records if record.label is not None})
 
+    @cached_property
+    def train_groups(self) -> tuple[list[str], list[str]]:
+        """The labels of the training images, and their creators."""
+        records = self.records[: self.train_size]
+        return [record.label or "" for record in records], [record.creator for record in records]
+
     def labels_of(self, names: Sequence[str | None]) -> list[str]:
         """The label of each condition: that of the images with this caption where captions condition; else itself."""
         known = dict(zip(self.names, self.records, strict=True))

@@ -55,23 +55,26 @@ def partial_lds(
     Args:
         groups: for each way of grouping, such as by label, the group of each training image.
     """
-    counts = [np.ones((len(masks), 1))]
+    left = [without_counts(values, masks, groups) for values in (predicted(scores, masks), losses)]
+    return correlations(*(rankdata(values, axis=0) for values in left))
+
+
+def without_counts(
+    values: Float[np.ndarray, "m q"], masks: Bool[np.ndarray, "m n"], groups: Sequence[Sequence[str]]
+) -> Float64[np.ndarray, "m q"]:
+    """What a regression on the number of images of each group leaves of values of the subset models.
+
+    Args:
+        groups: for each way of grouping, the group of each training image.
+    """
+    columns = [np.ones((len(masks), 1))]
     for members in groups:
         _, group = np.unique(np.asarray(members), return_inverse=True)
-        counts.append(masks.astype(np.float64) @ np.eye(group.max() + 1)[group])
-    known = np.linalg.qr(_independent(np.concatenate(counts, axis=1)))[0]
-
-    def residual(values: Float[np.ndarray, "m q"]) -> Float64[np.ndarray, "m q"]:
-        left = values - known @ (known.T @ values)
-        return rankdata(np.where(np.abs(left) > 1e-9 * np.abs(values).max(0), left, 0.0), axis=0)
-
-    return correlations(residual(predicted(scores, masks)), residual(losses))
-
-
-def _independent(columns: Float64[np.ndarray, "m g"]) -> Float64[np.ndarray, "m r"]:
-    """A basis of the columns' span."""
-    left, values, _ = np.linalg.svd(columns, full_matrices=False)
-    return left[:, values > 1e-9 * values[0]]
+        columns.append(masks.astype(np.float64) @ np.eye(group.max() + 1)[group])
+    left, sizes, _ = np.linalg.svd(np.concatenate(columns, axis=1), full_matrices=False)
+    basis = left[:, sizes > 1e-9 * sizes[0]]
+    residual = values - basis @ (basis.T @ values)
+    return np.where(np.abs(residual) > 1e-9 * np.abs(values).max(0), residual, 0.0)
 
 
 def correlations(a: Float[np.ndarray, "m q"], b: Float[np.ndarray, "m q"]) -> Float64[np.ndarray, " q"]:

@@ -184,8 +184,7 @@ class Trial:
         self.part, self.masks, self.losses = part, truth.masks, truth.losses[:, part]
         labels = table.labels_of([label or None for label in asked.labels[part]])
         self.swapped = _swapped(labels)
-        train = table.records[: table.train_size]
-        self.groups = [[r.label or "" for r in train], [r.creator for r in train]]
+        self.groups = table.train_groups
         even = np.arange(len(self.masks)) % 2 == 0
         self._halves = even, ~even
         self._bootstraps = [Bootstrap(self.losses[h], labels, HALF_RESAMPLES, f"half {h[0]}") for h in self._halves]

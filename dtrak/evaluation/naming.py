@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float64
 
 from dtrak.analysis.significance import Null, null_of, unrelated_scores
+from dtrak.evaluation.lds import without_counts
 from dtrak.evaluation.measure import score_matrices
 from dtrak.evaluation.results import Naming
 from dtrak.methods.attributor import Attributor
@@ -30,9 +31,7 @@ def naming(attributor: Attributor, setting: Setting, truth: SubsetTruth, asked: 
     named = np.stack([null.judge(row).named for row in scores])
     rates = {name: (len(named[part]), int(named[part].any(1).sum())) for name, part in asked.groups.items()}
     rates |= _unrelated_rates(*unrelated_scores(attributor, fixed))
-    table = attributor.table
-    train = table.records[: table.train_size]
-    effects = Effects(truth, [[r.label or "" for r in train], [r.creator for r in train]])
+    effects = Effects(truth, attributor.table.train_groups)
     top = np.zeros_like(named)
     np.put_along_axis(top, np.argsort(-scores, axis=1)[:, :TOP], True, axis=1)
     return Naming(setting.method, rates, effects.mean(named & (scores > 0)), effects.mean(top & ~named))
@@ -61,17 +60,10 @@ class Effects:
     """
 
     def __init__(self, truth: SubsetTruth, groups: Sequence[Sequence[str]]):
-        masks = truth.masks.astype(np.float64)
-        columns = [np.ones((len(masks), 1))]
-        for members in groups:
-            _, group = np.unique(np.asarray(members), return_inverse=True)
-            columns.append(masks @ np.eye(group.max() + 1)[group])
-        counts = np.concatenate(columns, axis=1)
-        fitted = np.linalg.lstsq(counts, truth.losses, rcond=None)[0]
-        left = truth.losses - counts @ fitted
+        left = without_counts(truth.losses, truth.masks, groups)
         spread = left.std(0)
         self._losses = left / np.where(spread > 0, spread, 1.0)
-        self._masks = masks
+        self._masks = truth.masks.astype(np.float64)
 
     def pairs(self, models: Bool[np.ndarray, " m"] | None = None) -> Float64[np.ndarray, "q n"]:
         """The influence of every pair; 0 where all models have the image, or none.

@@ -6,6 +6,7 @@ with damping (ridge regression), linear or radial, optionally only among images 
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -57,10 +58,11 @@ class Baseline(Method):
             raise DtrakError(f"{self.title} needs a number for λ, not '{wanted}'.", hint="Set λ to a number.")
         return wanted
 
+    @abstractmethod
     def _scores(
         self, study: Attributor, pixels: np.ndarray, names: Sequence[str | None], dampings: Sequence[float | None]
     ) -> list[Float64[np.ndarray, "q n"]]:
-        raise NotImplementedError
+        """The scores of some images for each λ."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,7 +184,7 @@ def _width(rows: Float[np.ndarray, "n d"]) -> float:
 
 
 def _train_labels(study: Attributor) -> np.ndarray:
-    return np.array([record.label or "" for record in study.table.records[: study.table.train_size]])
+    return np.array(study.table.train_groups[0])
 
 
 BASELINE = f"a baseline of {ZHENG}"

@@ -160,7 +160,7 @@ def subset_mask(folder: StudyFolder, family: Family, number: int) -> Bool[np.nda
         return np.isin(np.arange(len(records)), chosen)
     random = keyed_generator(f"subset-{family}", number, "")
     if folder.study.truth.stratified:
-        return stratified(random, keep, [record.label or "" for record in records], [r.creator for r in records])
+        return stratified(random, keep, *folder.table.train_groups)
     chosen = random.permutation(len(records))[: int(keep * len(records))]
     return np.isin(np.arange(len(records)), chosen)
 
