@@ -7,6 +7,7 @@ skipped. ``--recipes FILE`` is a JSON file: name → keys of ``training``.
 """
 
 import argparse
+import contextlib
 import io
 import json
 import multiprocessing
@@ -19,14 +20,15 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dtrak.config import TrainingConfig
 from dtrak.models.base import DiffusionModel
 from dtrak.models.lora import add_lora
 from dtrak.models.sampling import GenerationSettings, generate
 from dtrak.models.stable_diffusion import load_stable_diffusion
-from dtrak.training.loop import Run, learning_rate
+from dtrak.training.adjoint import Replay
+from dtrak.training.loop import Run
+from dtrak.utils.errors import DtrakError
 from dtrak.utils.noise import feature_noise, keyed_generator
 
 MODULES = (
@@ -63,56 +65,6 @@ def query_losses(model: DiffusionModel, x: Tensor, ids: list[str], names: list[s
     return total
 
 
-def adjoint_norms(run: Run, states: list[tuple[list[Tensor], ...]], queries: list[Tensor]) -> list[list[float]]:
-    """‖∂L/∂θ_s‖ from the last step to the first, for each query.
-
-    Args:
-        states: parameters and both moments before each step.
-        queries: the flattened gradient of each query's loss at the averaged weights.
-    """
-    config, parameters = run.config, list(run.parameters.values())
-    beta1, beta2 = config.betas
-
-    def flat(tensors: Any) -> Tensor:
-        return torch.cat([t.flatten() for t in tensors])
-
-    average = torch.stack(queries)
-    theta, first, second = torch.zeros_like(average), torch.zeros_like(average), torch.zeros_like(average)
-    norms = [[q.norm().item()] for q in queries]
-    sizes = [p.numel() for p in parameters]
-    for step in reversed(range(len(states))):
-        before, m, v = (states[step][0], flat(states[step][1]), flat(states[step][2]))
-        with torch.no_grad():
-            for p, value in zip(parameters, before, strict=True):
-                p.copy_(value)
-        batch = run.batches(step)
-        x_t = run.model.add_noise(batch.x, batch.noise, batch.timesteps)
-        errors = (run.model.predict(x_t, batch.timesteps, batch.condition) - batch.noise).square().flatten(1).mean(1)
-        weights = batch.weights * run.model.process.loss_weights(batch.timesteps, config.min_snr_gamma)
-        gradients = torch.autograd.grad((weights * errors).sum() / config.batch_size, parameters, create_graph=True)
-        with torch.no_grad():
-            g, rate = flat(gradients), learning_rate(config, step, run.steps)
-            c1, c2 = 1 - beta1 ** (step + 1), 1 - beta2 ** (step + 1)
-            m, v = beta1 * m + (1 - beta1) * g, beta2 * v + (1 - beta2) * g * g
-            root = (v / c2 + config.epsilon**2).sqrt()
-            decay = min(config.ema_decay, (1 + step) / (10 + step))
-            theta = theta + (1 - decay) * average
-            average = decay * average
-            first = first - rate / c1 * theta / root
-            second = second + rate * theta * (m / c1) / (2 * c2 * root**3)
-            cotangents = (1 - beta1) * first + 2 * (1 - beta2) * g * second
-            theta = (1 - rate * config.weight_decay) * theta
-        for i, cotangent in enumerate(cotangents):
-            parts = [c.view(p.shape) for c, p in zip(cotangent.split(sizes), parameters, strict=True)]
-            last = i == len(cotangents) - 1
-            theta[i] += flat(torch.autograd.grad(gradients, parameters, parts, retain_graph=not last))
-            norms[i].append((theta[i] + average[i]).norm().item())
-        first, second = beta1 * first, beta2 * second
-        if not torch.isfinite(theta).all():
-            break
-    return norms
-
-
 def measure(name: str, keys: dict[str, Any], base: Path, faces: Path, out: Path, device: str, growth: bool) -> None:
     """Train, generate and backpropagate; write the recipe's JSON line and sheet."""
     torch.manual_seed(0)
@@ -129,19 +81,10 @@ def measure(name: str, keys: dict[str, Any], base: Path, faces: Path, out: Path,
     model.to(device)
     ids, captions, pixels = data["train"]
     run = Run(model, config, model.codec.training_inputs(pixels), ids, captions)
-    states: list[tuple[list[Tensor], ...]] = []
-
-    def keep(*_: Any) -> None:
-        kept = (run.parameters.values(), run.optimiser.first, run.optimiser.second)
-        states.append(tuple([t.detach().clone() for t in part] for part in kept))
-
-    keep()
+    replay = Replay(run)
     start = time.monotonic()
-    run.train(at_steps=keep if growth else lambda step: None)
+    replay.forward()
     seconds = time.monotonic() - start
-    states = states[: run.steps]
-    last = [p.detach().clone() for p in run.parameters.values()]
-    run.use_average()
     line: dict[str, Any] = {
         "name": name, "keys": keys, "only_b": only_b, "seconds": round(seconds, 1), "device": device,
         "tuned": sum(p.numel() for p in run.parameters.values()),
@@ -158,25 +101,19 @@ def measure(name: str, keys: dict[str, Any], base: Path, faces: Path, out: Path,
     sheet = drawn.reshape(16, 16, 64, 64, 3).transpose(0, 2, 1, 3, 4).reshape(1024, 1024, 3)
     Image.fromarray(sheet).save(out / f"{name}.webp", lossless=True)
     if growth:
-        with sdpa_kernel(SDPBackend.MATH):
-            queries = []
-            for rows in (slice(0, 1), slice(0, 64)):
-                names, told = data["heldout"][0][rows], data["heldout"][1][rows]
-                value = query_losses(model, x["heldout"][rows], names, told, 10).mean()
-                found = torch.autograd.grad(value, list(run.parameters.values()))
-                queries.append(torch.cat([g.flatten() for g in found]))
-            with torch.no_grad():
-                for p, value in zip(run.parameters.values(), last, strict=True):
-                    p.copy_(value)
-            line["adjoint"] = [[float(f"{n:.4g}") for n in row] for row in adjoint_norms(run, states, queries)]
+        losses = []
+        for rows in (slice(0, 1), slice(0, 64)):
+            names, told = data["heldout"][0][rows], data["heldout"][1][rows]
+            losses.append(lambda rows=rows, names=names, told=told: query_losses(
+                model, x["heldout"][rows], names, told, TIMESTEPS).mean())  # fmt: skip
+        with contextlib.suppress(DtrakError):  # no longer finite: the growth until then is kept
+            replay.influences(losses)
+        line["adjoint"] = [float(f"{n:.4g}") for n in replay.growth]
     with (out / "recipes.jsonl").open("a") as file:
         file.write(json.dumps(line) + "\n")
-    growth_at = [
-        " ".join(f"{row[place] / row[0]:.2g}" for place in (min(10, len(row) - 1), len(row) // 2, -1))
-        for row in line.get("adjoint", [])
-    ]
-    losses = f"train {line['train']:.4f}, heldout {line['heldout']:.4f}"
-    print(f"{name}: {seconds:.0f} s, {losses}, growth {growth_at}", flush=True)
+    norms = line.get("adjoint", [1.0])
+    quality = f"train {line['train']:.4f}, heldout {line['heldout']:.4f}"
+    print(f"{name}: {seconds:.0f} s, {quality}, growth {max(norms) / norms[0]:.2g}", flush=True)
 
 
 def main() -> None:

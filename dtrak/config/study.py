@@ -164,6 +164,11 @@ class TruthConfig(_Frozen):
         part = TIMES // self.timesteps
         return list(range(part // 2, TIMES, part))[: self.timesteps]
 
+    @property
+    def pairs(self) -> list[tuple[int, int]]:
+        """All (timestep, draw) pairs at which losses are measured, draws outermost."""
+        return [(t, draw) for draw in range(self.draws) for t in self.judged_timesteps]
+
     @model_validator(mode="after")
     def _both_families(self) -> "TruthConfig":
         if self.first_seed is not None and len(self.first_seed) != 2:

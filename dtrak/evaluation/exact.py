@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from dtrak.evaluation.subsets import NOISE_SEED
+from dtrak.config import TruthConfig
+from dtrak.evaluation.subsets import pair_losses
 from dtrak.methods.exact import check_exact, folder_of, path_of
 from dtrak.methods.query import Query
 from dtrak.models.base import DiffusionModel
@@ -20,7 +21,6 @@ from dtrak.training.loop import Run
 from dtrak.training.study import training_run
 from dtrak.utils.errors import DtrakError
 from dtrak.utils.files import digest, write_json, write_npy
-from dtrak.utils.noise import feature_noise
 
 SMOOTH = 100.0  # growth of the adjoint above which the derivative says little about removals
 
@@ -58,24 +58,10 @@ class Checked:
     difference: float
 
 
-def query_loss(model: DiffusionModel, query: Query, timesteps: Sequence[int], draws: int) -> Callable[[], Tensor]:
-    """The loss that retrained models are measured by, as a differentiable function of the model's present weights.
-
-    Args:
-        timesteps, draws: at which the loss is a mean.
-    """
+def query_loss(model: DiffusionModel, query: Query, truth: TruthConfig) -> Callable[[], Tensor]:
+    """The loss that retrained models are measured by, as a differentiable function of the model's present weights."""
     x = model.encode(query.pixels[None]).to(model.device)
-    pairs = [(t, draw) for draw in range(draws) for t in timesteps]
-    noise = torch.from_numpy(feature_noise(NOISE_SEED, query.id, pairs, tuple(x.shape[1:]))).to(x.device)
-    times = torch.tensor([t for t, _ in pairs], device=x.device)
-    told = model.condition([query.label])
-    told = None if told is None else told.expand(len(pairs), *told.shape[1:])
-
-    def loss() -> Tensor:
-        prediction = model.predict(model.add_noise(x, noise, times), times, told)
-        return (prediction - model.process.target(x, noise, times)).square().mean()
-
-    return loss
+    return lambda: pair_losses(model, query, x, truth.pairs).mean()
 
 
 def exact_influence(
@@ -98,8 +84,7 @@ def exact_influence(
     place = folder_of(folder) / f"replay-{digest([[q.id, q.label] for q in queries] + [double])}"
     run = _run(folder, None, double, device)
     replay = Replay(run, place)
-    truth = folder.study.truth
-    losses = [query_loss(run.model, query, truth.judged_timesteps, truth.draws) for query in queries]
+    losses = [query_loss(run.model, query, folder.study.truth) for query in queries]
     scores = -replay.influences(losses, report).cpu().numpy()
     growth = max(replay.growth) / (replay.growth[0] or 1.0)
     if not double:
@@ -175,8 +160,8 @@ def _trained_loss(
     device: str,
     report: Callable[[int], None],
 ) -> float:
-    run, truth = _run(folder, weights, double, device), folder.study.truth
+    run = _run(folder, weights, double, device)
     with torch.enable_grad():
         run.train(lambda progress: report(progress.step))
     run.use_average()
-    return float(query_loss(run.model, query, truth.judged_timesteps, truth.draws)())
+    return float(query_loss(run.model, query, folder.study.truth)())

@@ -93,27 +93,34 @@ def query_set(
     return asked
 
 
+def pair_losses(
+    model: DiffusionModel, query: Query, x: Float[Tensor, "1 *shape"], pairs: Sequence[tuple[int, int]]
+) -> Float[Tensor, " pairs"]:
+    """mean((ε_θ − ε)²) of a query at some (timestep, draw) pairs with keyed noise; differentiable in the weights.
+
+    Args:
+        x: the encoded query.
+    """
+    noise = torch.from_numpy(feature_noise(NOISE_SEED, query.id, pairs, tuple(x.shape[1:]))).to(x.device)
+    times = torch.tensor([t for t, _ in pairs], device=x.device)
+    condition = model.condition([query.label])
+    told = None if condition is None else condition.expand(len(pairs), *condition.shape[1:])
+    prediction = model.predict(model.add_noise(x, noise, times), times, told)
+    return (prediction - model.process.target(x, noise, times)).square().flatten(1).mean(1)
+
+
 @torch.no_grad()
 def query_losses(
     model: DiffusionModel, queries: Sequence[Query], config: TruthConfig = TruthConfig()
 ) -> Float[np.ndarray, "q pairs"]:
-    """mean((ε_θ − ε)²) of each query at fixed timesteps and keyed noise draws; draws outermost."""
-    pairs = [(t, draw) for draw in range(config.draws) for t in config.judged_timesteps]
+    """The losses of each query at all pairs of :attr:`TruthConfig.pairs`."""
     found, size = [], BATCH
     for query in queries:
         x = model.encode(query.pixels[None]).to(model.device)
-        condition = model.condition([query.label])
 
-        def total(size: int, query: Query = query, x: Tensor = x, condition: Tensor | None = condition) -> np.ndarray:
-            losses = []
-            for start in range(0, len(pairs), size):
-                chosen = pairs[start : start + size]
-                noise = torch.from_numpy(feature_noise(NOISE_SEED, query.id, chosen, tuple(x.shape[1:]))).to(x.device)
-                steps = torch.tensor([t for t, _ in chosen], device=x.device)
-                told = None if condition is None else condition.expand(len(chosen), *condition.shape[1:])
-                prediction = model.predict(model.add_noise(x, noise, steps), steps, told)
-                losses.append((prediction - model.process.target(x, noise, steps)).square().flatten(1).mean(1))
-            return torch.cat(losses).cpu().numpy()
+        def total(size: int, query: Query = query, x: Tensor = x) -> np.ndarray:
+            chunks = [config.pairs[start : start + size] for start in range(0, len(config.pairs), size)]
+            return torch.cat([pair_losses(model, query, x, chunk) for chunk in chunks]).cpu().numpy()
 
         losses, size = with_smaller_batches(total, size)
         found.append(losses)

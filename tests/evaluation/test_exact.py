@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from dtrak.evaluation.exact import check_exact_influence, exact_influence
+from dtrak.evaluation.exact import check_exact_influence, exact_influence, query_loss
 from dtrak.evaluation.subsets import query_losses
 from dtrak.methods.attributor import Attributor
 from dtrak.methods.query import Query
@@ -34,10 +34,8 @@ def test_the_loss_is_that_of_retrained_models(smooth, picture):
     run = training_run(smooth, smooth.study.training)
     run.train()
     run.use_average()
-    from dtrak.evaluation.exact import query_loss
-
     truth = smooth.study.truth
-    loss = query_loss(run.model, picture, truth.judged_timesteps, truth.draws)()
+    loss = query_loss(run.model, picture, truth)()
     assert float(loss) == pytest.approx(query_losses(run.model, [picture], truth).mean(), rel=1e-5)
 
 

@@ -11,7 +11,7 @@ from streamlit.testing.v1 import AppTest
 
 from dtrak.analysis.significance import null_of
 from dtrak.app.elements import plain
-from dtrak.app.jobs import queue_beside
+from dtrak.app.jobs import queue_beside, retraining_queue
 from dtrak.app.runs import read_settings
 from dtrak.app.service import study_service
 from dtrak.config import ROOT, load_study
@@ -195,6 +195,18 @@ def test_attribution_in_a_large_study_ranks_before_the_significance_test(app, ru
     app.run()
     assert "unrelated images" in text(app)
     assert "resamples" in text(app)
+
+
+def test_the_exact_influence_is_computed_and_compared(app, run):
+    app.run()
+    app.query_params["run"] = run.id
+    app.switch_page("pages/attribution.py").run()
+    assert "differentiates through the whole training" in text(app)
+    app.button(key="exact_go").click().run()
+    wait_until(lambda: not retraining_queue().active(), 60)
+    app.run()
+    assert not app.exception
+    assert "Rank correlation of the ranking above with the exact influence" in text(app)
 
 
 def test_ablate(app, run):
