@@ -23,9 +23,11 @@ from dtrak.methods.query import Query
 from dtrak.models.sampling import GenerationSettings
 from dtrak.utils.errors import DtrakError
 from dtrak.utils.files import atomic_write, digest, read_json, write_bytes, write_json
+from dtrak.utils.latest import Latest
 
 METADATA_KEY = "dtrak"
 TITLE = 60  # characters of a prompt in a title
+KEPT = 64  # runs in memory
 MAX_METADATA = 16_384  # characters; the app never writes more
 
 
@@ -64,6 +66,7 @@ class RunStore:
 
     def __init__(self, root: Path):
         self.root = root
+        self._loaded = Latest[Run](KEPT)  # a run never changes
 
     def generated_id(self, model: str, settings: GenerationSettings) -> str:
         """The id of the run with these settings and this model."""
@@ -85,6 +88,10 @@ class RunStore:
         folder = self.root / run_id
         if not run_id.isalnum() or not (folder / "run.json").exists():
             return None
+        return self._loaded.of(run_id, lambda: self._read(run_id))
+
+    def _read(self, run_id: str) -> Run:
+        folder = self.root / run_id
         content = read_json(folder / "run.json")
         settings = GenerationSettings(**content["settings"]) if content["settings"] else None
         with Image.open(folder / "image.png") as image:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from dtrak.methods.settings import Setting
     from dtrak.methods.training_side import TrainingSide
 
-MOST_ROWS = 20_000  # of a kernel matrix, which is dense and decomposed
+MOST_ROWS = 5_000  # of a kernel matrix, which is dense and decomposed
 Kind = Literal["pixels", "embedding"]
 Field = Literal["label", "creator"]
 
@@ -75,6 +75,11 @@ class SimilarityMethod(Baseline):
 
     kind: Kind
 
+    @property
+    def tested(self) -> bool:  # type: ignore[override]
+        """Not embeddings: those of all unrelated images take longer than a page may."""
+        return self.kind == "pixels"
+
     def _scores(
         self, study: Attributor, pixels: np.ndarray, names: Sequence[str | None], dampings: Sequence[float | None]
     ) -> list[Float64[np.ndarray, "q n"]]:
@@ -101,14 +106,18 @@ class KernelMethod(SimilarityMethod):
     same_label: bool = False
     choices: ClassVar[frozenset[str]] = frozenset({"damping"})
 
-    def _scores(
-        self, study: Attributor, pixels: np.ndarray, names: Sequence[str | None], dampings: Sequence[float | None]
-    ) -> list[Float64[np.ndarray, "q n"]]:
+    def require(self, study: TrainingSide) -> None:
+        """See :class:`Method`."""
         if study.table.train_size > MOST_ROWS:
             raise DtrakError(
                 f"{self.title} decomposes a matrix of N × N; it is limited to {MOST_ROWS:,} training images.",
                 hint="Choose another baseline, such as pixel cosine.",
             )
+
+    def _scores(
+        self, study: Attributor, pixels: np.ndarray, names: Sequence[str | None], dampings: Sequence[float | None]
+    ) -> list[Float64[np.ndarray, "q n"]]:
+        self.require(study)
         rows, queries = _vectors(study, self.kind, pixels)
         values, vectors = study.kept(f"eigen {self.name}", lambda: np.linalg.eigh(self._train_kernel(study, rows)))
         kernel = self._kernel(queries, rows, _width(rows))
