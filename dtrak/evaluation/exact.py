@@ -85,7 +85,11 @@ def exact_influence(
     run = _run(folder, None, double, device)
     replay = Replay(run, place)
     losses = [query_loss(run.model, query, folder.study.truth) for query in queries]
-    scores = -replay.influences(losses, report).cpu().numpy()
+    try:
+        scores = -replay.influences(losses, report).cpu().numpy()
+    except DtrakError:  # to go on would fail again
+        shutil.rmtree(place, ignore_errors=True)
+        raise
     growth = max(replay.growth) / (replay.growth[0] or 1.0)
     if not double:
         for query, row in zip(queries, scores, strict=True):

@@ -31,7 +31,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dtrak.execution.memory import with_smaller_batches
-from dtrak.training.loop import Batch, Run, clipped, learning_rate
+from dtrak.training.loop import Batch, Run, average_decay, clipped, learning_rate
 from dtrak.utils.errors import DtrakError
 from dtrak.utils.files import write_bytes
 
@@ -81,6 +81,7 @@ class Replay:
         self.stretch = max(1, math.isqrt(run.steps))
         self.growth: list[float] = []
         self._parameters = list(run.parameters.values())
+        self._adjoint = None if folder is None else folder / "adjoint.safetensors"
         self._kept: dict[int, State] = {}
 
     @property
@@ -91,10 +92,15 @@ class Replay:
     def forward(self, report: Callable[[int, int], None] = lambda done, total: None) -> None:
         """Run the training, keeping every √T-th state; the model then has the weights after training.
 
+        It begins at the last state that a killed replay kept.
+
         Args:
             report: called with (steps done, :attr:`work`).
         """
         run = self.run
+        if self.folder and (kept := sorted(self.folder.glob("state-*.safetensors"))):
+            run.step = int(kept[-1].stem.removeprefix("state-"))
+            self._restore(run.step)
         run.model.network.train()
         while run.step < self.steps:
             if run.step % self.stretch == 0:
@@ -118,7 +124,7 @@ class Replay:
             DtrakError: an adjoint is no longer finite.
         """
         run = self.run
-        if run.step < self.steps:
+        if run.step < self.steps and not (self._adjoint and self._adjoint.exists()):
             self.forward(report)
         adjoints, found, step = self._begin(losses)
         done = self.steps + 2 * (self.steps - step)
@@ -151,10 +157,9 @@ class Replay:
         return found
 
     def _begin(self, losses: Sequence[Callable[[], Tensor]]) -> tuple[list[State], Tensor, int]:
-        saved = self.folder / "adjoint.safetensors" if self.folder else None
         count = len(self._parameters)
-        if saved and saved.exists():
-            flat = load_file(saved)
+        if self._adjoint and self._adjoint.exists():
+            flat = load_file(self._adjoint)
             self.growth = flat["growth"].tolist()
             mine = [{k.split("|")[1]: v for k, v in flat.items() if k.startswith(f"{q}|")} for q in range(len(losses))]
             return [State.of(part, count) for part in mine], flat["found"], int(flat["step"])
@@ -174,7 +179,7 @@ class Replay:
         config = self.run.config
         beta1, beta2 = config.betas
         rate = learning_rate(config, number, self.steps)
-        decay = min(config.ema_decay, (1 + number) / (10 + number))
+        decay = average_decay(config, number)
         one, two = 1 - beta1 ** (number + 1), 1 - beta2 ** (number + 1)
         cotangents = []
         for a in adjoints:
@@ -280,11 +285,11 @@ class Replay:
             self._set(State.of(load_file(self.folder / f"state-{step:06d}.safetensors"), len(self._parameters)))
 
     def _save(self, step: int, adjoints: list[State], found: Tensor) -> None:
-        if self.folder is None:
+        if self._adjoint is None:
             return
         flat = {f"{q}|{name}": t.contiguous() for q, a in enumerate(adjoints) for name, t in a.flat().items()}
         flat |= {"found": found, "step": torch.tensor(step), "growth": torch.tensor(self.growth)}
-        write_bytes(self.folder / "adjoint.safetensors", save(flat))
+        write_bytes(self._adjoint, save(flat))
 
     @staticmethod
     def _norm(adjoints: list[State]) -> float:

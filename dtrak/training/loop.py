@@ -48,6 +48,11 @@ def learning_rate(config: TrainingConfig, step: int, steps: int) -> float:
     return final + (config.learning_rate - final) * 0.5 * (1 + math.cos(math.pi * fraction))
 
 
+def average_decay(config: TrainingConfig, step: int) -> float:
+    """The decay of the moving average at a step: less at the start."""
+    return min(config.ema_decay, (1 + step) / (10 + step))
+
+
 def epoch_order(seed: int, epoch: int, ids: Sequence[str]) -> np.ndarray:
     """Indices into ``ids`` in the order of one epoch: sorted by a random number keyed by each id."""
     keys = [keyed_generator("order", seed, i, epoch).random() for i in ids]
@@ -245,7 +250,7 @@ class Run:
         """Update parameters, moments and moving average by the gradients of step number ``step`` (from 0)."""
         config, parameters = self.config, list(self.parameters.values())
         self.optimiser.step(gradients, step, learning_rate(config, step, self.steps))
-        decay = min(config.ema_decay, (1 + step) / (10 + step))
+        decay = average_decay(config, step)
         torch._foreach_lerp_(list(self.average.values()), [p.detach() for p in parameters], 1 - decay)
 
     def gradients(self, step: int) -> tuple[list[Tensor], Tensor]:

@@ -69,6 +69,14 @@ def test_the_method_reads_what_was_computed(smooth, picture):
         exact_influence(StudyFolder(smooth.study.model_copy(update={"training": half})), [picture])
 
 
+def test_a_rough_training_leaves_nothing_behind(fresh):
+    training = fresh.study.training.model_copy(update={"epsilon": 1e-300, "learning_rate": 1e6})
+    rough = StudyFolder(fresh.study.model_copy(update={"training": training}))
+    with pytest.raises(DtrakError, match="no longer finite"):
+        exact_influence(rough, [Query(np.asarray(rough.table.pixels[-1]), "round")])
+    assert not list((rough.root / "exact").rglob("*.safetensors"))
+
+
 def test_queries_share_a_replay(smooth, picture):
     other = Query(np.asarray(smooth.table.pixels[0]), "square")
     both = exact_influence(smooth, [picture, other]).scores

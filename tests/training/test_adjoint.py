@@ -107,14 +107,17 @@ def test_parts_of_a_batch_and_queries_alone_change_nothing_but_rounding():
     np.testing.assert_allclose(Replay(alone).influences(losses_of(alone)[1:]).numpy(), whole[1:], rtol=1e-8)
 
 
-def test_a_killed_replay_goes_on(tmp_path):
+def test_a_killed_replay_goes_on(tmp_path, monkeypatch):
     class Stop(Exception):
         pass
 
     run = run_of(np.ones(6), {})
     whole = Replay(run).influences(losses_of(run)).numpy()
-    for last in (3, 12, 19):  # while going forward, and in two stretches of the way back
+    forward = []
+    for last in (5, 12, 19):  # while going forward, and in two stretches of the way back
         run = run_of(np.ones(6), {})
+        plain = run._step
+        monkeypatch.setattr(run, "_step", lambda plain=plain, run=run: (forward.append(run.step), plain()))
 
         def report(done, total, last=last):
             if done == last:
@@ -123,6 +126,7 @@ def test_a_killed_replay_goes_on(tmp_path):
         replay = Replay(run, tmp_path)
         with pytest.raises(Stop):
             replay.influences(losses_of(run), report)
+    assert forward == [0, 1, 2, 3, 4, 4, 5, 6]  # no step again that was kept
     assert (tmp_path / "adjoint.safetensors").exists()
     run = run_of(np.ones(6), {})
     replay = Replay(run, tmp_path)
