@@ -268,6 +268,10 @@ class StudyService:
             return None
         return np.load(path).astype(np.float64), float(read_note(path.with_suffix(".json")).get("growth", 0.0))
 
+    def pixel_scores(self, run: Run) -> Scores:
+        """The pixel cosine of each training image, what looking alike explains."""
+        return self.attributor.scores(Setting("pixel-cos"), self.query(run), {})[0]
+
     def exact_key(self, run: Run) -> str:
         """The key of the job of :meth:`compute_exact`."""
         return f"exact:{self.folder.study.name}:{run.id}"
