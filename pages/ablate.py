@@ -9,6 +9,7 @@ import streamlit as st
 from dtrak.analysis.comparison import agreement
 from dtrak.app.ablate import POWERS, Scores, damping_curve, setting_cost
 from dtrak.app.elements import explain, plain
+from dtrak.app.evaluate import baseline_text
 from dtrak.app.figures import damping_figure
 from dtrak.app.service import all_scores
 from dtrak.app.trust import reliability_card
@@ -203,10 +204,11 @@ def measured(setting: Setting) -> None:
     help_text = "Rank correlation × 100 between predicted and measured losses of retrained models."
     columns[0].metric("LDS of this setting", f"{100 * score.mean:.1f}", delta, help=help_text)
     weak = " Not significantly better than chance." if score.low <= 0 else ""
+    simple = baseline_text(service.evaluation, kind)
     columns[1].caption(
         f"95 %: {100 * score.low:.1f} to {100 * score.high:.1f}, on {kind} images, against {score.subsets} retrained "
-        f"models, at this λ.{weak} Choosing λ by this number is optimistic; Evaluate reports cross-fitted λ. Computed "
-        f"in {took * 1e3:.0f} ms."
+        f"models, at this λ.{weak}{simple} Choosing λ by this number is optimistic; Evaluate reports cross-fitted λ. "
+        f"Computed in {took * 1e3:.0f} ms."
     )
     columns[1].page_link("pages/evaluate.py", label="How this was measured")
 

@@ -138,7 +138,8 @@ def names(found: Evaluation) -> None:
     for sentence in naming_texts(found):
         st.markdown(sentence)
     st.caption(
-        "Unrelated images are tested against the other half of them. Loss: of subset models, label and creator counts "
+        "Pixel RBF, same label: what looking alike names, without the model. Unrelated images are tested against the "
+        "other half of them. Loss: of subset models, label and creator counts "
         "taken out; ± two standard errors."
     )
 
@@ -174,6 +175,11 @@ def removals(found: Counterfactuals) -> None:
         "from the same noise. The more the image changes, the more those training images mattered."
     )
     st.markdown(effect(found))
+    if not found.adjusted():
+        st.warning(
+            "The random removals here are not matched by label: a removal that empties a label changes images of that "
+            "label for this reason alone."
+        )
     st.dataframe(removal_means(found), hide_index=True, key="counterfactual_means")
     left, right = st.columns(2)
     left.plotly_chart(

@@ -65,6 +65,12 @@ def _over_baseline(row: Row) -> str:
     return f" Compared with the best baseline, {METHODS[row.baseline].title}, it {what} {between}."
 
 
+def baseline_text(evaluation: Evaluation | None, queries: str) -> str:
+    """The LDS of the best baseline that sees images or labels alone, as a sentence; empty if it is not measured."""
+    rows = [] if evaluation is None else [r for r in evaluation.own(queries) if METHODS[r.method].baseline]
+    return f" The best baseline, {METHODS[rows[0].method].title}, has {percent(rows[0].lds_crossfit)}." if rows else ""
+
+
 def _at_damping(row: Row, setting: Setting) -> str:
     damping = METHODS[setting.method].damping if setting.damping is None else setting.damping
     if row.chosen_damping is None or not isinstance(damping, float):

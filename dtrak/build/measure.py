@@ -15,7 +15,7 @@ from dtrak.study.folder import StudyFolder
 from dtrak.utils.errors import DtrakError
 from dtrak.utils.progress import progress
 
-NAMED = ("dtrak", "trak")  # methods whose significance test is checked
+NAMED = ("dtrak", "trak", "pixel-rbf-label")  # methods whose significance test is checked, and what pixels name
 logger = logging.getLogger(__name__)
 
 

@@ -46,7 +46,7 @@ def test_the_tests_rates_are_reported(attributor):
     with pytest.raises(DtrakError, match="no significance test"):
         naming(attributor, Setting("random"), truth, asked)
     stored = load_evaluation(attributor.folder)
-    assert [entry.method for entry in stored.naming] == ["dtrak", "trak"]
+    assert [entry.method for entry in stored.naming] == ["dtrak", "trak", "pixel-rbf-label"]
     assert stored.naming[0] == found
     assert {row.family for row in stored.families} == {"remove-20"}
     assert set(stored.behind["ceilings"]) == {"held-out", "generated"}
