@@ -77,7 +77,8 @@ def building_note(folder: StudyFolder) -> Iterator[Callable[[str, int, int], Non
 
     def note(part: str, done: int, total: int) -> None:
         nonlocal written
-        first.append(done)
+        if not first:
+            first.append(done)
         if time.time() - written < NOTE_EVERY:
             return
         written = time.time()

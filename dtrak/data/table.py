@@ -167,13 +167,14 @@ def prepare(study: Study, folder: Path, report_progress: Callable[[int], None] =
 
 def verify_data(folder: Path) -> list[str]:
     """Problems of the prepared data: files that are missing or differ from their recorded hash."""
-    hashes = read_note(folder / "report.json").get("sha256")
+    report = read_note(folder / "report.json")
+    hashes = report.get("sha256", {} if "config" in report else None)  # an earlier version recorded none
     if not isinstance(hashes, dict):
-        return ["data: report.json is missing, damaged, or without hashes"]
+        return ["data: report.json is missing or damaged"]
     return [
         f"data: {name} is missing or damaged"
         for name in DATA_FILES
-        if not (folder / name).is_file() or sha256_file(folder / name) != hashes.get(name)
+        if not (folder / name).is_file() or (hashes and sha256_file(folder / name) != hashes.get(name))
     ]
 
 
