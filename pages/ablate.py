@@ -11,8 +11,8 @@ from dtrak.app.ablate import POWERS, Scores, damping_curve, setting_cost
 from dtrak.app.elements import explain, plain
 from dtrak.app.evaluate import baseline_text
 from dtrak.app.figures import damping_figure
+from dtrak.app.sections.trust import reliability_card
 from dtrak.app.service import all_scores
-from dtrak.app.trust import reliability_card
 from dtrak.app.views import change_badges, damping_text, default_power, tiles
 from dtrak.app.widgets import (
     choose_run,

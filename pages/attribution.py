@@ -1,56 +1,59 @@
-"""The ranking of the training images for one image: proponents, opponents, evidence, what-if, and shares by creator."""
-
-from functools import partial
+"""The ranking of the training images for one image: its sources, their evidence, what-if, and downloads."""
 
 import streamlit as st
 
-from dtrak.analysis.evidence import HUB_FACTOR, Split, damp_hubs, hubs, split_by_block, split_by_timestep
+from dtrak.analysis.evidence import damp_hubs, hubs
 from dtrak.analysis.significance import Verdict
-from dtrak.app.code import as_command, as_python
 from dtrak.app.elements import explain, plain
-from dtrak.app.exact import exact_section
-from dtrak.app.exports import to_csv, to_html, to_json
-from dtrak.app.figures import score_histogram, share_bars, split_bars
+from dtrak.app.figures import score_strip, share_bars
 from dtrak.app.jobs import queue_beside
+from dtrak.app.sections.downloads import downloads_section
+from dtrak.app.sections.exact import exact_section
+from dtrak.app.sections.panel import sample_panel
+from dtrak.app.sections.parts import evidence_section
+from dtrak.app.sections.trust import reliability_card
+from dtrak.app.sections.what_if import what_if
 from dtrak.app.service import ranking
-from dtrak.app.trust import reliability_card
 from dtrak.app.views import (
     POWER_STEPS,
+    between,
     damping_text,
     default_power,
     effective_number,
     evidence_badges,
     shares,
     significance,
-    stable_count,
     tiles,
-    timestep_band,
     unstable,
 )
-from dtrak.app.what_if import what_if
 from dtrak.app.widgets import (
     choose_run,
     current_service,
     features_or_wait,
     gallery,
     hand_over_to_app,
+    select_sample,
     show_error,
     wait_for,
 )
 from dtrak.data import BadImage
 from dtrak.methods.queries import query_from_bytes
-from dtrak.methods.ranking import top_scored
+from dtrak.methods.ranking import Ranking
 from dtrak.methods.registry import METHODS
 from dtrak.methods.settings import Setting
 from dtrak.utils.errors import DtrakError
 from dtrak.utils.images import enlarged_png
-from dtrak.utils.text import percent
 
 ANY = "any"
+VIEWS = {
+    "proponents": "Proponents", "opponents": "Opponents", "groups": "Creators and classes", "similar": "Similar-looking"
+}  # fmt: skip
+SECTIONS = {"evidence": "Evidence", "what-if": "What if", "exact": "Exact influence", "downloads": "Downloads"}
+ALIKE = ("embedding-cos", "pixel-cos")  # methods of the view "similar", the first that is available
 
 hand_over_to_app()
-st.title("Attribution")
 service = current_service()
+table = service.attributor.table
 
 
 def open_run(run_id: str) -> None:
@@ -80,45 +83,21 @@ def upload() -> None:
 
 def heldout() -> None:
     """Choose a held-out image."""
-    records = service.attributor.table.records[service.attributor.table.train_size :]
-    if not records:
+    ids = {r.id: r for r in table.records[table.train_size :]}
+    if not ids:
         return
-    ids = {r.id: r for r in records}
     chosen = st.selectbox("Held-out image", list(ids), format_func=lambda i: ids[i].caption or i)
     if st.button("Attribute the held-out image"):
-        table = service.attributor.table
         row = table.rows[chosen]
         open_run(service.runs.save_upload(table.pixels[row], table.names[row]).id)
 
 
-chosen_run = choose_run(service)
-if chosen_run is None:
-    upload()
-    st.stop()
-run = chosen_run
-
-left, right = st.columns([1, 3], gap="large")
-with left:
-    st.image(enlarged_png(run.pixels, 256), width="stretch", alt=f"The query: {run.title}")
-    st.markdown(f"**{plain(run.title)}**")
-    if run.settings is not None and run.settings.lora_scale != 1:
-        st.warning(
-            f"Generated at LoRA scale {run.settings.lora_scale:g}; features use scale 1, so this ranking is computed "
-            "for a slightly different model."
-        )
+def choose_setting() -> tuple[Setting, int]:
+    """The method with its damping, and how many images are shown."""
     lacking = {name: service.attributor.why_not(name) for name in METHODS}
     ready = [name for name, reason in lacking.items() if reason is None]
-    name = st.selectbox(
-        "Method", ready, format_func=lambda n: METHODS[n].title, key="method", bind="query-params",
-    )  # fmt: skip
-    method = METHODS[name]
-    if len(ready) < len(lacking):
-        missing = len(lacking) - len(ready)
-        with st.expander(f"{missing} method{'s' if missing > 1 else ''} not built"):
-            for other, reason in lacking.items():
-                if reason is not None:
-                    st.markdown(f"**{METHODS[other].title}**: {explain(reason)}")
-    damping = None
+    name = st.selectbox("Method", ready, format_func=lambda n: METHODS[n].title, key="method", bind="query-params")
+    method, damping = METHODS[name], None
     if method.damping is not None:
         power = st.select_slider(
             "Damping λ", POWER_STEPS, default_power(method.damping), format_func=damping_text,
@@ -127,22 +106,22 @@ with left:
             "the plain inner product.",
         )  # fmt: skip
         damping = 10**power
-    top = st.slider("Images shown", 5, 30, 10, step=5, key="top", bind="query-params")
-    st.code(method.formula.replace(",  ", "\n"), language=None, wrap_lines=True)
-    setting = Setting(method.name, damping=damping)
-    if note := method.note(service.attributor):
-        st.caption(note)
-    collapse = False
-    if service.duplicates is not None:
-        help_text = "Show near-duplicate training images as one tile with their count."
-        collapse = st.toggle("Merge near-duplicates", value=True, key="collapse", bind="query-params", help=help_text)
-    damp = False
-    if method.uses_features:
-        help_text = "Subtract each image's mean score over unrelated queries; scores become z-scores."
-        damp = st.toggle("Correct for hubs", key="damp", bind="query-params", help=help_text)
-    with st.expander("Choose another image"):
-        heldout()
-        upload()
+    with st.popover("Options", width="stretch"):
+        top = st.slider("Images shown", 5, 30, 10, step=5, key="top", bind="query-params")
+        if service.duplicates is not None:
+            st.toggle("Merge near-duplicates", value=True, key="collapse", bind="query-params",
+                      help="Show near-duplicate training images as one tile with their count.")  # fmt: skip
+        if method.uses_features:
+            help_text = "Subtract each image's mean score over unrelated queries; scores become z-scores."
+            st.toggle("Correct for hubs", key="damp", bind="query-params", help=help_text)
+        st.code(method.formula.replace(",  ", "\n"), language=None, wrap_lines=True)
+        if note := method.note(service.attributor):
+            st.caption(note)
+        if reasons := {other: reason for other, reason in lacking.items() if reason is not None}:
+            st.markdown(f"{len(reasons)} method{'s' if len(reasons) > 1 else ''} not built:")
+            for other, reason in reasons.items():
+                st.caption(f"**{METHODS[other].title}**: {explain(reason)}")
+    return Setting(method.name, damping=damping), top
 
 
 def show_verdict(verdict: Verdict | None, reason: str) -> None:
@@ -151,64 +130,6 @@ def show_verdict(verdict: Verdict | None, reason: str) -> None:
         st.info(f"No significance test: {plain(reason)}")
         return
     (st.success if verdict.named.any() else st.warning)(significance(verdict))
-
-
-@st.fragment
-def timesteps(split: Split) -> None:
-    """Choose a band of timesteps; show its ranking and its part of the scores."""
-    marks = sorted(set(split.timesteps))
-    if len(marks) < 2:
-        st.info("This setting has a single timestep.")
-        return
-    first, last = st.select_slider("Timesteps", marks, (marks[0], marks[-1]), key="scrub",
-                                   help="0: almost no noise; 999: almost pure noise.")  # fmt: skip
-    chosen, part = timestep_band(split, first, last)
-    st.caption(f"Ranking from timesteps {first} to {last} only: {len(chosen)} of {len(split.names)} parts.")
-    shown = top_scored(part, table, 6)
-    gallery(tiles(shown, table), "proponent", "scrubbed")
-    rows = [table.rows[s.record.id] for s in proponents[:6]]
-    names = [s.record.caption or s.record.id for s in proponents[:6]]
-    st.plotly_chart(split_bars(split, rows, names, chosen), key="timestep_bars",
-                    alt="The scores of the proponents, split by timestep")  # fmt: skip
-    st.caption("The parts of a bar sum to the score of that image, exactly.")
-
-
-def show_evidence() -> None:
-    """Show the parts of the scores by timestep and by block, the stability and the hubs."""
-    by_timestep, by_block, lists = st.tabs(["By timestep", "By network block", "Stability and hubs"])
-    with by_timestep:
-        try:
-            timesteps(service.answer(run, setting, split_by_timestep))
-        except DtrakError as reason:
-            st.info(explain(reason))
-    with by_block:
-        try:
-            rows = tuple(table.rows[s.record.id] for s in proponents[:6])
-            split = service.answer(run, setting, split_by_block, rows)
-            names = [s.record.caption or s.record.id for s in proponents[:6]]
-            st.plotly_chart(split_bars(split, range(len(rows)), names), key="block_bars",
-                            alt="The scores of the proponents, split by network block")  # fmt: skip
-            st.caption("The parts of a bar sum to the score of that image, exactly.")
-        except DtrakError as reason:
-            st.info(explain(reason))
-    with lists:
-        if evidence is None:
-            st.info("Not computed yet; see the progress above.")
-        elif stable is None:
-            st.info("Stability requires a method of one model with separately stored timesteps.")
-        else:
-            st.markdown(
-                f"{stable_count(proponents, table, stable)} of the {len(proponents)} proponents shown are in the top "
-                f"{stable.top} in at least 50 % of {stable.resamples} resamples of the query's timesteps and of either "
-                "half of the projection. The percentage on a tile is that share; images below 50 % are faded."
-            )
-        if hub is not None:
-            count, digits = int(hub.marked.sum()), 1 if hub.expected > 0.001 else 3
-            st.markdown(
-                f"{count} training images are hubs: in the top {top} of more than {HUB_FACTOR:.0f} times as many "
-                f"unrelated rankings as expected by chance ({percent(hub.expected, digits)}). A hub says little about "
-                "this image."
-            )
 
 
 def wait_for_evidence() -> None:
@@ -229,30 +150,54 @@ def wait_for_evidence() -> None:
     wait_for(job, "Testing significance and stability:", "evidence-cancel", jobs=queue_beside())
 
 
-def exports() -> None:
-    """Show the download buttons; each file is made when its button is pressed."""
-    described = run.settings.as_dict() if run.settings else {"image": "uploaded", "label": run.label}
-    name, study = f"{run.id}-{setting.text}", service.folder.study
-    credit, measured = study.data.credit or "", service.reliability(setting, run).text
-    columns = st.columns(3)
-    columns[0].download_button(
-        "Download CSV", partial(to_csv, answer, stable), f"{name}.csv", "text/csv",
-        on_click="ignore", key="export-csv", width="stretch",
-    )  # fmt: skip
-    columns[1].download_button(
-        "Download JSON", partial(to_json, study.name, described, answer, verdict, stable, measured), f"{name}.json",
-        "application/json", on_click="ignore", key="export-json", width="stretch",
-    )  # fmt: skip
-    columns[2].download_button(
-        "Download report (HTML)",
-        partial(to_html, study.title or study.name, described, run.pixels, [answer], verdict, stable, credit,
-                measured),
-        f"{name}.html", "text/html", on_click="ignore", key="export-html", width="stretch",
-    )  # fmt: skip
-    with st.expander("Copy as code"):
-        st.code(as_python(study.name, run, setting, top), language="python")
-        st.code(as_command(study.name, run, setting, top), language="sh", wrap_lines=True)
+def show_sources(view: str, shown: Ranking) -> None:
+    """Show the gallery or the shares of the chosen view."""
+    chosen = st.query_params.get("sample", "")
+    if view == "groups":
+        records = list(table.records[: table.train_size])
+        st.caption(f"Effective number of contributors to the positive mass: {effective_number(shown.scores):.0f} "
+                   "images. Shares are of the positive mass only, not of the image.")  # fmt: skip
+        for column, title, key in zip(st.columns(2), ("By creator", "By class"), ("creator", "label"), strict=True):
+            with column:
+                st.markdown(f"**{title}**")
+                st.plotly_chart(share_bars(shares(records, shown.scores, key)), key=f"shares-{key}",
+                                alt=f"Shares of positive mass, {title.lower()}")  # fmt: skip
+        return
+    if view == "similar":
+        name = next(name for name in ALIKE if service.attributor.why_not(name) is None)
+        shown = service.answer(run, Setting(name), ranking, top)
+        st.caption(f"By {METHODS[name].title}: what looks alike, whatever the model learnt.")
+    sides, badges = {"opponents": shown.opponents}, None
+    if view == "proponents":
+        badges = evidence_badges(table, stable, hub, shown.groups, verdict)
+    scored = sides.get(view, shown.proponents)
+    if not scored:
+        st.caption("No image in this view.")
+    faded = unstable(table, stable) if stable and badges is not None and shown.unit == "score" else ()
+    side = "opponent" if view == "opponents" else "proponent"
+    gallery(tiles(scored, table, badges, faded), side, view, select_sample, chosen)
 
+
+left, right = st.columns([1, 3.2], gap="medium")
+with left:
+    st.title("Attribution")
+    chosen_run = choose_run(service)
+    if chosen_run is None:
+        upload()
+        st.stop()
+    run = chosen_run
+    st.image(enlarged_png(run.pixels, 256), width=224, alt=f"The query: {run.title}")
+    st.markdown(f"**{plain(run.title)}**")
+    place = st.container()
+    if run.settings is not None and run.settings.lora_scale != 1:
+        st.warning(
+            f"Generated at LoRA scale {run.settings.lora_scale:g}; features use scale 1, so this ranking is computed "
+            "for a slightly different model."
+        )
+    setting, top = choose_setting()
+    with st.expander("Choose another image"):
+        heldout()
+        upload()
 
 with right:
     try:
@@ -263,66 +208,55 @@ with right:
     except DtrakError as error:
         show_error(error)
         st.stop()
-    table = service.attributor.table
-    st.markdown(
-        f"Removing the **proponents** should change this image most, according to {method.title}; "
-        "**opponents** act in the opposite direction."
-    )
-    place = st.container()
     null, stable = (evidence.null, evidence.stable) if evidence else (None, None)
     verdict = None if null is None else null.judge(answer.scores)
+    damp = bool(st.session_state.get("damp")) and answer.method.uses_features
     if evidence:
         with place:
             show_verdict(verdict, evidence.reason)
     elif damp:
         st.caption("Hubs are corrected for after the significance test.")
-    reliability_card(service, setting, run)
     hub = None if null is None else hubs(null, top)
-    groups = service.duplicates if collapse else None
-    answer = answer.merged(groups)
+    answer = answer.merged(service.duplicates if st.session_state.get("collapse", True) else None)
     if damp and null is not None:
         answer = answer.rescored(damp_hubs(answer.scores, null), "z-score")
         verdict = None  # applies to the method's own scores only
-    badges = evidence_badges(table, stable, hub, groups, verdict)
-    st.subheader("Proponents")
-    proponents = answer.proponents
-    gallery(
-        tiles(proponents, table, badges, unstable(table, stable) if stable and not damp else ()),
-        "proponent",
-        "proponents",
-    )
-    if stable is not None:
-        st.caption(
-            f"Percentages: share of {stable.resamples} resamples in which the image is in the top {stable.top}; images "
-            "below 50 % are faded."
-        )
-    opponents = answer.opponents
-    if opponents:
-        st.subheader("Opponents")
-        gallery(tiles(opponents, table), "opponent", "opponents")
-    st.subheader("Evidence")
-    show_evidence()
-    if evidence:
-        exports()
-    else:
-        st.caption("Exports are available after the significance test.")
-    st.subheader("What if")
-    st.fragment(what_if)(service, run, answer)
-    st.subheader("Exact influence")
-    st.fragment(exact_section)(service, run, answer)
-    st.subheader("All scores")
-    st.plotly_chart(score_histogram(answer), key="histogram", alt="Histogram of the scores of all training images")
-    records = table.records[: table.train_size]
-    mass = f"Effective number of contributors to the positive mass: {effective_number(answer.scores):.0f} images."
-    st.caption(mass)
-    for title, key in (("By creator", "creator"), ("By class", "label")):
-        st.subheader(title)
-        found = shares(list(records), answer.scores, key)
-        st.plotly_chart(share_bars(found), key=f"shares-{key}", alt=f"Shares of positive mass, {title.lower()}")
     st.caption(
-        f"Shares are of the positive mass only, not of the image. Fingerprint {answer.fingerprint}. "
-        f"{plain(service.folder.study.data.credit or '')}"
+        f"Removing the **proponents** should change this image most, according to {answer.method.title}; **opponents** "
+        "act in the opposite direction."
     )
+    view = st.segmented_control("Sources", list(VIEWS), default="proponents", required=True, key="view",
+                                format_func=VIEWS.__getitem__, bind="query-params",
+                                label_visibility="collapsed")  # fmt: skip
+    opened = st.query_params.get("sample", "") in table.rows
+    sources, panel = st.columns([2.4, 1]) if opened else (st.container(), None)
+    limits = between(st.session_state.get("strip"))
+    with sources:
+        show_sources(view, answer if limits is None else answer.within(*limits))
+        if limits is not None:
+            st.caption("Only scores inside the box below are shown; double-click there to remove it.")
+        st.plotly_chart(
+            score_strip(answer), key="strip", on_select="rerun", selection_mode="box", config={"displayModeBar": False},
+            alt="Histogram of the scores of all training images; drag over a range to list the images in it",
+        )  # fmt: skip
+    if panel is not None:
+        with panel:
+            sample_panel(service, run, answer, verdict, st.query_params["sample"])
+    reliability_card(service, setting, run)
+    section = st.segmented_control("More", list(SECTIONS), default="evidence", required=True, key="section",
+                                   format_func=SECTIONS.__getitem__, bind="query-params",
+                                   label_visibility="collapsed")  # fmt: skip
+    if section == "evidence":
+        evidence_section(service, run, answer, stable, hub, evidence is None)
+    elif section == "what-if":
+        st.fragment(what_if)(service, run, answer)
+    elif section == "exact":
+        st.fragment(exact_section)(service, run, answer)
+    elif evidence:
+        downloads_section(service, run, answer, verdict, stable)
+    else:
+        st.caption("Downloads are available after the significance test.")
+    st.caption(f"Fingerprint {answer.fingerprint}. {plain(service.folder.study.data.credit or '')}")
     if evidence is None:  # last, so that the page is not delayed
         with place:
             wait_for_evidence()

@@ -7,8 +7,8 @@ from dtrak.app.ablate import lane_agreements
 from dtrak.app.elements import describe, plain
 from dtrak.app.figures import score_scatter
 from dtrak.app.runs import Run
+from dtrak.app.sections.trust import reliability_card, short
 from dtrak.app.service import Lane, StudyService
-from dtrak.app.trust import reliability_card, short
 from dtrak.app.views import tiles
 from dtrak.app.widgets import (
     choose_run,

@@ -16,7 +16,7 @@ from dtrak.app.creators import (
 )
 from dtrak.app.elements import plain
 from dtrak.app.figures import standing_bars
-from dtrak.app.trust import reliability_card
+from dtrak.app.sections.trust import reliability_card
 from dtrak.app.views import tiles
 from dtrak.app.widgets import current_service, gallery, hand_over_to_app, show_error
 from dtrak.methods.registry import METHODS

@@ -3,7 +3,7 @@
 import streamlit as st
 
 from dtrak.app.elements import describe, plain
-from dtrak.app.trust import reliability_card
+from dtrak.app.sections.trust import reliability_card
 from dtrak.app.widgets import current_service, hand_over_to_app
 from dtrak.data import BadImage, open_image
 from dtrak.methods.settings import Setting

@@ -21,8 +21,8 @@ HISTOGRAM_BINS = 61  # odd: one of them is around zero
 POSITIVE, NEGATIVE, NEUTRAL, BASELINE = "#2f6fdb", "#c4532d", "#8a93a3", "#3f9a86"
 
 
-def score_histogram(ranking: Ranking) -> go.Figure:
-    """Histogram of all scores with log counts; the shown proponents and opponents are marked."""
+def score_strip(ranking: Ranking) -> go.Figure:
+    """A low histogram of all scores with log counts and marks for what is listed; a range of scores can be boxed."""
     scores: Float[np.ndarray, " n"] = ranking.scores
     limit = 1.05 * (float(np.abs(scores).max()) or 1.0)
     counts, edges = np.histogram(scores, HISTOGRAM_BINS, (-limit, limit))  # the browser gets counts only
@@ -32,30 +32,46 @@ def score_histogram(ranking: Ranking) -> go.Figure:
         y=counts,
         width=2 * limit / HISTOGRAM_BINS,
         marker_color=NEUTRAL,
-        name="all training images",
         hovertemplate="%{y} images<br>score %{x}<extra></extra>",
     )
-    for side, name, colour in (
-        (ranking.proponents, "proponents shown", POSITIVE),
-        (ranking.opponents, "opponents shown", NEGATIVE),
-    ):
+    for side, colour in ((ranking.proponents, POSITIVE), (ranking.opponents, NEGATIVE)):
         figure.add_scatter(
             x=[s.score for s in side],
             y=[0.7] * len(side),
             mode="markers",
-            marker={"symbol": "line-ns-open", "size": 16, "color": colour, "line": {"width": 2}},
-            name=name,
-            customdata=[[s.record.id, s.record.caption, format_score(s.score)] for s in side],
+            marker={"symbol": "line-ns-open", "size": 14, "color": colour, "line": {"width": 2}},
+            customdata=[[s.record.id, s.record.caption or s.record.id, format_score(s.score)] for s in side],
             hovertemplate="%{customdata[1]}<br>%{customdata[2]}<extra></extra>",
         )
     figure.add_vline(x=0, line_width=1, line_color=NEUTRAL)
     figure.update_layout(
-        height=260,
-        margin={"l": 8, "r": 8, "t": 8, "b": 8},
+        height=120,
+        margin={"l": 8, "r": 8, "t": 4, "b": 4},
         bargap=0.05,
-        xaxis_title=ranking.unit,
-        yaxis={"title": "images (log)", "type": "log", "dtick": 1},
-        legend={"orientation": "h", "y": -0.35},
+        showlegend=False,
+        dragmode="select",
+        selectdirection="h",
+        xaxis={"title": f"{ranking.unit} of all {len(scores):,} training images", "title_standoff": 2},
+        yaxis={"type": "log", "dtick": 1, "title": "images", "fixedrange": True},
+    )
+    return figure
+
+
+def part_bars(timesteps: Sequence[int], parts: Sequence[float]) -> go.Figure:
+    """The parts of one score by timestep, in a small figure."""
+    colours = [POSITIVE if part > 0 else NEGATIVE for part in parts]
+    figure = go.Figure()
+    figure.add_bar(
+        x=[str(t) for t in timesteps],
+        y=list(parts),
+        marker_color=colours,
+        hovertemplate="timestep %{x}<br>%{y:.3g}<extra></extra>",
+    )
+    figure.update_layout(
+        height=110,
+        margin={"l": 4, "r": 4, "t": 4, "b": 4},
+        xaxis={"type": "category", "title": "score by timestep", "title_standoff": 2, "nticks": 5},
+        yaxis={"visible": False},
     )
     return figure
 

@@ -140,6 +140,12 @@ def timestep_band(split: Split, first: int, last: int) -> tuple[list[str], Float
     return [split.names[i] for i in chosen], split.scores[chosen].sum(0)
 
 
+def between(state: Mapping[str, Any] | None) -> tuple[float, float] | None:
+    """The range of scores boxed in a figure, from the state of its widget; None without a box."""
+    boxes = (state or {}).get("selection", {}).get("box", [])
+    return (min(boxes[0]["x"]), max(boxes[0]["x"])) if boxes else None
+
+
 def format_score(score: float) -> str:
     """Three significant digits, always signed, with a typographic minus."""
     return f"{score:+.3g}".replace("-", "−")

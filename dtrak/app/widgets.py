@@ -23,7 +23,7 @@ from dtrak.config import load_study, study_names
 from dtrak.methods.settings import Setting
 from dtrak.study.folder import StudyFolder
 from dtrak.utils.errors import DtrakError
-from dtrak.utils.images import data_url, enlarged_png
+from dtrak.utils.images import data_url, enlarged_png, png_url
 
 if TYPE_CHECKING:
     from dtrak.app.runs import Run
@@ -107,14 +107,18 @@ def show_error(error: DtrakError) -> None:
         st.code(error.hint, language=None, wrap_lines=True)
 
 
-def gallery(tiles: list[dict[str, Any]], side: str, key: str) -> None:
-    """Training images as tiles; a click opens the page of the image.
+def gallery(
+    tiles: list[dict[str, Any]], side: str, key: str, choose: Callable[[str], None] | None = None, chosen: str = ""
+) -> None:
+    """Training images as tiles; arrow keys move between them.
 
     Args:
         tiles: from :func:`dtrak.app.views.tiles`.
         side: "proponent" or "opponent", for the colour.
+        choose: called with the id of a clicked image, or "" after Esc; by default a click opens the image's page.
+        chosen: id of the image that is marked.
     """
-    _show("gallery", {"tiles": tiles, "side": side, "label": f"{side}s"}, key)
+    _show("gallery", {"tiles": tiles, "side": side, "label": f"{side}s", "chosen": chosen}, key, choose)
 
 
 def lanes(rankings: list[dict[str, Any]], key: str) -> None:
@@ -122,12 +126,48 @@ def lanes(rankings: list[dict[str, Any]], key: str) -> None:
     _show("lanes", {"lanes": rankings}, key)
 
 
-def _show(name: str, data: dict[str, Any], key: str) -> None:
+def sources(image: bytes, alt: str, tiles: list[dict[str, Any]], run: str, key: str) -> None:
+    """A picture joined to its sources by lines; a click opens the source beside the picture on Attribution.
+
+    Args:
+        image: PNG.
+        run: id of the picture's run.
+    """
+
+    def choose(sample_id: str) -> None:
+        st.switch_page("pages/attribution.py", query_params={"run": run, "sample": sample_id})
+
+    _show("sources", {"src": png_url(image), "alt": alt, "tiles": tiles}, key, choose)
+
+
+def _show(name: str, data: dict[str, Any], key: str, choose: Callable[[str], None] | None = None) -> None:
     css, js = component_file("tiles.css"), component_file(f"{name}.js")
     component = st.components.v2.component(f"dtrak_{name}", html=f"<div id='{name}'></div>", css=css, js=js)
-    result = component(data=data, key=key, on_clicked_change=lambda: None)
+    result = component(data=data, key=key, on_clicked_change=lambda: None, on_closed_change=lambda: None)
     if result.clicked:
-        open_sample(result.clicked)
+        (choose or open_sample)(result.clicked)
+    elif result.closed and choose:
+        choose("")
+
+
+def select_sample(sample_id: str) -> None:
+    """Put a training image into the URL, for the panel beside the gallery; "" removes it."""
+    if sample_id:
+        st.query_params["sample"] = sample_id
+    else:
+        st.query_params.pop("sample", None)
+    st.rerun()
+
+
+def pinned() -> list[str]:
+    """The training images pinned in this session, of the chosen study."""
+    return st.session_state.setdefault("pinned", {}).setdefault(st.session_state["study"], [])
+
+
+def toggle_pin(sample_id: str) -> None:
+    """Pin a training image, or take it off the shortlist."""
+    found = pinned()
+    (found.remove if sample_id in found else found.append)(sample_id)
 
 
 def features_or_wait(service: StudyService, run: Run, settings: list[Setting], key: str) -> bool:

@@ -110,6 +110,11 @@ class Ranking:
         """The same samples ranked by other scores."""
         return replace(self, scores=scores, unit=unit, ends=None)
 
+    def within(self, low: float, high: float) -> "Ranking":
+        """The same ranking, listing only samples with scores from ``low`` to ``high``."""
+        rows = np.flatnonzero((self.scores >= low) & (self.scores <= high))
+        return replace(self, ends=(rows, rows))
+
     def order(self) -> list[int]:
         """Training rows by descending score; only the first row of each group."""
         rows = np.argsort(-self.scores, kind="stable").tolist()

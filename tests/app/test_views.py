@@ -7,8 +7,9 @@ import pytest
 
 from dtrak.analysis.evidence import Split, Stability
 from dtrak.analysis.significance import Verdict
-from dtrak.app.figures import score_histogram, share_bars
+from dtrak.app.figures import score_strip, share_bars
 from dtrak.app.views import (
+    between,
     damping_text,
     default_power,
     effective_number,
@@ -49,7 +50,7 @@ def test_scores_are_signed():
 
 
 def test_histogram_marks_what_is_shown_and_counts_everyone():
-    figure = score_histogram(ranking())
+    figure = score_strip(ranking())
     bars = figure.data[0]
     assert abs(bars.x[-2] - 3) <= bars.width / 2
     assert bars.y[-2] == 1
@@ -57,6 +58,12 @@ def test_histogram_marks_what_is_shown_and_counts_everyone():
     assert list(figure.data[1].x) == [3.0, 1.0]
     assert list(figure.data[2].x) == [-2.0]
     assert list(share_bars(shares(RECORDS, SCORES, "label")).data[0].x) == [0.25, 0.75]
+
+
+def test_the_range_boxed_in_a_figure():
+    assert between(None) is None
+    assert between({"selection": {"box": []}}) is None
+    assert between({"selection": {"box": [{"x": [2.0, -1.0], "y": [0, 1]}]}}) == (-1.0, 2.0)
 
 
 def test_tiles_carry_record_and_score(tiny):

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from dtrak.app.exports import to_csv, to_html, to_json
-from dtrak.app.figures import score_histogram
+from dtrak.app.figures import score_strip
 from dtrak.data import Record, Table
 from dtrak.methods.ranking import Ranking
 from dtrak.methods.settings import Setting
@@ -34,14 +34,24 @@ def test_rows_that_a_search_found_are_ordered_by_their_exact_scores():
     assert ids(found.opponents) == ids(RANKING.opponents)
 
 
+def test_only_scores_inside_a_range_are_listed():
+    ranking = RANKING.merged(np.array([0, 1, 1, 2, 3]))
+    scores = sorted(RANKING.scores)
+    found = ranking.within(scores[0], scores[-2])
+    assert ids(found.proponents) == ["r2", "r0"]  # the strongest of its group is outside
+    assert ids(found.opponents) == ids(ranking.opponents)
+    assert len(found.scores) == len(RANKING.scores)
+    assert ids(RANKING.within(1e6, 2e6).proponents) == []
+
+
 def test_list_histogram_and_exports_show_the_same_after_any_change():
     merged = RANKING.merged(np.array([0, 1, 1, 2, 3]))
     for ranking in (RANKING, merged, merged.rescored(np.array([5.0, 1.0, 2.0, -1.0, -3.0]), "z-score")):
         listed, opposed = ids(ranking.proponents), ids(ranking.opponents)
-        figure = score_histogram(ranking)
+        figure = score_strip(ranking)
         assert [c[0] for c in figure.data[1].customdata] == listed
         assert [c[0] for c in figure.data[2].customdata] == opposed
-        assert figure.layout.xaxis.title.text == ranking.unit
+        assert figure.layout.xaxis.title.text.startswith(f"{ranking.unit} of")
         rows = list(csv.DictReader(io.StringIO(to_csv(ranking).decode("utf-8-sig"))))
         assert [row["id"] for row in rows][: len(listed)] == listed
         assert list(ranking.to_pandas()["id"]) == [row["id"] for row in rows]

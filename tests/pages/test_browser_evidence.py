@@ -97,6 +97,7 @@ def test_exports_hold_what_the_page_shows(context, server, tmp_path):
     open_page(page, server, "attribution", 35)
     tile = top_tile(page)
     best = tile.get_attribute("data-id")
+    page.get_by_role("radio", name="Downloads").click()
     for name, suffix in (("Download CSV", "csv"), ("Download JSON", "json"), ("Download report (HTML)", "html")):
         with page.expect_download() as download:
             page.get_by_role("button", name=name, exact=True).click()

@@ -46,6 +46,7 @@ def test_what_if_predicts_and_retrains(context, server):
     generate(page, server, 53)
     page.get_by_role("button", name="Attribute").click()
     top_tile(page)
+    page.get_by_role("radio", name="What if").click()
     expect(page.get_by_text(re.compile("of random sets of the same size"))).to_be_visible(timeout=60_000)
     page.get_by_role("button", name="Retrain and show").click()
     expect(page.get_by_text(re.compile("Retrained for 1 training step"))).to_be_visible(timeout=240_000)

@@ -11,10 +11,14 @@ from streamlit.testing.v1 import AppTest
 
 from dtrak.analysis.significance import null_of
 from dtrak.app.elements import plain
+from dtrak.app.example import first_example, write_example
 from dtrak.app.jobs import queue_beside, retraining_queue
 from dtrak.app.runs import read_settings
 from dtrak.app.service import study_service
 from dtrak.config import ROOT, load_study
+from dtrak.evaluation.series import removal_series
+from dtrak.execution.engines import Local
+from dtrak.methods.attributor import Attributor
 from dtrak.methods.settings import Setting
 from dtrak.models.sampling import GenerationSettings
 from tests.helpers import wait_until
@@ -46,6 +50,18 @@ def test_home(app):
     app.run()
     assert not app.exception
     assert "14 training images" in text(app)
+
+
+def test_home_shows_the_example_and_what_happens_without_its_sources(app, tiny):
+    attributor = Attributor(tiny)
+    removal_series(attributor, *first_example(attributor), Local(1))
+    write_example(tiny)
+    app.run()
+    assert not app.exception
+    assert "unrelated images" in text(app)
+    app.select_slider(key="removed").set_value(1).run()
+    assert not app.exception
+    assert "without 1 random images" in text(app)
 
 
 def test_home_and_about_do_without_what_is_slow_to_import(tiny, source, monkeypatch):
@@ -176,8 +192,36 @@ def test_attribution(app, run):
     app.query_params["run"] = run.id
     app.switch_page("pages/attribution.py").run()
     assert not app.exception
-    assert {"Proponents", "Opponents", "By creator", "By class"} <= {s.value for s in app.subheader}
     assert "unrelated images" in text(app)
+    expected = {
+        "opponents": "Removing", "groups": "Effective number of contributors", "similar": "whatever the model learnt",
+    }  # fmt: skip
+    for view, words in expected.items():
+        app.segmented_control(key="view").set_value(view).run()
+        assert not app.exception
+        assert words in text(app)
+    app.segmented_control(key="section").set_value("downloads").run()
+    assert not app.exception
+    assert "dtrak.open_study" in app.code[1].value
+
+
+def test_a_training_image_opens_beside_the_gallery_and_is_pinned(app, run):
+    app.run()
+    best = study_service("tiny").attribute(run, Setting("dtrak"), 10).proponents[0].record
+    app.query_params.update({"run": run.id, "sample": best.id})
+    app.switch_page("pages/attribution.py").run()
+    assert not app.exception
+    assert "rank 1 of 14" in text(app)
+    app.button(key="panel-pin").click().run()
+    app.segmented_control(key="section").set_value("what-if").run()
+    app.segmented_control(key="what_if_kind").set_value("Pinned").run()
+    assert not app.exception
+    assert "without these 1 image" in text(app)
+    app.button(key="panel-close").click().run()
+    assert "rank 1 of 14" not in text(app)
+    app.query_params["sample"] = "nothing"
+    app.run()
+    assert not app.exception
 
 
 def test_attribution_in_a_large_study_ranks_before_the_significance_test(app, run, monkeypatch):
@@ -188,12 +232,13 @@ def test_attribution_in_a_large_study_ranks_before_the_significance_test(app, ru
     app.query_params.update({"run": run.id, "damping_dtrak": "0.562"})  # a setting without saved evidence
     app.switch_page("pages/attribution.py").run()
     assert not app.exception
-    assert "Proponents" in {s.value for s in app.subheader}
+    assert "Removing the **proponents**" in text(app)
     assert "unrelated images" not in text(app)
     held.set()
     wait_until(lambda: not queue_beside().active(), 30)
     app.run()
     assert "unrelated images" in text(app)
+    app.pills(key="evidence_kind").set_value("Stability and hubs").run()
     assert "resamples" in text(app)
 
 
@@ -201,6 +246,7 @@ def test_the_exact_influence_is_computed_and_compared(app, run):
     app.run()
     app.query_params["run"] = run.id
     app.switch_page("pages/attribution.py").run()
+    app.segmented_control(key="section").set_value("exact").run()
     assert "differentiates through the whole training" in text(app)
     app.button(key="exact_go").click().run()
     wait_until(lambda: not retraining_queue().active(), 60)

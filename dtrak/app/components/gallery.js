@@ -1,7 +1,7 @@
 // Training images as tiles. When the ranking changes, tiles move from their old places to the new ones.
 export default function ({ parentElement, data, setTriggerValue }) {
   const root = parentElement.querySelector('#gallery') || parentElement;
-  const before = new Map();
+  const before = new Map(), focused = root.getRootNode().activeElement?.dataset?.id;
   for (const button of root.querySelectorAll('button')) before.set(button.dataset.id, button.getBoundingClientRect());
   const grid = document.createElement('div');
   grid.className = 'grid ' + data.side;
@@ -14,6 +14,7 @@ export default function ({ parentElement, data, setTriggerValue }) {
     button.dataset.score = tile.score;
     button.title = tile.caption;
     if (tile.faded) button.classList.add('faded');
+    if (tile.id === data.chosen) { button.classList.add('chosen'); button.setAttribute('aria-current', 'true'); }
     const image = document.createElement('img');
     image.src = tile.src; image.alt = tile.alt;
     const bar = document.createElement('div'); bar.className = 'bar';
@@ -34,7 +35,15 @@ export default function ({ parentElement, data, setTriggerValue }) {
     button.onclick = () => setTriggerValue('clicked', tile.id);
     grid.append(button);
   }
+  grid.onkeydown = (event) => {
+    const all = [...grid.children], place = all.indexOf(event.target.closest('button'));
+    const columns = all.filter((b) => b.offsetTop === all[0].offsetTop).length;
+    const step = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns }[event.key];
+    if (event.key === 'Escape') setTriggerValue('closed', true);
+    else if (step && all[place + step]) { all[place + step].focus(); event.preventDefault(); }
+  };
   root.replaceChildren(grid);
+  if (focused) [...grid.children].find((b) => b.dataset.id === focused)?.focus({ preventScroll: true });
   if (!before.size || matchMedia('(prefers-reduced-motion: reduce)').matches) return;
   for (const button of grid.children) {
     const from = before.get(button.dataset.id), to = button.getBoundingClientRect();

@@ -7,7 +7,7 @@ from dtrak.app.elements import describe, explain, plain
 from dtrak.app.jobs import retraining_queue
 from dtrak.app.runs import Run
 from dtrak.app.service import StudyService
-from dtrak.app.widgets import show_error, wait_for
+from dtrak.app.widgets import pinned, show_error, wait_for
 from dtrak.evaluation.counterfactual import compare
 from dtrak.evaluation.whatif import predict
 from dtrak.methods.ranking import Ranking
@@ -17,7 +17,7 @@ from dtrak.utils.errors import DtrakError
 from dtrak.utils.images import enlarged_png
 from dtrak.utils.text import percent
 
-TOP, CREATOR, CLASS, HAND = "Top proponents", "Creator", "Class", "Manual selection"
+TOP, PINNED, CREATOR, CLASS, HAND = "Top proponents", "Pinned", "Creator", "Class", "Manual selection"
 
 
 def what_if(service: StudyService, run: Run, answer: Ranking) -> None:
@@ -55,7 +55,7 @@ def _most(share: float) -> str:
 def _choose(service: StudyService, answer: Ranking) -> list[str]:
     table = service.attributor.table
     records = table.records[: table.train_size]
-    kinds = [TOP, *([CREATOR] if len({r.creator for r in records}) > 1 else []),
+    kinds = [TOP, *([PINNED] if pinned() else []), *([CREATOR] if len({r.creator for r in records}) > 1 else []),
              *([CLASS] if len(table.labels) > 1 else []), HAND]  # fmt: skip
     kind = st.segmented_control("Remove", kinds, default=TOP, required=True, key="what_if_kind")
     if kind == TOP:
@@ -63,6 +63,8 @@ def _choose(service: StudyService, answer: Ranking) -> list[str]:
         count = 1 if most == 1 else st.slider("How many", 1, most, min(20, most), key="what_if_count")
         order = np.argsort(-answer.scores, kind="stable")[:count]
         return [records[row].id for row in order]
+    if kind == PINNED:
+        return [sample_id for sample_id in pinned() if table.rows.get(sample_id, len(records)) < len(records)]
     if kind == HAND:
         order = np.argsort(-answer.scores, kind="stable").tolist()
         titles = {records[row].id: describe(records[row]).removeprefix("Training image: ") for row in order}
