@@ -142,6 +142,7 @@ class Study:
         logger.info("Index of '%s' is ready in %s.", self.name, self.folder.index)
         if not index_only:
             pipeline.build_rest(self.folder, engine, batch_size, device)
+            self._write_example(device)  # with the significance test
         self.__dict__.pop("attributor", None)
         return self
 

@@ -22,7 +22,7 @@ from dtrak.study.folder import StudyFolder
 from dtrak.utils.errors import DtrakError
 from dtrak.utils.progress import progress
 from index_builder.exact import check_exact, exact
-from index_builder.measuring import counterfactual, evaluate, retrain
+from index_builder.measuring import counterfactual, evaluate, removals, retrain
 from index_builder.options import (
     BatchOption,
     DeviceOption,
@@ -170,7 +170,7 @@ def merge(study: StudyArgument, device: DeviceOption = "cpu") -> None:
     Study(load_study(study)).merge(device)
 
 
-for command in (plan, retrain, evaluate, counterfactual, exact, check_exact):
+for command in (plan, retrain, evaluate, counterfactual, removals, exact, check_exact):
     app.command()(command)
 
 

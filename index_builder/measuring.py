@@ -162,3 +162,22 @@ def counterfactual(
             between = f"{low:.3f} to {high:.3f}"
             cells += f"{mean:18.3f}{between:>18}"
         print(cells)
+
+
+@takes_engine
+def removals(study: StudyArgument, engine_for: EngineFor, device: DeviceOption = "cpu") -> None:
+    """Retrain STUDY without more and more of the sources of its example, for the slider on Home; resumable."""
+    from dtrak.app.example import first_example
+    from dtrak.evaluation.series import removal_series
+    from dtrak.methods.attributor import Attributor
+
+    attributor = Attributor(StudyFolder(load_study(study)), device)
+    name = attributor.folder.study.name
+    query, setting = first_example(attributor)
+    alone = exclusive(attributor.folder.root / "retrained", f"the retraining of '{name}'")
+    with alone, progress(f"removals of {name}", None) as show:
+        found = removal_series(
+            attributor, query, setting, engine_for(device), lambda done, total: show(done, "steps", total)
+        )
+    counts = ", ".join(str(one.removed) for one in found)
+    errors.print(f"Retrained '{name}' without {counts} images. The next build shows it on Home.")

@@ -194,6 +194,18 @@ class UnrelatedConfig(_Frozen):
         return self
 
 
+class ExampleConfig(_Frozen):
+    """A generated image that a build saves, so that no page is empty; a study's first one is shown on Home.
+
+    ``label`` is a class or a prompt; ``note`` says what the image is an example of.
+    """
+
+    seed: int = Field(ge=0)
+    label: str | None = None
+    steps: int = Field(50, gt=0)
+    note: str = ""
+
+
 class FeatureConfig(_Frozen):
     """One feature set: the mean of ∇f over timesteps and noise draws, projected to k numbers.
 
@@ -254,6 +266,7 @@ class Study(_Frozen):
     truth: TruthConfig = TruthConfig()
     unrelated: UnrelatedConfig = UnrelatedConfig()
     guidance: float = Field(1.0, ge=0)
+    examples: tuple[ExampleConfig, ...] = ()
     source: Path = Field(Path(), exclude=True)
 
     @property

@@ -2,6 +2,7 @@
 
 import base64
 import io
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
@@ -12,7 +13,18 @@ TILE = 128  # tile size, pixels
 
 def data_url(pixels: UInt8[np.ndarray, "r r 3"], size: int = TILE) -> str:
     """An image as a PNG data URL; small images are enlarged without blurring."""
-    return "data:image/png;base64," + base64.b64encode(enlarged_png(pixels, size)).decode()
+    return png_url(enlarged_png(pixels, size))
+
+
+def png_url(content: bytes) -> str:
+    """A PNG file as a data URL."""
+    return "data:image/png;base64," + base64.b64encode(content).decode()
+
+
+def enlarged_file(path: Path, size: int = TILE) -> bytes:
+    """:func:`enlarged_png` of an image file."""
+    with Image.open(path) as image:
+        return enlarged_png(np.asarray(image.convert("RGB")), size)
 
 
 def enlarged_png(pixels: UInt8[np.ndarray, "r r 3"], size: int = TILE) -> bytes:
