@@ -84,22 +84,24 @@ class Subject:
     repeats: int = 25
 
     @classmethod
-    def of_study(cls, title: str, study: str, x: torch.Tensor) -> "Subject":
-        """From a built study."""
+    def of_study(cls, title: str, study: str, adapter: bool = True) -> "Subject":
+        """From a prepared study; without its adapter, all weights of its base are tuned."""
         folder = StudyFolder(load_study(study))
         config = trained_model_config(folder)
         assert config.path
-        model = load_study_model(folder)
-        return cls(title, load_any(folder.study, config.path, config.adapter), model, x, model.names[0])
+        plain = load_any(folder.study, config.path, config.adapter if adapter else None)
+        model = load_study_model(folder) if adapter else plain
+        x = model.encode(folder.table.pixels[:1])[0]
+        return cls(title, plain, model, x, folder.table.names[0])
 
     @classmethod
     def lora_study(cls) -> "Subject":
         """ArtBench's network and LoRA with random weights, which take the same time as trained ones."""
         study = load_study("artbench2")
-        network, x, _ = new_network(study)
-        model = Captioned(network, new_scheduler(), study.resolution)
+        blank = new_network(study)
+        model = Captioned(blank.network, new_scheduler(), study.resolution)
         title = "ArtBench's LoRA of Stable Diffusion 1.x, random weights"
-        return cls(title, model, model, torch.randn_like(x[0]), None, 2, 5)
+        return cls(title, model, model, torch.randn_like(blank.x[0]), None, 2, 5)
 
     @property
     def tuned(self) -> int:
@@ -150,9 +152,8 @@ def feature_rows(subject: Subject) -> list[Row]:
 def reference_rows(subject: Subject) -> list[Row]:
     """The reference recipe, once, at the same k, then dtrak's feature. Modifies the plain model, so call it last."""
     rows = []
-    index = next(iter(subject.plain.classes.values()))
     for count in (1, 8):
-        gradients, dense = reference_seconds_per_sample(subject.plain, subject.x, index, K, DIM, count)
+        gradients, dense = reference_seconds_per_sample(subject.plain, subject.x, subject.label, K, DIM, count)
         one = median_seconds(subject.features(OUTPUTS[0]))
         rows.append(
             (
@@ -169,21 +170,19 @@ def _clock(seconds: float) -> str:
     return f"{seconds * 1e3:.0f} ms" if seconds < 10 else in_words(seconds)
 
 
-def pixel() -> list[Row]:
+def demo() -> list[Row]:
     """The demo's LoRA and its base, each with the reference recipe."""
-    folder = StudyFolder(load_study("demo"))
-    x = load_study_model(folder).encode(folder.table.pixels[:1])[0]
-    demo = Subject.of_study("demo (LoRA)", "demo", x)
-    base = Subject.of_study("base of the demo, all of its weights", "openmoji-base", x)
-    return [row for rows in (feature_rows, reference_rows) for subject in (demo, base) for row in rows(subject)]
+    lora = Subject.of_study("demo (LoRA)", "demo")
+    base = Subject.of_study("base of the demo, all of its weights", "demo", adapter=False)
+    return [row for rows in (feature_rows, reference_rows) for subject in (lora, base) for row in rows(subject)]
 
 
-def text() -> list[Row]:
-    """A LoRA on Stable Diffusion."""
+def artbench() -> list[Row]:
+    """A LoRA on Stable Diffusion 1.x."""
     return feature_rows(Subject.lora_study())
 
 
-PARTS = {"pixel": pixel, "text": text}
+PARTS = {"demo": demo, "artbench": artbench}
 
 
 def main() -> None:

@@ -29,10 +29,10 @@ def seconds(work: Callable[[], object], repeats: int = 5) -> float:
 def measure(study_name: str, timesteps: int) -> dict[str, object]:
     """Milliseconds and peak memory of one image's feature, and milliseconds of its floor (a plain pass)."""
     study = load_study(study_name)
-    network, x, _ = new_network(study)
+    blank = new_network(study)
     make = Captioned if study.model.kind == "text-to-image" else PixelModel
-    model = make(network, new_scheduler(), study.resolution).to("cuda")
-    x = torch.randn_like(x[0], device="cuda")
+    model = make(blank.network, new_scheduler(), study.resolution).to("cuda")
+    x = torch.randn_like(blank.x[0], device="cuda")
     parameters = list(model.parameters().values())
     steps = torch.arange(0, 1000, 1000 // timesteps, device="cuda")
     batch, noise = x.expand(len(steps), *x.shape), torch.randn(len(steps), *x.shape, device="cuda")

@@ -11,7 +11,7 @@ from dtrak.models.base import DiffusionModel
 
 
 def reference_seconds_per_sample(
-    model: DiffusionModel, x: Tensor, class_index: int, timesteps: int, projection_dim: int, batch_size: int
+    model: DiffusionModel, x: Tensor, label: str | None, timesteps: int, projection_dim: int, batch_size: int
 ) -> tuple[float, float]:
     """Seconds per sample for mean gradients over ``timesteps``, and for their projection by ``traker``.
 
@@ -26,14 +26,14 @@ def reference_seconds_per_sample(
     frozen = {n: p.detach() for n, p in model.network.named_parameters() if not p.requires_grad}
     frozen |= dict(model.network.named_buffers())
 
-    def objective(parameters: dict[str, Tensor], x_t: Tensor, t: Tensor, label: Tensor) -> Tensor:
+    keywords = model.conditioner.told(model.condition([label]))
+
+    def objective(parameters: dict[str, Tensor], x_t: Tensor, t: Tensor) -> Tensor:
         arguments = (x_t[None], t[None])
-        keywords = {"class_labels": label[None]}
         prediction = functional_call(model.network, (parameters, frozen), arguments, keywords).sample
         return prediction.square().mean()
 
-    per_sample = vmap(grad(objective), in_dims=(None, 0, 0, 0))
-    labels = torch.full((batch_size,), class_index)
+    per_sample = vmap(grad(objective), in_dims=(None, 0, 0))
     batch = x.expand(batch_size, *x.shape)
 
     start = time.perf_counter()
@@ -41,7 +41,7 @@ def reference_seconds_per_sample(
     for t in range(0, 1000, 1000 // timesteps):
         steps = torch.full((batch_size,), t)
         noisy = model.add_noise(batch, torch.randn(batch.shape), steps)
-        gradients = per_sample(trained, noisy, steps, labels)
+        gradients = per_sample(trained, noisy, steps)
         total += torch.cat([gradients[n].flatten(1) for n in trained], dim=1)
     features = (time.perf_counter() - start) / batch_size
 

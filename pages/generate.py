@@ -29,11 +29,22 @@ def restore() -> None:
     st.session_state.update(prompt=settings.label or "", negative=settings.negative, lora=settings.lora_scale)
 
 
+def take_caption() -> None:
+    """Use the chosen caption as the prompt."""
+    if st.session_state["caption"]:
+        st.session_state["prompt"] = st.session_state["caption"]
+
+
 def condition() -> tuple[str | None, str]:
     """The class or prompt, and the negative prompt, entered in the form."""
     if service.takes_text:
         suggestion = service.classes[0] if service.classes else ""
-        prompt = st.text_area("Prompt", suggestion, height=80, max_chars=500, key="prompt", bind="query-params")
+        captions = sorted({name for name in service.attributor.table.names if name})
+        st.selectbox(
+            "Caption of a training image", captions, index=None, key="caption", on_change=take_caption,
+            placeholder="Type to search, or write below",
+        )  # fmt: skip
+        prompt = st.text_area("Prompt", suggestion, height=68, max_chars=500, key="prompt", bind="query-params")
         avoid = st.text_input(
             "Negative prompt",
             max_chars=500,

@@ -11,7 +11,7 @@ CHECKED = [
     "dtrak.gradients.passes", "dtrak.gradients.rows", "dtrak.index.whitening", "dtrak.linalg.conjugate_gradients",
     "dtrak.linalg.kfac", "dtrak.methods.embeddings", "dtrak.methods.readout",
     "dtrak.methods.selection", "dtrak.models.base", "dtrak.models.codec", "dtrak.models.conditioner",
-    "dtrak.models.lora", "dtrak.models.pixel", "dtrak.models.process", "dtrak.models.stable_diffusion",
+    "dtrak.models.lora", "dtrak.models.pixel", "dtrak.models.process", "dtrak.models.families",
     "dtrak.training", "dtrak.utils.images", "dtrak.utils.noise",
 ]  # fmt: skip
 HOOK = jaxtyping.install_import_hook(CHECKED, "tests.typecheck.check")

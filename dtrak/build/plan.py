@@ -68,14 +68,14 @@ def count_passes(study: Study) -> Passes:
         DtrakError: neither the study nor a local model gives the network's architecture.
     """
     with torch.device("meta"):
-        network, x, told = new_network(study)
-        tuned = [p for p in network.parameters() if p.requires_grad]
+        blank = new_network(study)
+        tuned = [p for p in blank.network.parameters() if p.requires_grad]
         with FlopCounterMode(display=False) as forward:
-            prediction = network(x, torch.zeros(1), **told).sample
+            prediction = blank.call()
         with FlopCounterMode(display=False) as backward:
             torch.autograd.grad(prediction.sum(), tuned, allow_unused=True)
     return Passes(
-        sum(p.numel() for p in network.parameters()),
+        sum(p.numel() for p in blank.network.parameters()),
         sum(p.numel() for p in tuned),
         forward.get_total_flops(),
         backward.get_total_flops(),

@@ -13,8 +13,24 @@ RANDOMISED = "randomised"  # name of the negative control: the same network with
 Split = Literal["train", "truth", "unrelated"]  # of a feature set: training images, evaluation queries, the null
 ProjectionKind = Literal["sparse", "normal", "rademacher"]
 OutputName = Literal[
-    "loss", "mean-squared-l2-norm", "mean", "l1-norm", "l2-norm", "linf-norm", "weighted-mse"
-]  # the functions of dtrak.gradients.outputs
+    "loss",
+    "mean-squared-l2-norm",
+    "mean",
+    "l1-norm",
+    "l2-norm",
+    "linf-norm",
+    "weighted-mse",
+    "noise-mean-squared-l2-norm",
+    "noise-mean",
+    "noise-l1-norm",
+    "noise-l2-norm",
+    "noise-linf-norm",
+    "image-mean-squared-l2-norm",
+    "image-mean",
+    "image-l1-norm",
+    "image-l2-norm",
+    "image-linf-norm",
+]  # the functions of dtrak.gradients.outputs, of the prediction, of the noise ε̂ or of the image x̂₀ that follow from it
 
 
 class _Frozen(BaseModel):
@@ -79,9 +95,11 @@ class DataConfig(_Frozen):
 class ModelConfig(_Frozen):
     """The model: a directory to load, a LoRA adapter on it, or an architecture to train.
 
-    ``kind`` "pixel" is a ``UNet2DModel``, class-conditional or unconditional; "text-to-image" is Stable
-    Diffusion 1.x conditioned on captions. ``hub`` names a model on the Hugging Face Hub, used instead of
-    ``path``. ``dtype`` is that of the frozen weights; tuned weights and gradients are in float32.
+    ``kind`` "pixel" is a ``UNet2DModel``, class-conditional or unconditional; "text-to-image" is a pipeline
+    conditioned on captions, of a family that its ``model_index.json`` names (see ``dtrak.models.families``).
+    ``hub`` names a model on the Hugging Face Hub, used instead of ``path``. ``dtype`` is that of the frozen
+    weights; tuned weights and gradients are in float32. ``guidance_input`` is the guidance scale that
+    guidance-distilled networks (FLUX.1 dev) take as input.
     ``checkpoints`` are earlier checkpoints of the model (TracInCP, GAS); ``ensemble`` are models trained on
     other halves of the data (ensemble methods). Each is a directory of the same kind as the model itself.
     """
@@ -97,6 +115,7 @@ class ModelConfig(_Frozen):
     unet: dict[str, Any] | None = None
     classes: dict[str, int] | None = None
     null_class: int | None = None
+    guidance_input: float = Field(3.5, ge=0)
 
     @model_validator(mode="after")
     def _frozen_weights(self) -> "ModelConfig":
@@ -109,7 +128,8 @@ class TrainingConfig(_Frozen):
     """The training recipe. Rates and sizes are per step; ``seed`` determines all randomness.
 
     ``timestep_sampling`` "stratified" draws one timestep per batch position from ``batch_size`` equal
-    intervals, which reduces the variance of the batch gradient.
+    intervals, which reduces the variance of the batch gradient; "logit-normal" prefers the middle of the range.
+    Flow-matching models ignore ``min_snr_gamma``.
     """
 
     method: Literal["full", "lora"] = "full"
@@ -123,7 +143,7 @@ class TrainingConfig(_Frozen):
     epsilon: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.0, ge=0)
     min_snr_gamma: float | None = Field(5.0, gt=0)
-    timestep_sampling: Literal["independent", "stratified"] = "independent"
+    timestep_sampling: Literal["independent", "stratified", "logit-normal"] = "independent"
     clip: float | None = Field(None, gt=0)
     dropout: float = Field(0.0, ge=0, lt=1)
     dropout_modules: str = ""

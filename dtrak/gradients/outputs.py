@@ -67,6 +67,15 @@ def weighted_mse(prediction: Batch, noise: Batch, elbo_weight: Tensor) -> Batch:
     return _per_row(elbo_weight, prediction) * loss(prediction, noise, elbo_weight)
 
 
+VIEWS = ("noise", "image")  # an output function may look at ε̂ or x̂₀ in the place of the prediction
+
+
+def split_view(output: str) -> tuple[str, str]:
+    """The view of an output function's name, and the function: "image-l2-norm" is "l2-norm" of x̂₀."""
+    view, _, name = output.partition("-")
+    return (view, name) if view in VIEWS else ("", output)
+
+
 OUTPUT_FUNCTIONS: dict[str, Cotangent] = {
     "loss": loss,
     "mean-squared-l2-norm": mean_squared_l2_norm,

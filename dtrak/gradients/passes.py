@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.func import functional_call, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from dtrak.gradients.outputs import OUTPUT_FUNCTIONS
+from dtrak.gradients.outputs import OUTPUT_FUNCTIONS, split_view
 from dtrak.gradients.rows import Recorder
 from dtrak.models.base import DiffusionModel, underflow_scale
 from dtrak.utils.noise import feature_noise
@@ -79,7 +79,7 @@ def gradient_chunks(
         x: the encoded image, or one for each pair (a sampling trajectory).
         sample_id: keys the noise.
         condition: the conditioning; None for an unconditional network.
-        outputs: names in ``OUTPUT_FUNCTIONS``; they share each forward pass.
+        outputs: names of output functions; they share each forward pass.
         batch_size: pairs per forward pass; affects only memory and speed.
         apart: return the gradient of each pair instead of their sum.
     """
@@ -124,9 +124,9 @@ def _summed(model: DiffusionModel, batch: _Batch, outputs: Sequence[str]) -> tup
     prediction = model.predict(batch.x_t, batch.timesteps, batch.condition)
     scale = underflow_scale(model, prediction[0].numel())
     found = []
-    for i, cotangent in enumerate(_cotangents(outputs, batch, prediction, scale)):
+    for i, v in enumerate(_cotangents(model, outputs, batch, prediction, scale)):
         more = i + 1 < len(outputs)
-        gradients = torch.autograd.grad(prediction, parameters, cotangent, retain_graph=more, materialize_grads=True)
+        gradients = torch.autograd.grad(prediction, parameters, v, retain_graph=more, materialize_grads=True)
         found.append([gradient[None] for gradient in gradients])
     return _unscaled(zip(*found, strict=True), scale), prediction.detach()
 
@@ -136,7 +136,7 @@ def _apart(model: DiffusionModel, batch: _Batch, outputs: Sequence[str]) -> tupl
         return _apart_by_vmap(model, batch, outputs)
     recorder, prediction = _recorded(model, batch)
     scale = underflow_scale(model, prediction[0].numel())
-    gradients = recorder.gradients(prediction, _cotangents(outputs, batch, prediction, scale))
+    gradients = recorder.gradients(prediction, _cotangents(model, outputs, batch, prediction, scale))
     return _unscaled(gradients, scale), prediction.detach()
 
 
@@ -169,14 +169,16 @@ def _apart_by_vmap(model: DiffusionModel, batch: _Batch, outputs: Sequence[str])
 
     def one(x: Tensor, target: Tensor, t: Tensor, told: Tensor | None, weight: Tensor) -> tuple[Any, ...]:
         def predict(parameters: dict[str, Tensor]) -> Tensor:
-            keywords = model.conditioner.told(None if told is None else told[None])
-            prediction = functional_call(model.network, parameters, (x[None].to(model.dtype), t[None]), keywords).sample
-            return prediction if prediction.dtype == torch.float64 else prediction.float()
+            def network(*arguments: Any, **keywords: Any) -> Any:
+                return functional_call(model.network, parameters, arguments, keywords)
+
+            return model.predict_by(network, x[None], t[None], None if told is None else told[None])
 
         prediction, pull = vjp(predict, tuned)  # type: ignore[misc]
         found = []
         for name in outputs:
-            (gradients,) = pull(OUTPUT_FUNCTIONS[name](prediction, target[None], weight[None]) * scale)
+            v = cotangent(model, name, prediction, _Batch(x[None], target[None], t[None], told, weight[None]))
+            (gradients,) = pull(v * scale)
             found.append(list(gradients.values()))
         return (prediction[0], *found)
 
@@ -188,9 +190,22 @@ def _apart_by_vmap(model: DiffusionModel, batch: _Batch, outputs: Sequence[str])
     return _unscaled(zip(*found, strict=True), scale), prediction
 
 
-def _cotangents(outputs: Sequence[str], batch: _Batch, prediction: Tensor, scale: float) -> list[Tensor]:
-    prediction = prediction.detach()
-    return [OUTPUT_FUNCTIONS[name](prediction, batch.target, batch.elbo_weights) * scale for name in outputs]
+def _cotangents(
+    model: DiffusionModel, outputs: Sequence[str], batch: _Batch, prediction: Tensor, scale: float
+) -> list[Tensor]:
+    return [cotangent(model, name, prediction.detach(), batch) * scale for name in outputs]
+
+
+def cotangent(model: DiffusionModel, output: str, prediction: Tensor, batch: _Batch) -> Tensor:
+    """∂f/∂prediction of an output function, whether it looks at the prediction itself, at ε̂ or at x̂₀.
+
+    ε̂ and x̂₀ are linear in the prediction, a·x_t + b·prediction, so the cotangent is b times that of the function.
+    """
+    view, name = split_view(output)
+    if not view:
+        return OUTPUT_FUNCTIONS[name](prediction, batch.target, batch.elbo_weights)
+    a, b = (c.view(-1, *[1] * (prediction.ndim - 1)) for c in model.process.view(view, batch.timesteps))
+    return b * OUTPUT_FUNCTIONS[name](a * batch.x_t + b * prediction, batch.target, batch.elbo_weights)
 
 
 def _unscaled(gradients: Gradients, scale: float) -> Gradients:

@@ -6,13 +6,13 @@ one file in this package; code outside it does not depend on the noise process o
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, Shaped, UInt8
 from torch import Tensor
 
 from dtrak.models.codec import Codec
@@ -20,6 +20,7 @@ from dtrak.models.conditioner import Conditioner, Told
 from dtrak.models.process import NoiseProcess
 from dtrak.utils.noise import keyed_generator
 
+Network = Callable[..., Any]  # a network, or a function that runs it with other parameters
 PREPROCESSING_VERSION = 1  # part of every fingerprint: raise it whenever ``encode`` changes
 
 
@@ -30,7 +31,10 @@ class DiffusionModel(ABC):
         network: gradients are taken with respect to its parameters with ``requires_grad``.
         resolution: width and height of its images, in pixels.
         dtype: type of the network's frozen weights.
+        lora_modules: names of layers that a LoRA adapts where its recipe names none.
     """
+
+    lora_modules: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
 
     def __init__(
         self,
@@ -109,12 +113,28 @@ class DiffusionModel(ABC):
         return self.process.noisy(x, noise, timesteps)
 
     def predict(
-        self, x_t: Float[Tensor, "n c s s"], timesteps: Int[Tensor, " n"], condition: Tensor | None
+        self, x_t: Float[Tensor, "n c s s"], timesteps: Shaped[Tensor, " n"], condition: Tensor | None
     ) -> Float[Tensor, "n c s s"]:
         """The network's prediction, in float32 for weights of any lower precision."""
+        return self.predict_by(self.network, x_t, timesteps, condition)
+
+    def predict_by(
+        self, network: Network, x_t: Float[Tensor, "n c s s"], timesteps: Shaped[Tensor, " n"], condition: Tensor | None
+    ) -> Float[Tensor, "n c s s"]:
+        """:meth:`predict` with ``network`` in the place of the model's own."""
         x_t = x_t if self.dtype == torch.float32 else x_t.to(self.dtype)
-        prediction = self.network(x_t, timesteps, **self.conditioner.told(condition)).sample
+        told = {} if condition is None else self.conditioner.told(condition)
+        prediction = self.call(network, x_t, timesteps, told)
         return prediction if prediction.dtype == torch.float64 else prediction.float()
+
+    def call(self, network: Network, x: Tensor, times: Tensor, told: dict[str, Tensor | None]) -> Tensor:
+        """The output of ``network``, in its own type.
+
+        Args:
+            times: as the noise process takes them.
+            told: from :meth:`Conditioner.told`.
+        """
+        return network(x, times, **told).sample
 
 
 def underflow_scale(model: DiffusionModel, size: int) -> float:

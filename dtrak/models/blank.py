@@ -5,45 +5,49 @@ from typing import Any
 import torch
 
 from dtrak.config import Study, TrainingConfig, load_study
+from dtrak.models.families import loader_of
+from dtrak.models.families.base import Blank
 from dtrak.models.lora import with_lora
 from dtrak.models.pixel import PixelModel, new_scheduler, new_unet
 from dtrak.study.folder import base_path
 from dtrak.utils.errors import DtrakError
 from dtrak.utils.files import read_json
 
-ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+ASSUMED = "StableDiffusionPipeline"  # of a text-to-image model that is not on this machine
 
 
-def new_network(study: Study) -> tuple[torch.nn.Module, torch.Tensor, dict[str, torch.Tensor]]:
-    """The study's network with new weights and its LoRA, one input, and its conditioning keywords.
+def new_network(study: Study) -> Blank:
+    """The study's network with new weights and its LoRA, one input, and a forward pass.
 
     Raises:
         DtrakError: the network's architecture is not known on this machine.
     """
-    network: Any
+    recipe = study.training if study.training.method == "lora" else None
     if study.model.kind == "text-to-image":
-        from dtrak.models.stable_diffusion import blank_unet
+        path = study.resolve(study.model.path) if study.model.path else None
+        path = path if path and path.is_dir() else None
+        loader = loader_of(path, ASSUMED)
+        found = loader.blank(study.resolution, path)
+        recipe = recipe or _adapter_recipe(study)
+        modules = recipe.lora_modules or loader.lora_modules
+        with_lora(found.network, recipe.model_copy(update={"lora_modules": modules}))
+        return found
+    network: Any = new_unet(study.model.unet or _architecture(study))
+    model = PixelModel(network, new_scheduler(), study.resolution)
+    x = torch.zeros(1, *model.latent_shape)
+    told = {"class_labels": torch.zeros(1, dtype=torch.long)} if model.conditioner.count else {}
+    if recipe is None and study.model.adapter is not None:
+        recipe = _adapter_recipe(study)
+    tuned = with_lora(network, recipe, bool(told)) if recipe else network
+    return Blank(tuned, x, lambda: tuned(x, torch.zeros(1), **told).sample)
 
-        network, x, told = blank_unet(study.resolution)
-    else:
-        network = new_unet(study.model.unet or _architecture(study))
-        model = PixelModel(network, new_scheduler(), study.resolution)
-        x = torch.zeros(1, *model.latent_shape)
-        told = {"class_labels": torch.zeros(1, dtype=torch.long)} if model.conditioner.count else {}
-    recipe = _adapter_recipe(study)
-    return (with_lora(network, recipe, "class_labels" in told) if recipe else network), x, told
 
-
-def _adapter_recipe(study: Study) -> TrainingConfig | None:
-    """The LoRA configuration of the study's adapter; None if the whole network is tuned."""
-    if study.training.method == "lora":
-        return study.training
-    if study.model.adapter is None:
-        return None
-    described = study.resolve(study.model.adapter) / "adapter_config.json"
-    content = read_json(described) if described.is_file() else {}
-    modules = content.get("target_modules") or ATTENTION  # the usual modules of diffusers' LoRA files
-    return TrainingConfig(method="lora", rank=content.get("r", 16), lora_modules=tuple(modules))
+def _adapter_recipe(study: Study) -> TrainingConfig:
+    """The LoRA configuration of the study's adapter; no modules where it does not say which layers it adapts."""
+    described = study.resolve(study.model.adapter) / "adapter_config.json" if study.model.adapter else None
+    content = read_json(described) if described and described.is_file() else {}
+    modules = tuple(content.get("target_modules") or ())
+    return TrainingConfig(method="lora", rank=content.get("r", 16), lora_modules=modules)
 
 
 def _architecture(study: Study) -> dict[str, object]:

@@ -123,6 +123,7 @@ class VaeCodec(Codec):
         self.vae = vae.eval()
         self.shape = (vae.config.latent_channels, resolution // factor, resolution // factor)
         self._scale: float = vae.config.scaling_factor
+        self._shift: float = getattr(vae.config, "shift_factor", None) or 0.0
 
     def to(self, device: torch.device | str) -> None:
         """See :class:`Codec`."""
@@ -131,12 +132,12 @@ class VaeCodec(Codec):
     @torch.no_grad()
     def encode(self, pixels: Pixels) -> Float[Tensor, "n c s s"]:
         """See :class:`Codec`."""
-        return torch.cat([p.mode() * self._scale for p in self._posteriors(pixels)]).float()
+        return torch.cat([(p.mode() - self._shift) * self._scale for p in self._posteriors(pixels)]).float()
 
     @torch.no_grad()
     def decode(self, x: Float[Tensor, "n c s s"]) -> Pixels:
         """See :class:`Codec`."""
-        rows = [self.vae.decode(row[None].to(self.vae.dtype) / self._scale).sample for row in x]
+        rows = [self.vae.decode(row[None].to(self.vae.dtype) / self._scale + self._shift).sample for row in x]
         return _to_pixels(torch.cat(rows).float().cpu())
 
     @torch.no_grad()
@@ -155,7 +156,7 @@ class VaeCodec(Codec):
         """See :class:`Codec`."""
         mean, deviation = kept[2:] if flip else kept[:2]
         noise = torch.from_numpy(random.standard_normal(tuple(mean.shape), np.float32))
-        return (mean + deviation * noise) * self._scale
+        return (mean + deviation * noise - self._shift) * self._scale
 
     def _posteriors(self, pixels: Pixels) -> Any:
         for start in range(0, len(pixels), IMAGES_A_PASS):

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 import torch
@@ -42,7 +43,7 @@ def load_study_model(folder: StudyFolder, device: torch.device | str = "cpu", va
             f"Study '{folder.study.name}' has no LoRA to attribute over.",
             hint="Set model.adapter, or set training.method: lora and train one.",
         )
-    model = load_any(folder.study, config.path, config.adapter, frequent_prompts(folder)).to(device)
+    model = load_any(folder.study, config.path, config.adapter, suggested_prompts(folder)).to(device)
     if model.device.type == "cpu" and not model.takes_text:
         # Faster for convolutions, not for attention. Training does not use it, to stay comparable with earlier runs.
         model.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -50,22 +51,28 @@ def load_study_model(folder: StudyFolder, device: torch.device | str = "cpu", va
 
 
 def load_any(study: Study, path: Path, adapter: Path | None = None, prompts: Sequence[str] = ()) -> DiffusionModel:
-    """Load a model of the study's kind; see :func:`load_model` and :func:`load_stable_diffusion`.
+    """Load a model of the study's kind; see :func:`load_model` and :mod:`dtrak.models.families`.
 
     Raises:
         DtrakError: it cannot be loaded.
     """
     config = study.model
     if config.kind == "text-to-image":
-        from dtrak.models.stable_diffusion import load_stable_diffusion
+        from dtrak.models.families import loader_of
 
-        return load_stable_diffusion(path, study.resolution, adapter, getattr(torch, config.dtype), prompts)
+        dtype = getattr(torch, config.dtype)
+        return loader_of(path).load(path, study.resolution, adapter, dtype, prompts, config.guidance_input)
     return load_model(path, study.resolution, adapter, config.classes, config.null_class)
 
 
-def frequent_prompts(folder: StudyFolder) -> list[str]:
-    """The most frequent captions of the training set, as suggested prompts for a text-to-image model."""
+def suggested_prompts(folder: StudyFolder) -> list[str]:
+    """Captions of the training set as prompts for a text-to-image model: the most frequent of each label, in turn."""
     if folder.study.model.kind != "text-to-image" or not (folder.data / "report.json").exists():
         return []
-    counted = Counter(name for name in folder.table.names[: folder.table.train_size] if name)
-    return [name for name, _ in sorted(counted.items(), key=lambda item: (-item[1], item[0]))[:PROMPTS]]
+    table = folder.table
+    counted = Counter((r.label, r.caption) for r in table.records[: table.train_size] if r.caption)
+    of_label: dict[str | None, list[str]] = {}
+    for (label, caption), _ in sorted(counted.items(), key=lambda item: (-item[1], item[0][1])):
+        of_label.setdefault(label, []).append(caption)
+    turns = zip_longest(*(captions[:PROMPTS] for captions in of_label.values()))
+    return list(dict.fromkeys(caption for turn in turns for caption in turn if caption))[:PROMPTS]

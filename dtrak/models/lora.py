@@ -18,7 +18,8 @@ ModelT = TypeVar("ModelT", bound=DiffusionModel)
 def add_lora(model: ModelT, config: TrainingConfig) -> ModelT:
     """Freeze the model's network and add LoRA; see :func:`with_lora`. Returns the model."""
     classes = isinstance(model.conditioner, ClassConditioner) and bool(model.conditioner.count)
-    model.network = with_lora(model.network, config, classes)
+    modules = config.lora_modules or model.lora_modules
+    model.network = with_lora(model.network, config.model_copy(update={"lora_modules": modules}), classes)
     return model
 
 

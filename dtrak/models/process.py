@@ -1,15 +1,16 @@
 """Noise processes: the forward process from clean inputs to noise, and the prediction target.
 
-Timesteps are integers from 0 (clean) to :attr:`NoiseProcess.steps` − 1 (noise). To support another forward process
-or target, such as v-prediction, add a class here.
+Timesteps are integers from 0 (clean) to :attr:`NoiseProcess.steps` − 1 (noise). Samplers of flow matching step at
+noise levels between those; a floating-point time is 1000 σ itself.
 """
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -37,10 +38,10 @@ class Sampler(ABC):
         times: timesteps of its steps, in descending order.
     """
 
-    times: list[int]
+    times: list[Any]
 
     @abstractmethod
-    def step(self, prediction: Tensor, time: int, x: Tensor) -> Stepped:
+    def step(self, prediction: Tensor, time: Any, x: Tensor) -> Stepped:
         """One denoising step from ``time``."""
 
 
@@ -68,6 +69,14 @@ class NoiseProcess(ABC):
         """The training target of the network at x_t."""
 
     @abstractmethod
+    def view(self, view: str, times: Int[Tensor, " n"]) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
+        """Numbers a and b with which a·x_t + b·prediction is the noise ε̂ ("noise") or the image x̂₀ ("image")."""
+
+    @abstractmethod
+    def level(self, times: Tensor) -> Float[Tensor, " n"]:
+        """The weight of the noise in x_t."""
+
+    @abstractmethod
     def loss_weights(self, times: Int[Tensor, " n"], gamma: float | None) -> Float[Tensor, " n"]:
         """Weights of training losses: min-SNR-γ (Hang et al., 2023, arXiv 2303.09556), or ones if γ is None."""
 
@@ -88,21 +97,23 @@ class NoiseProcess(ABC):
         """Write it in diffusers' format to ``folder/scheduler``."""
 
 
-class EpsilonDiffusion(NoiseProcess):
-    """x_t = √ᾱ_t x + √(1−ᾱ_t) ε, and the network predicts ε (Ho et al., NeurIPS 2020).
+class VariancePreserving(NoiseProcess):
+    """x_t = √ᾱ_t x + √(1−ᾱ_t) ε (Ho et al., NeurIPS 2020).
 
     Args:
         scheduler: a diffusers ``DDPMScheduler``.
 
     Raises:
-        DtrakError: the scheduler does not use ε-prediction.
+        DtrakError: the scheduler has another prediction type or number of timesteps.
     """
 
+    prediction = ""
+
     def __init__(self, scheduler: Any):
-        if scheduler.config.prediction_type != "epsilon":
+        if scheduler.config.prediction_type != self.prediction:
             raise DtrakError(
-                f"The model uses '{scheduler.config.prediction_type}'; only ε-prediction is supported.",
-                hint="Use a model whose scheduler has prediction_type 'epsilon'.",
+                f"The model predicts '{scheduler.config.prediction_type}'; '{self.prediction}' is supported here.",
+                hint="Use a model whose scheduler has another prediction_type.",
             )
         if scheduler.config.num_train_timesteps != TIMES:
             raise DtrakError(
@@ -122,19 +133,12 @@ class EpsilonDiffusion(NoiseProcess):
         alpha = self.alphas_cumprod[times].reshape(-1, 1, 1, 1)
         return alpha.sqrt() * x + (1 - alpha).sqrt() * noise
 
-    def target(self, x: Tensor, noise: Tensor, times: Int[Tensor, " n"]) -> Tensor:
-        """ε."""
-        return noise
-
-    def loss_weights(self, times: Int[Tensor, " n"], gamma: float | None) -> Float[Tensor, " n"]:
-        """min(SNR, γ)/SNR."""
-        if gamma is None:
-            return torch.ones(len(times), device=times.device)
-        alpha = self.alphas_cumprod[times]
-        return (gamma * (1 - alpha) / alpha).clamp(max=1)
+    def level(self, times: Tensor) -> Float[Tensor, " n"]:
+        """See :class:`NoiseProcess`."""
+        return (1 - self.alphas_cumprod[times]).sqrt()
 
     def elbo_weights(self, times: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-        """w_t = β_t / (2 α_t (1 − ᾱ_t))."""
+        """Of the ε-loss: w_t = β_t / (2 α_t (1 − ᾱ_t))."""
         betas = self._scheduler.betas.to(times.device)[times]
         return betas / (2 * (1 - betas) * (1 - self.alphas_cumprod[times]))
 
@@ -145,6 +149,154 @@ class EpsilonDiffusion(NoiseProcess):
     def save(self, folder: Any) -> None:
         """See :class:`NoiseProcess`."""
         self._scheduler.save_pretrained(folder / "scheduler")
+
+
+class EpsilonDiffusion(VariancePreserving):
+    """The network predicts ε."""
+
+    prediction = "epsilon"
+
+    def target(self, x: Tensor, noise: Tensor, times: Int[Tensor, " n"]) -> Tensor:
+        """ε."""
+        return noise
+
+    def view(self, view: str, times: Int[Tensor, " n"]) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
+        """See :class:`NoiseProcess`; x̂₀ = (x_t − √(1−ᾱ) ε̂) / √ᾱ."""
+        alpha = self.alphas_cumprod[times]
+        if view == "noise":
+            return torch.zeros_like(alpha), torch.ones_like(alpha)
+        return alpha.rsqrt(), -((1 - alpha) / alpha).sqrt()
+
+    def loss_weights(self, times: Int[Tensor, " n"], gamma: float | None) -> Float[Tensor, " n"]:
+        """min(SNR, γ)/SNR."""
+        if gamma is None:
+            return torch.ones(len(times), device=times.device)
+        alpha = self.alphas_cumprod[times]
+        return (gamma * (1 - alpha) / alpha).clamp(max=1)
+
+
+class VelocityDiffusion(VariancePreserving):
+    """The network predicts v = √ᾱ ε − √(1−ᾱ) x (Salimans & Ho, ICLR 2022)."""
+
+    prediction = "v_prediction"
+
+    def target(self, x: Tensor, noise: Tensor, times: Int[Tensor, " n"]) -> Tensor:
+        """v."""
+        alpha = self.alphas_cumprod[times].reshape(-1, 1, 1, 1)
+        return alpha.sqrt() * noise - (1 - alpha).sqrt() * x
+
+    def view(self, view: str, times: Int[Tensor, " n"]) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
+        """See :class:`NoiseProcess`; ε̂ = √(1−ᾱ) x_t + √ᾱ v̂ and x̂₀ = √ᾱ x_t − √(1−ᾱ) v̂."""
+        alpha = self.alphas_cumprod[times]
+        return ((1 - alpha).sqrt(), alpha.sqrt()) if view == "noise" else (alpha.sqrt(), -(1 - alpha).sqrt())
+
+    def loss_weights(self, times: Int[Tensor, " n"], gamma: float | None) -> Float[Tensor, " n"]:
+        """min(SNR, γ)/(SNR + 1)."""
+        if gamma is None:
+            return torch.ones(len(times), device=times.device)
+        alpha = self.alphas_cumprod[times]
+        return (alpha / (1 - alpha)).clamp(max=gamma) * (1 - alpha)
+
+    def elbo_weights(self, times: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """Those of the ε-loss times ᾱ, as an error of v̂ is one of √ᾱ as much in ε̂."""
+        return super().elbo_weights(times) * self.alphas_cumprod[times]
+
+
+def variance_preserving(scheduler: Any) -> VariancePreserving:
+    """The process of a ``DDPMScheduler``, by its prediction type.
+
+    Raises:
+        DtrakError: it is not supported.
+    """
+    kind = VelocityDiffusion if scheduler.config.prediction_type == VelocityDiffusion.prediction else EpsilonDiffusion
+    return kind(scheduler)
+
+
+class FlowMatching(NoiseProcess):
+    """x_σ = (1−σ) x + σ ε, and the network predicts the velocity ε − x (Lipman et al., ICLR 2023).
+
+    Timestep t has the noise level σ that diffusers' training scripts use for the index 999 − t: with the scheduler's
+    static shift, and without its dynamic one.
+
+    Args:
+        scheduler: a diffusers ``FlowMatchEulerDiscreteScheduler``.
+        tokens: image tokens, which set the dynamic shift of the sampler.
+        even: whether the pipeline asks its sampler for evenly spaced noise levels from 1 to 1/steps.
+
+    Raises:
+        DtrakError: the scheduler is another one.
+    """
+
+    def __init__(self, scheduler: Any, tokens: int, even: bool = False):
+        known = type(scheduler) is FlowMatchEulerDiscreteScheduler
+        if not known or scheduler.config.num_train_timesteps != TIMES:
+            raise DtrakError(
+                f"The model's scheduler is {type(scheduler).__name__}, which is not supported.",
+                hint=f"Use a model with FlowMatchEulerDiscreteScheduler and num_train_timesteps {TIMES}.",
+            )
+        self._scheduler, self._tokens, self._even = scheduler, tokens, even
+        fresh: Any = FlowMatchEulerDiscreteScheduler.from_config(scheduler.config)
+        self.schedule = self.sigmas = fresh.sigmas.flip(0).float()
+        self.steps = len(self.sigmas)
+
+    def to(self, device: torch.device | str) -> None:
+        """See :class:`NoiseProcess`."""
+        self.sigmas = self.sigmas.to(device)
+
+    def level(self, times: Tensor) -> Float[Tensor, " n"]:
+        """σ."""
+        return times / TIMES if times.is_floating_point() else self.sigmas[times]
+
+    def noisy(self, x: Tensor, noise: Tensor, times: Tensor) -> Tensor:
+        """See :class:`NoiseProcess`."""
+        sigma = self.level(times).reshape(-1, 1, 1, 1)
+        return (1 - sigma) * x + sigma * noise
+
+    def target(self, x: Tensor, noise: Tensor, times: Int[Tensor, " n"]) -> Tensor:
+        """ε − x."""
+        return noise - x
+
+    def view(self, view: str, times: Int[Tensor, " n"]) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
+        """See :class:`NoiseProcess`; ε̂ = x_σ + (1−σ) v̂ and x̂₀ = x_σ − σ v̂."""
+        sigma = self.level(times)
+        return torch.ones_like(sigma), 1 - sigma if view == "noise" else -sigma
+
+    def loss_weights(self, times: Int[Tensor, " n"], gamma: float | None) -> Float[Tensor, " n"]:
+        """Ones: the weighting "none" of diffusers' scripts."""
+        return torch.ones(len(times), device=times.device)
+
+    def elbo_weights(self, times: Tensor) -> Float[Tensor, " n"]:
+        """(1−σ)/σ · Δσ: half the fall of the log-SNR, times (1−σ)², as an error of v̂ is (1−σ) as much in ε̂."""
+        sigma = self.level(times)
+        return (1 - sigma) / sigma / self.steps
+
+    def sampler(self, steps: int, clips: bool) -> Sampler:
+        """Euler steps, as the pipeline takes them."""
+        return _Euler(FlowMatchEulerDiscreteScheduler.from_config(self._scheduler.config), steps, self._even, self._mu)
+
+    @property
+    def _mu(self) -> float | None:
+        config = self._scheduler.config
+        if not config.use_dynamic_shifting:
+            return None
+        slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
+        return config.base_shift + slope * (self._tokens - config.base_image_seq_len)
+
+    def save(self, folder: Any) -> None:
+        """See :class:`NoiseProcess`."""
+        self._scheduler.save_pretrained(folder / "scheduler")
+
+
+class _Euler(Sampler):
+    def __init__(self, scheduler: Any, steps: int, even: bool, mu: float | None):
+        given = {"sigmas": np.linspace(1.0, 1 / steps, steps)} if even else {"num_inference_steps": steps}
+        scheduler.set_timesteps(**given, mu=mu)
+        self._scheduler = scheduler
+        self.times = scheduler.timesteps.tolist()
+
+    def step(self, prediction: Tensor, time: float, x: Tensor) -> Stepped:
+        x0 = x - time / TIMES * prediction
+        return Stepped(self._scheduler.step(prediction, torch.tensor(time), x).prev_sample, x0)
 
 
 class _Ddim(Sampler):

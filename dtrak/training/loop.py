@@ -149,6 +149,8 @@ class KeyedBatches:
     def _timestep(self, random: np.random.Generator, stratum: float, strata: int) -> int:
         if self._config.timestep_sampling == "stratified":
             return int((stratum + random.random() / strata) * self._model.num_timesteps)
+        if self._config.timestep_sampling == "logit-normal":
+            return int(self._model.num_timesteps / (1 + math.exp(-random.standard_normal())))
         return int(random.integers(self._model.num_timesteps))
 
 

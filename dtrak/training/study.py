@@ -11,7 +11,7 @@ from torch import Tensor
 from dtrak.config import TrainingConfig
 from dtrak.models.base import DiffusionModel
 from dtrak.models.conditioner import ClassConditioner
-from dtrak.models.loading import frequent_prompts, load_any
+from dtrak.models.loading import load_any, suggested_prompts
 from dtrak.models.lora import add_lora
 from dtrak.models.pixel import PixelModel, new_scheduler, new_unet
 from dtrak.study.folder import StudyFolder, base_path, member_name, weights_digest
@@ -46,7 +46,7 @@ def _initial_model(folder: StudyFolder) -> DiffusionModel:
             classes,
             study.model.null_class,
         )
-    model = load_any(study, base_path(study), None, frequent_prompts(folder))
+    model = load_any(study, base_path(study), None, suggested_prompts(folder))
     if isinstance(model.conditioner, ClassConditioner):
         model.conditioner.learn(labels)
     if study.training.method == "lora":

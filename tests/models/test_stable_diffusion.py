@@ -22,10 +22,10 @@ from dtrak.methods.attributor import Attributor
 from dtrak.methods.query import Query
 from dtrak.methods.settings import Setting
 from dtrak.methods.subsets import load_subsets
+from dtrak.models.families.stable_diffusion import load_stable_diffusion
 from dtrak.models.loading import load_study_model
 from dtrak.models.lora import lora_scaled
 from dtrak.models.sampling import GenerationSettings, generate, initial_noise, sample
-from dtrak.models.stable_diffusion import load_stable_diffusion
 from dtrak.study.folder import StudyFolder, model_digest, recipe_digest
 from dtrak.training.loop import KeyedBatches
 from dtrak.training.study import initial_model
@@ -250,7 +250,7 @@ def test_captions_are_part_of_the_data(folder):
 
 def test_refusals_say_what_to_do(place, folder, tmp_path):
     adapter = folder.model_dir / "checkpoint-1.00"
-    with pytest.raises(DtrakError, match="no Stable Diffusion"):
+    with pytest.raises(DtrakError, match="could not be loaded"):
         load_stable_diffusion(tmp_path, SIDE, None, torch.float32)
     with pytest.raises(DtrakError, match="no LoRA"):
         load_stable_diffusion(place / "base", SIDE, tmp_path / "none", torch.float32)
@@ -259,15 +259,11 @@ def test_refusals_say_what_to_do(place, folder, tmp_path):
         load_stable_diffusion(place / "base", SIDE, tmp_path / "odd.safetensors", torch.float32)
     with pytest.raises(DtrakError, match="multiple of the VAE"):
         load_stable_diffusion(place / "base", SIDE + 1, None, torch.float32)
-    shutil.copytree(place / "base", tmp_path / "velocity")
-    path = tmp_path / "velocity" / "scheduler" / "scheduler_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"prediction_type": "v_prediction"}))
-    with pytest.raises(DtrakError, match="v_prediction"):
-        load_stable_diffusion(tmp_path / "velocity", SIDE, None, torch.float32)
-    path = tmp_path / "velocity" / "model_index.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"_class_name": "StableDiffusionXLPipeline"}))
-    with pytest.raises(DtrakError, match="StableDiffusionXLPipeline"):
-        load_stable_diffusion(tmp_path / "velocity", SIDE, None, torch.float32)
+    shutil.copytree(place / "base", tmp_path / "image")
+    path = tmp_path / "image" / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"prediction_type": "sample"}))
+    with pytest.raises(DtrakError, match="predicts 'sample'"):
+        load_stable_diffusion(tmp_path / "image", SIDE, None, torch.float32)
     shutil.copytree(adapter, tmp_path / "peft")
     state = load_file(tmp_path / "peft" / "adapter_model.safetensors")
     save_file({n: torch.zeros(3, 3) for n in state}, tmp_path / "peft" / "adapter_model.safetensors")

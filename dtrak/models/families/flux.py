@@ -1,0 +1,104 @@
+"""FLUX.1 (dev, schnell): flow matching on packed latents, conditioned on CLIP's pooled and T5's token embeddings.
+
+The network takes σ and, in dev, a guidance scale as inputs. Predictions are velocities v = ε − x₀.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import FluxPipeline, FluxTransformer2DModel
+from torch import Tensor
+
+from dtrak.models.base import Network
+from dtrak.models.families.base import Blank, Loader, Parts, PipelineModel, load_pipe, with_adapter
+from dtrak.models.process import FlowMatching
+from dtrak.utils.errors import DtrakError
+from dtrak.utils.files import read_note
+
+TOKENS = 512
+MODULES = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out",
+           "ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2")  # fmt: skip
+
+
+class Flux(PipelineModel):
+    """FLUX.1.
+
+    Args:
+        guidance: the guidance scale that the network takes as input, if it takes one.
+    """
+
+    lora_modules = MODULES
+
+    def __init__(
+        self, pipe: Any, network: Any, resolution: int, dtype: torch.dtype, prompts: Sequence[str], guidance: float
+    ):
+        super().__init__(pipe, network, resolution, dtype, prompts)
+        _, height, width = self.latent_shape
+        if height % 2 or width % 2:
+            raise DtrakError(f"Resolution {resolution} is not a multiple of 16.", hint="Change resolution.")
+        self.guidance = guidance if network.config.guidance_embeds else None
+        self.extra = (self.guidance,)
+
+    @torch.no_grad()
+    def embed(self, prompt: str) -> Parts:
+        """See :class:`PipelineModel`."""
+        device = self.pipe.text_encoder.device
+        tokens, pooled, _ = self.pipe.encode_prompt(prompt, prompt_2=None, device=device, max_sequence_length=TOKENS)
+        return {"encoder_hidden_states": tokens[0], "pooled_projections": pooled[0]}
+
+    def process_of(self, pipe: Any, shape: tuple[int, int, int]) -> FlowMatching:
+        """See :class:`PipelineModel`."""
+        return FlowMatching(pipe.scheduler, shape[1] * shape[2] // 4, even=True)
+
+    def call(self, network: Network, x: Tensor, times: Tensor, told: dict[str, Tensor | None]) -> Tensor:
+        """See :class:`DiffusionModel`."""
+        sigmas = self.process.level(times).to(x.device)
+        return predict(network, x, sigmas, told, self.guidance)
+
+
+def predict(
+    network: Network, x: Tensor, sigmas: Tensor, told: dict[str, Tensor | None], guidance: float | None
+) -> Tensor:
+    """The velocity at x: pack 2×2 patches, run the transformer with positions, unpack."""
+    n, channels, height, width = x.shape
+    packed = x.reshape(n, channels, height // 2, 2, width // 2, 2).permute(0, 2, 4, 1, 3, 5)
+    packed = packed.reshape(n, height * width // 4, channels * 4)
+    tokens = told["encoder_hidden_states"]
+    assert tokens is not None
+    rows, columns = torch.arange(height // 2, device=x.device), torch.arange(width // 2, device=x.device)
+    grid = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1).reshape(-1, 2)
+    places = torch.cat([torch.zeros_like(grid[:, :1]), grid], dim=1).to(x.dtype)
+    found = network(
+        hidden_states=packed, timestep=sigmas, guidance=None if guidance is None else torch.full_like(sigmas, guidance),
+        img_ids=places, txt_ids=torch.zeros(tokens.shape[1], 3, device=x.device, dtype=x.dtype), **told,
+    ).sample  # fmt: skip
+    found = found.reshape(n, height // 2, width // 2, -1, 2, 2).permute(0, 3, 1, 4, 2, 5)
+    return found.reshape(n, -1, height, width)
+
+
+def load(
+    path: Path, resolution: int, adapter: Path | None, dtype: torch.dtype, prompts: Sequence[str], guidance: float
+) -> Flux:
+    """Load a pipeline and a LoRA; see :class:`Loader`."""
+    pipe = load_pipe(FluxPipeline, path, dtype)
+    network = with_adapter(FluxPipeline, pipe.transformer, "transformer", adapter)
+    return Flux(pipe, network, resolution, dtype, prompts, guidance)
+
+
+def blank(resolution: int, path: Path | None) -> Blank:
+    """See :class:`Loader`."""
+    given = read_note(path / "transformer" / "config.json") if path else {}
+    network: Any = FluxTransformer2DModel.from_config(given or {"guidance_embeds": True})
+    side, config = resolution // 8, network.config
+    x = torch.zeros(1, config.in_channels // 4, side, side)
+    told: dict[str, Tensor | None] = {
+        "encoder_hidden_states": torch.zeros(1, TOKENS, config.joint_attention_dim),
+        "pooled_projections": torch.zeros(1, config.pooled_projection_dim),
+    }
+    guidance = 3.5 if config.guidance_embeds else None
+    return Blank(network, x, lambda: predict(network, x, torch.zeros(1), told, guidance))
+
+
+LOADER = Loader(load, blank, MODULES)

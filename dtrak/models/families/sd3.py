@@ -1,0 +1,71 @@
+"""Stable Diffusion 3 and 3.5: flow matching, conditioned on two CLIPs and T5.
+
+Predictions are velocities v = ε − x₀; the network takes the time as 1000 σ.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
+from torch import Tensor
+
+from dtrak.models.base import Network
+from dtrak.models.families.base import Blank, Loader, Parts, PipelineModel, load_pipe, with_adapter
+from dtrak.models.process import FlowMatching
+from dtrak.utils.files import read_note
+
+TOKENS = 256  # of T5; CLIP adds 77
+MODULES = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+
+
+class StableDiffusion3(PipelineModel):
+    """Stable Diffusion 3 or 3.5."""
+
+    lora_modules = MODULES
+
+    @torch.no_grad()
+    def embed(self, prompt: str) -> Parts:
+        """See :class:`PipelineModel`."""
+        device = self.pipe.text_encoder.device
+        tokens, _, pooled, _ = self.pipe.encode_prompt(
+            prompt, None, None, device=device, do_classifier_free_guidance=False, max_sequence_length=TOKENS
+        )
+        return {"encoder_hidden_states": tokens[0], "pooled_projections": pooled[0]}
+
+    def process_of(self, pipe: Any, shape: tuple[int, int, int]) -> FlowMatching:
+        """See :class:`PipelineModel`."""
+        return FlowMatching(pipe.scheduler, shape[1] * shape[2] // pipe.transformer.config.patch_size**2)
+
+    def call(self, network: Network, x: Tensor, times: Tensor, told: dict[str, Tensor | None]) -> Tensor:
+        """See :class:`DiffusionModel`."""
+        times = 1000 * self.process.level(times).to(x.device)
+        return network(hidden_states=x, timestep=times, **told).sample
+
+
+def load(
+    path: Path, resolution: int, adapter: Path | None, dtype: torch.dtype, prompts: Sequence[str], guidance: float
+) -> StableDiffusion3:
+    """Load a pipeline and a LoRA; see :class:`Loader`."""
+    pipe = load_pipe(StableDiffusion3Pipeline, path, dtype)
+    network = with_adapter(StableDiffusion3Pipeline, pipe.transformer, "transformer", adapter)
+    return StableDiffusion3(pipe, network, resolution, dtype, prompts)
+
+
+def blank(resolution: int, path: Path | None) -> Blank:
+    """See :class:`Loader`; Stable Diffusion 3.5 medium's size without a path."""
+    given = read_note(path / "transformer" / "config.json") if path else {}
+    usual = {"num_layers": 24, "num_attention_heads": 24, "caption_projection_dim": 1536, "pos_embed_max_size": 384,
+             "dual_attention_layers": tuple(range(13)), "qk_norm": "rms_norm"}  # fmt: skip
+    network: Any = SD3Transformer2DModel.from_config(given or usual)
+    side, config = resolution // 8, network.config
+    x = torch.zeros(1, config.in_channels, side, side)
+    told = {
+        "encoder_hidden_states": torch.zeros(1, 77 + TOKENS, config.joint_attention_dim),
+        "pooled_projections": torch.zeros(1, config.pooled_projection_dim),
+    }
+    return Blank(network, x, lambda: network(hidden_states=x, timestep=torch.zeros(1), **told).sample)
+
+
+LOADER = Loader(load, blank, MODULES)
