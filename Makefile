@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STUDY ?= demo
 LOG ?= workspace/build.log
 
-.PHONY: run test setup lint format wheel docs bench clean help
+.PHONY: run test setup lint format wheel docs bench fuzz lock audit sbom prove-gpu clean help
 
 help: ## list the make targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -46,6 +46,26 @@ format: $(VENV)/.installed-dev ## format the code and apply ruff fixes
 
 wheel: $(VENV)/.installed-dev ## build the wheel, install it in a new environment, build and query a study
 	sh scripts/check_wheel.sh $(BIN)/python
+
+fuzz: $(VENV)/.installed-dev ## try FUZZ (10,000) hostile inputs of every kind; the suite tries 60 of each
+	DTRAK_FUZZ=$(or $(FUZZ),10000) $(BIN)/python -m pytest --timeout 0 tests/fuzz
+
+lock: $(VENV)/.installed-dev ## pin all dependencies with their hashes in requirements.lock
+	$(BIN)/pip install -q uv
+	$(BIN)/uv pip compile requirements.txt --generate-hashes --universal --python-version 3.11 --no-header -q \
+		-o requirements.lock
+
+audit: $(VENV)/.installed-dev ## look up known vulnerabilities of the pinned dependencies (needs the network)
+	$(BIN)/pip install -q pip-audit
+	$(BIN)/pip-audit --disable-pip -r requirements.lock
+
+sbom: $(VENV)/.installed-dev ## write a software bill of materials to build/sbom.json
+	$(BIN)/pip install -q cyclonedx-bom
+	mkdir -p build
+	$(BIN)/cyclonedx-py requirements requirements.lock -o build/sbom.json
+
+prove-gpu: $(VENV)/.installed-dev ## run what wants a GPU, within ten minutes, and write docs/gpu.md
+	$(BIN)/python scripts/prove_gpu.py
 
 docs: $(VENV)/.installed-dev ## build the documentation into build/site
 	$(BIN)/pip install -q "mkdocs-material>=9.6" "mkdocstrings[python]>=0.29"
