@@ -174,7 +174,7 @@ def read_settings(content: bytes) -> GenerationSettings:
         if not (0 <= settings.seed < 2**32 and 1 <= settings.steps <= 1000 and within):
             raise BadImage("they are out of range")
         return settings
-    except (BadImage, OSError, SyntaxError, ValueError, KeyError, TypeError) as error:
+    except (BadImage, OSError, SyntaxError, ValueError, OverflowError, KeyError, TypeError) as error:
         raise DtrakError(
             "This file contains no dtrak settings.", hint="Choose a PNG downloaded from the Generate page."
         ) from error

@@ -1,7 +1,8 @@
 """Reading files of a folder, zip or tar archive by name, without unpacking."""
 
-import gzip
 import hashlib
+import lzma
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -10,7 +11,12 @@ from pathlib import Path, PurePosixPath
 
 from dtrak.utils.errors import DtrakError
 
-_DAMAGE = (tarfile.TarError, zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError)
+# What the archive modules raise for damaged, encrypted or odd archives.
+_DAMAGE = (
+    tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, OSError, ValueError,
+    RuntimeError, KeyError,
+)  # fmt: skip
+LARGEST = 2**30  # bytes of a file in an archive; a small archive may claim to hold far more than memory does
 
 
 class Files:
@@ -75,16 +81,23 @@ def _opened(path: Path) -> tuple[list[str], Callable[[str], bytes]]:
         return names, lambda name: (path / name).read_bytes()
     if zipfile.is_zipfile(path):
         archive = zipfile.ZipFile(path)
-        return [i.filename for i in archive.infolist() if not i.is_dir()], archive.read
+        sizes = {info.filename: info.file_size for info in archive.infolist() if not info.is_dir()}
+        return list(sizes), lambda name: archive.read(_fits(name, sizes[name]))
     tar = tarfile.open(path)  # noqa: SIM115  # stays open for reading
     members = {m.name: m for m in tar.getmembers()}
 
     def read(name: str) -> bytes:
-        file = tar.extractfile(members[name])
+        file = tar.extractfile(members[_fits(name, members[name].size)])
         assert file is not None
         return file.read()
 
     return [name for name, member in members.items() if member.isfile()], read
+
+
+def _fits(name: str, size: int) -> str:
+    if size > LARGEST:
+        raise ValueError(f"'{name}' would take {size:,} bytes")
+    return name
 
 
 def _check(path: Path, md5: Sequence[str]) -> None:
