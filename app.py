@@ -27,7 +27,7 @@ def run_page() -> None:
         st.Page("pages/ablate.py", title="Ablate"),
         st.Page("pages/compare.py", title="Compare"),
         st.Page("pages/evaluate.py", title="Evaluate"),
-        st.Page("pages/creators.py", title="Creators"),
+        st.Page("pages/ledger.py", title="Ledger"),
         about,
         st.Page("pages/sample.py", title="Training image", visibility="hidden"),
     ]

@@ -5,8 +5,6 @@ creator's total is the sum over their images; the weight per image is the total 
 data. Totals favour creators of many images, means creators of few, so both are shown.
 """
 
-import csv
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -15,16 +13,18 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from dtrak.app.exports import no_formula, template
+from dtrak.analysis.ledger import UNKNOWN
+from dtrak.app.exports import template
 from dtrak.data import Record
 from dtrak.evaluation.counterfactual import mean_with_interval
+from dtrak.methods.query import load_query_set
 from dtrak.methods.ranking import Scored
+from dtrak.methods.subsets import load_subsets
+from dtrak.study.folder import StudyFolder
+from dtrak.utils.errors import DtrakError
 from dtrak.utils.text import percent
 
-UNKNOWN = "unknown"
 LEAST_PICTURES = 10  # below, an interval over pictures is not reported as significant
-COLUMNS = ("creator", "images", "share_of_data", "total", "total_low", "total_high", "per_image", "per_image_low",
-           "per_image_high", "pictures")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -135,15 +135,24 @@ def per_image_in_words(found: Standing) -> str:
     return f"{found.per_image:.2f}{interval}"
 
 
-def to_csv(found: Sequence[Standing]) -> bytes:
-    """All creators as CSV, one per row."""
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, COLUMNS)
-    writer.writeheader()
-    for standing in found:
-        content = {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in asdict(standing).items()}
-        writer.writerow({**content, "creator": no_formula(standing.creator)})
-    return buffer.getvalue().encode("utf-8-sig")
+def measured_effects(folder: StudyFolder) -> dict[str, str]:
+    """What leaving each creator out does to the loss on generated images, in words; empty where it was not measured.
+
+    In per cent of the mean loss, against the mean over creators.
+    """
+    records = folder.table.records[: folder.table.train_size]
+    try:
+        truth, asked = load_subsets(folder, "creators"), load_query_set(folder)
+    except DtrakError:
+        return {}
+    losses = truth.losses[:, asked.heldout :]
+    change = 100 * (losses / losses.mean(0) - 1)
+    found = {}
+    for mask, row in zip(truth.masks, change, strict=True):
+        (creator,) = {r.creator or UNKNOWN for r, kept in zip(records, mask, strict=True) if not kept}
+        mean, low, high = mean_with_interval(row)
+        found[creator] = f"{mean:+.1f} % ({low:+.1f} to {high:+.1f})".replace("-", "−")
+    return found
 
 
 def to_json(study: str, method: str, measured: str, found: Standing, pictures: Sequence[dict[str, Any]]) -> bytes:

@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 from jaxtyping import Float
 
 from dtrak.analysis.evidence import Split
-from dtrak.app.creators import Standing
+from dtrak.analysis.ledger import Ledger
 from dtrak.app.evaluate import Curve
 from dtrak.app.views import Share, format_score
 from dtrak.data import Table
@@ -83,12 +83,20 @@ def share_bars(shares: list[Share], limit: int = 8) -> go.Figure:
     return _against_data(names, [s.share for s in shown], [s.expected for s in shown])
 
 
-def standing_bars(found: Sequence[Standing], limit: int = 12) -> go.Figure:
-    """Each creator's share of the positive mass with its 95 % interval, beside their share of the training images."""
-    shown = list(found)[:limit]
-    names = [f"{s.creator} ({s.images})" for s in shown]
-    intervals = [(s.total_low, s.total_high) for s in shown]
-    return _against_data(names, [s.total for s in shown], [s.share_of_data for s in shown], intervals)
+def credit_bars(found: Ledger, limit: int = 12) -> go.Figure:
+    """What each creator is credited with, with its interval, beside the share of unrelated images; then the rest."""
+    shown = [*found.credits[:limit]]
+    names = [f"{c.creator} ({c.images})" for c in shown]
+    intervals = [(c.low, c.high) for c in shown]
+    figure = _against_data(
+        names, [c.credited for c in shown], [c.expected for c in shown], intervals, ("credited", "of unrelated images")
+    )
+    figure.add_bar(y=["unattributed"], x=[found.unattributed], orientation="h", marker_color=NEUTRAL,
+                   name="unattributed", hovertemplate="%{x:.1%} unattributed<extra></extra>")  # fmt: skip
+    figure.update_layout(
+        barmode="overlay", yaxis={"categoryorder": "array", "categoryarray": ["unattributed", *names[::-1]]}
+    )
+    return figure
 
 
 def _against_data(
@@ -96,21 +104,24 @@ def _against_data(
     shares: Sequence[float],
     expected: Sequence[float],
     intervals: Sequence[tuple[float, float]] = (),
+    words: tuple[str, str] = ("share of positive scores", "share of the training images"),
 ) -> go.Figure:
-    """Shares of the positive mass, the first at the top, each beside its share of the training images."""
+    """Shares, the first at the top, each beside what was to be expected."""
     names, values = list(names)[::-1], np.array(shares)[::-1]
     error: dict[str, Any] = {}
     if intervals:
         low, high = np.array(intervals)[::-1].T
-        error = {"error_x": {"array": high - values, "arrayminus": values - low, **WHISKER}}
+        error = {
+            "error_x": {"array": np.maximum(high - values, 0), "arrayminus": np.maximum(values - low, 0), **WHISKER}
+        }
     figure = go.Figure()
     figure.add_bar(
         y=names,
         x=values,
         orientation="h",
         marker_color=POSITIVE,
-        name="share of positive scores",
-        hovertemplate="%{x:.1%} of positive scores<extra></extra>",
+        name=words[0],
+        hovertemplate=f"%{{x:.1%}} {words[0]}<extra></extra>",
         **error,
     )
     figure.add_scatter(
@@ -118,8 +129,8 @@ def _against_data(
         x=list(expected)[::-1],
         mode="markers",
         marker={"symbol": "line-ns-open", "size": 14, "color": NEUTRAL, "line": {"width": 3}},
-        name="share of the training images",
-        hovertemplate="%{x:.1%} of the training images<extra></extra>",
+        name=words[1],
+        hovertemplate=f"%{{x:.1%}} {words[1]}<extra></extra>",
     )
     height = 100 + 28 * len(names)
     figure.update_layout(

@@ -15,7 +15,7 @@ def needs_in_words(folder: StudyFolder) -> str:
     """Markdown: where its data and model come from, and the expected time and disk space of each step."""
     study, data = folder.study, folder.study.data
     lines = []
-    if not (folder.data / "report.json").exists() and data.kind != "openmoji":
+    if not (folder.data / "report.json").exists():
         where = [f"`{study.resolve(data.path)}`"] if data.path and data.kind != "hub" else []
         where += [f"`{data.hub or data.path}` on the Hugging Face Hub"] if data.hub or data.kind == "hub" else []
         lines.append(f"Images are read from {', or else from '.join(where)}.")

@@ -184,6 +184,12 @@ class StudyService:
             raise DtrakError("The features of this image are not computed.", hint="Reload the page.")
         return found
 
+    def answer_of_study(self, setting: Setting, question: Callable[[Attributor, Setting], T]) -> T:
+        """``question(attributor, setting)``, kept like the answers about images."""
+        with self.lock:
+            key = ("", setting.text, question)
+            return self._answers.of(key, lambda: question(self.attributor, setting))
+
     def lane(self, run: Run, setting: Setting, title: str, measured: str = "") -> Lane:
         """The scores of all training images for a run whose features are computed."""
         scores, _ = self.answer(run, setting, all_scores)

@@ -59,9 +59,9 @@ def test_what_if_predicts_and_retrains(context, server):
 
 def test_a_creators_statement_is_exported(context, server):
     page = context.new_page()
-    open_page(page, server, "creators", 54)
+    open_page(page, server, "ledger", 54)
     expect(page.get_by_text(re.compile("of the training images .* are by"))).to_be_visible(timeout=60_000)
-    visit(page, f"{server}/creators?creator=artist+2")
+    visit(page, f"{server}/ledger?creator=artist+2")
     expect(page.get_by_text(re.compile("are by artist 2"))).to_be_visible(timeout=60_000)
     with page.expect_download() as download:
         page.get_by_role("button", name="Download statement (HTML)").click()

@@ -376,9 +376,13 @@ def test_evaluate_before_anything_was_measured(app, tiny, monkeypatch):
     assert "index_builder retrain tiny" in app.code[0].value
 
 
-def test_creators(app, run):
+def test_ledger(app, run):
     app.run()
-    app.switch_page("pages/creators.py").run()
+    app.switch_page("pages/ledger.py").run()
     assert not app.exception
+    assert "unattributed" in text(app)
     assert "of the training images" in text(app)
     assert "LDS" in text(app)
+    app.selectbox(key="run").set_value(run.id).run()
+    assert not app.exception
+    assert "1 is too few" in text(app)
