@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -22,7 +23,9 @@ from dtrak.study.folder import StudyFolder
 from dtrak.utils.errors import DtrakError
 from dtrak.utils.progress import progress
 from index_builder.exact import check_exact, exact
+from index_builder.ledgering import data_summary, ledger
 from index_builder.measuring import counterfactual, evaluate, removals, retrain
+from index_builder.new import new
 from index_builder.options import (
     BatchOption,
     DeviceOption,
@@ -170,7 +173,7 @@ def merge(study: StudyArgument, device: DeviceOption = "cpu") -> None:
     Study(load_study(study)).merge(device)
 
 
-for command in (plan, retrain, evaluate, counterfactual, removals, exact, check_exact):
+for command in (new, plan, retrain, evaluate, counterfactual, removals, exact, check_exact, ledger, data_summary):
     app.command()(command)
 
 
@@ -207,6 +210,10 @@ def attribute(
     seed: Annotated[int | None, typer.Option(min=0, help="Generate an image from this seed and attribute it.")] = None,
     label: Annotated[str | None, typer.Option(help="Class or prompt to condition on. Default: unconditional.")] = None,
     steps: Annotated[int, typer.Option(min=1, max=1000, help="Denoising steps, with --seed.")] = 50,
+    region: Annotated[
+        str | None,
+        typer.Option(help="Ask about a part: left,top,right,bottom from 0 to 1.", show_default=False),
+    ] = None,
     top: Annotated[int, typer.Option(min=1, help="Number of proponents and of opponents to print.")] = 10,
     device: DeviceOption = "cpu",
     as_json: JsonOption = False,
@@ -218,6 +225,7 @@ def attribute(
     from dtrak.app.evaluate import reliability
     from dtrak.app.views import significance
     from dtrak.evaluation.results import load_evaluation
+    from dtrak.gradients.region import Region
     from dtrak.methods.attributor import Attributor
     from dtrak.methods.queries import generate_query, query_from_file
     from dtrak.methods.ranking import as_json as to_json
@@ -230,9 +238,14 @@ def attribute(
         assert seed is not None
         generation = GenerationSettings(seed, steps, label, attributor.folder.study.guidance)
         query, described = generate_query(attributor, generation), generation.as_dict()
+    if region is not None:
+        query = replace(query, region=Region.parse(region))
+        described |= {"region": region}
     answer = attributor.attribute(query, attributor.features(query, [setting], by_block=False), setting, top)
     measured = reliability(load_evaluation(attributor.folder), setting, query.settings is not None).text
     try:
+        if query.region is not None:
+            raise DtrakError("It compares whole images.")
         verdict = null_of(attributor, setting).judge(answer.scores)
         tested = significance(verdict).replace("**", "")
     except DtrakError as reason:

@@ -96,7 +96,8 @@ class ModelConfig(_Frozen):
     """The model: a directory to load, a LoRA adapter on it, or an architecture to train.
 
     ``kind`` "pixel" is a ``UNet2DModel``, class-conditional or unconditional; "text-to-image" is a pipeline
-    conditioned on captions, of a family that its ``model_index.json`` names (see ``dtrak.models.families``).
+    conditioned on captions, of a family that its ``model_index.json`` names (see ``dtrak.models.families``). In a
+    YAML file it may be "auto": "text-to-image" for what is on the hub or has a text encoder.
     ``hub`` names a model on the Hugging Face Hub, used instead of ``path``. ``dtype`` is that of the frozen
     weights; tuned weights and gradients are in float32. ``guidance_input`` is the guidance scale that
     guidance-distilled networks (FLUX.1 dev) take as input.
@@ -288,6 +289,16 @@ class Study(_Frozen):
     guidance: float = Field(1.0, ge=0)
     examples: tuple[ExampleConfig, ...] = ()
     source: Path = Field(Path(), exclude=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _kind_of_model(cls, content: Any) -> Any:
+        model = content.get("model") if isinstance(content, dict) else None
+        if not isinstance(model, dict) or model.get("kind") != "auto":
+            return content
+        path = Path(str(model.get("path") or ".")).expanduser()
+        text = model.get("hub") or (Path(content.get("source", ".")).parent / path / "text_encoder").is_dir()
+        return {**content, "model": {**model, "kind": "text-to-image" if text else "pixel"}}
 
     @property
     def feature_sets(self) -> tuple[FeatureConfig, ...]:

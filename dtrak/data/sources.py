@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dtrak.config import DataConfig, Study
+from dtrak.data.captions import caption_beside
 from dtrak.data.openmoji import read_openmoji
 from dtrak.data.records import Item
 from dtrak.data.releases import release_rows
@@ -17,6 +18,7 @@ from dtrak.utils.files import digest
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "png")
 RELEASES = ("cifar10", "celeba", "artbench")
+MARK_COLUMNS = ("noai", "noimageai")
 SPLITS = ("train", "heldout")  # a split column with any other value is ignored, and data.holdout decides
 _COLUMNS = {
     "label": ("label", "labels", "class", "style", "genre"),
@@ -128,6 +130,7 @@ def _table_rows(table: Any, split: str, data: DataConfig, study: Study) -> Rows:
             )
     if columns["split"] and not set(table[columns["split"]]) <= set(SPLITS):
         columns["split"] = None
+    marks = next((c for c in MARK_COLUMNS if c in table.column_names), None)
     root = study.resolve(data.path or ".")
     label = columns["label"]
     labels = [_text(table, label, value) for value in table[label]] if label else [None] * len(table)
@@ -140,10 +143,11 @@ def _table_rows(table: Any, split: str, data: DataConfig, study: Study) -> Rows:
             id=_identify(row, number, image["path"], split, data, root),
             image=_read(image),
             label=values["label"],
-            caption=values["caption"] or "",
+            caption=values["caption"] or caption_beside(image["path"] if data.kind == "imagefolder" else None),
             creator=values["creator"] or "",
             licence=values["licence"] or "",
             split=values["split"],
+            opted_out=bool(marks) and str(row[marks]).strip().lower() in ("1", "1.0", "true", "yes", "y"),
         )
 
     return Rows(labels, read)
