@@ -17,7 +17,10 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, PngImagePlugin
 
+from dtrak.app.iptc import KEY, xmp
+from dtrak.config.environment import environment
 from dtrak.data import BadImage
+from dtrak.gradients.region import Region
 from dtrak.index.faiss_index import QueryFeature
 from dtrak.methods.query import Query
 from dtrak.models.sampling import GenerationSettings
@@ -41,6 +44,7 @@ class Run:
         settings: that it was generated with; None for an upload.
         created: Unix time in seconds.
         model: fingerprint of the model that generated it, or None.
+        region: the part that is asked about; None for all of it.
     """
 
     id: str
@@ -49,6 +53,12 @@ class Run:
     settings: GenerationSettings | None
     created: float
     model: str | None = None
+    region: Region | None = None
+
+    @property
+    def key(self) -> str:
+        """The id, and the part that is asked about: what answers depend on."""
+        return self.id if self.region is None else f"{self.id}-{self.region.text}"
 
     @property
     def title(self) -> str:
@@ -113,7 +123,7 @@ class RunStore:
         Args:
             key: digest of ``identity``, which is everything that the feature depends on.
         """
-        path = self.root / run.id / f"feature-{key}.npz"
+        path = self._feature_path(run, key)
         try:
             with np.load(path) as stored:
                 blocks = stored.get("blocks")
@@ -124,8 +134,12 @@ class RunStore:
     def save_feature(self, run: Run, key: str, feature: QueryFeature) -> None:
         """Save a feature."""
         arrays = {"parts": feature.parts, "values": feature.values, "blocks": feature.blocks}
-        with atomic_write(self.root / run.id / f"feature-{key}.npz") as file:
+        with atomic_write(self._feature_path(run, key)) as file:
             np.savez(file, **{name: array for name, array in arrays.items() if array is not None})  # type: ignore[arg-type]
+
+    def _feature_path(self, run: Run, key: str) -> Path:
+        part = "" if run.region is None else f"-{digest(run.region.text)}"
+        return self.root / run.id / f"feature-{key}{part}.npz"
 
     def _save(self, run_id: str, pixels: np.ndarray, content: dict[str, Any], png: bytes) -> Run:
         folder = self.root / run_id
@@ -144,6 +158,8 @@ def png_bytes(pixels: UInt8[np.ndarray, "r r 3"], parameters: dict[str, Any] | N
         info.add_itxt(METADATA_KEY, json.dumps(parameters, sort_keys=True, ensure_ascii=False))
         negative = f"Negative prompt: {parameters['negative']}\n" if parameters.get("negative") else ""
         text = f"Steps: {parameters['steps']}, Sampler: DDIM, CFG scale: {parameters['guidance']}"
+        if environment().iptc:
+            info.add_itxt(KEY, xmp(parameters))
         info.add_itxt("parameters", f"{parameters['label'] or ''}\n{negative}{text}, Seed: {parameters['seed']}")
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", pnginfo=info)

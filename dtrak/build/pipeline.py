@@ -52,7 +52,12 @@ def prepare_data(folder: StudyFolder, force: bool = False) -> PrepareReport | No
     )  # fmt: skip
     for refused in report.refused[:NAMED]:
         logger.info("  %s: %s", refused["id"], refused["reason"])
-    if report.refused or report.duplicates:
+    if report.opted_out:
+        logger.warning(
+            "%d images carry a mark against training (such as '%s': %s).",
+            len(report.opted_out), report.opted_out[0]["id"], report.opted_out[0]["mark"],
+        )  # fmt: skip
+    if report.refused or report.duplicates or report.opted_out:
         logger.info("  The full list is in %s.", folder.data / "report.json")
     return report
 

@@ -11,16 +11,18 @@ PREFIX = "DTRAK_"
 
 
 class Environment(BaseModel):
-    """What ``DTRAK_WORKSPACE``, ``DTRAK_CONFIGS`` and ``DTRAK_MEMORY`` say.
+    """What ``DTRAK_WORKSPACE``, ``DTRAK_CONFIGS``, ``DTRAK_IPTC`` and ``DTRAK_MEMORY`` say.
 
     Attributes:
         workspace: the folder in which studies are built; default ``workspace`` in the current folder.
         configs: the folder of study configurations; default the one shipped with dtrak.
+        iptc: whether downloaded images carry IPTC's fields for generated images.
         memory: bytes that a decomposition of the kernel may use, such as "4GB".
     """
 
     workspace: Path = Path("workspace")
     configs: Path | None = None
+    iptc: bool = True
     memory: ByteSize = Field(ByteSize(4_000_000_000), gt=0)
 
 

@@ -5,7 +5,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Item:
-    """A sample from a source, with its undecoded image; ``split`` if the source defines it."""
+    """A sample from a source, with its undecoded image; ``split`` if the source defines it.
+
+    ``opted_out``: whether a column "noai" says that it must not be used for training.
+    """
 
     id: str
     image: bytes
@@ -14,6 +17,7 @@ class Item:
     creator: str = ""
     licence: str = ""
     split: str | None = None
+    opted_out: bool = False
 
 
 @dataclass(frozen=True)

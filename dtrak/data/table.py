@@ -20,6 +20,7 @@ from PIL import Image
 
 from dtrak.config import Study
 from dtrak.data.images import BadImage, open_image, to_model_pixels
+from dtrak.data.opt_out import opt_out_mark
 from dtrak.data.records import Item, Record
 from dtrak.data.sources import listing, read_source
 from dtrak.utils.errors import DtrakError
@@ -32,12 +33,13 @@ DATA_FILES = ("pixels.npy", "records.parquet")
 
 @dataclass
 class PrepareReport:
-    """The result of ``prepare``: numbers of samples, and the skipped files with reasons."""
+    """The result of ``prepare``: numbers of samples, the skipped files with reasons, and marks against training."""
 
     train: int = 0
     heldout: int = 0
     refused: list[dict[str, str]] = field(default_factory=list)
     duplicates: list[dict[str, str]] = field(default_factory=list)
+    opted_out: list[dict[str, str]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,8 @@ def prepare(study: Study, folder: Path, report_progress: Callable[[int], None] =
             report.duplicates.append({"id": item.id, "same_as": first_with[key]})
             continue
         first_with[key] = item.id
+        if mark := opt_out_mark(item.image) or ("a noai column" if item.opted_out else ""):
+            report.opted_out.append({"id": item.id, "mark": mark})
         items.append(item)
         pixels.append(array)
     if not items:
