@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,6 +24,7 @@ from dtrak.evaluation.results import Row, load_evaluation
 from dtrak.execution.engines import Engine, local
 from dtrak.execution.share import Share
 from dtrak.execution.threads import THREADS
+from dtrak.gradients.region import Region
 from dtrak.methods.attributor import Attributor
 from dtrak.methods.queries import generate_query, query_from_file
 from dtrak.methods.query import Query
@@ -201,6 +202,7 @@ class Study:
         damping: Damping = None,
         top: int = 10,
         label: str | None = None,
+        region: Region | Sequence[float] | None = None,
         **choices: Any,
     ) -> Ranking:
         """Rank the training images by their influence on one picture.
@@ -211,6 +213,7 @@ class Study:
             damping: λ relative to the kernel's mean non-zero eigenvalue, or "auto"; default the method's.
             top: how many proponents and opponents to list at most.
             label: class or prompt to read an uploaded picture as.
+            region: the part that is asked about: left, top, right and bottom from 0 to 1; default all of it.
             choices: of the ablations: output, timesteps, strategy, draws, projection_dim, projection_seed,
                 checkpoint, normaliser.
 
@@ -219,11 +222,13 @@ class Study:
         """
         setting = Setting(method, damping=damping, **choices)
         query = self._query(picture, label)
+        if region is not None:
+            query = replace(query, region=region if isinstance(region, Region) else Region(*region))
         features = self.attributor.features(query, [setting], by_block=False)
         return self.attributor.attribute(query, features, setting, top)
 
     def significance(self, ranking: Ranking) -> Verdict:
-        """Whether a picture's scores exceed those of unrelated images, and for which training images.
+        """Whether a whole picture's scores exceed those of unrelated images, and for which training images.
 
         Args:
             ranking: from :meth:`attribute`.

@@ -1,5 +1,7 @@
 """The ranking of the training images for one image: its sources, their evidence, what-if, and downloads."""
 
+from dataclasses import replace
+
 import streamlit as st
 
 from dtrak.analysis.evidence import damp_hubs, hubs
@@ -11,6 +13,8 @@ from dtrak.app.sections.downloads import downloads_section
 from dtrak.app.sections.exact import exact_section
 from dtrak.app.sections.panel import sample_panel
 from dtrak.app.sections.parts import evidence_section
+from dtrak.app.sections.region import region_in_url, region_section
+from dtrak.app.sections.timeline import timeline_section
 from dtrak.app.sections.trust import reliability_card
 from dtrak.app.sections.what_if import what_if
 from dtrak.app.service import ranking
@@ -48,7 +52,10 @@ ANY = "any"
 VIEWS = {
     "proponents": "Proponents", "opponents": "Opponents", "groups": "Creators and classes", "similar": "Similar-looking"
 }  # fmt: skip
-SECTIONS = {"evidence": "Evidence", "what-if": "What if", "exact": "Exact influence", "downloads": "Downloads"}
+SECTIONS = {
+    "evidence": "Evidence", "timeline": "Timeline", "what-if": "What if", "exact": "Exact influence",
+    "downloads": "Downloads",
+}  # fmt: skip
 ALIKE = ("embedding-cos", "pixel-cos")  # methods of the view "similar", the first that is available
 
 hand_over_to_app()
@@ -185,7 +192,7 @@ with left:
     if chosen_run is None:
         upload()
         st.stop()
-    run = chosen_run
+    run = replace(chosen_run, region=region_in_url())
     st.image(enlarged_png(run.pixels, 256), width=224, alt=f"The query: {run.title}")
     st.markdown(f"**{plain(run.title)}**")
     place = st.container()
@@ -195,6 +202,8 @@ with left:
             "for a slightly different model."
         )
     setting, top = choose_setting()
+    with st.expander("Ask about a part", expanded=run.region is not None):
+        region_section(run)
     with st.expander("Choose another image"):
         heldout()
         upload()
@@ -248,6 +257,8 @@ with right:
                                    label_visibility="collapsed")  # fmt: skip
     if section == "evidence":
         evidence_section(service, run, answer, stable, hub, evidence is None)
+    elif section == "timeline":
+        timeline_section(service, run, answer)
     elif section == "what-if":
         st.fragment(what_if)(service, run, answer)
     elif section == "exact":

@@ -22,7 +22,8 @@ def as_python(study: str, run: Run, setting: Setting, top: int) -> str:
         )
         picture, told = "picture", ""
     choices = "".join(f", {name}={value!r}" for name, value in _changed(setting).items())
-    lines.append(f"ranking = study.attribute({picture}{told}, method={setting.method!r}{choices}, top={top})")
+    part = "" if run.region is None else f", region=({run.region.text.replace(',', ', ')})"
+    lines.append(f"ranking = study.attribute({picture}{told}, method={setting.method!r}{choices}{part}, top={top})")
     lines.append("ranking.to_pandas()")
     return "\n".join(lines)
 
@@ -39,6 +40,8 @@ def as_command(study: str, run: Run, setting: Setting, top: int) -> str:
     words += ["--method", setting.method]
     for name, value in _changed(setting).items():
         words += [CHOICES[name].flag, plain(value)]
+    if run.region is not None:
+        words += ["--region", run.region.text]
     return shlex.join([*words, "--top", str(top), "--json"])
 
 

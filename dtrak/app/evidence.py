@@ -83,11 +83,13 @@ class EvidenceJobs:
         return job
 
     def _key(self, run: Run, setting: Setting, top: int) -> str:
-        return f"evidence:{self._opened}:{self._attributor.folder.study.name}:{run.id}:{setting.text}:{top}"
+        return f"evidence:{self._opened}:{self._attributor.folder.study.name}:{run.key}:{setting.text}:{top}"
 
     def _compute(self, run: Run, setting: Setting, top: int, job: Job) -> Evidence:
         job.progress(0, 2)
         null, reason = self._null(setting)
+        if run.region is not None:
+            null, reason = None, "It compares whole images; this ranking is about a part of one."
         job.progress(1, 2)
         features = self._features(run, [setting])
         assert features is not None
@@ -98,7 +100,7 @@ class EvidenceJobs:
             except DtrakError:  # not defined for this method
                 return None
 
-        return Evidence(null, self._cache.of((run.id, setting.text, top), stable), reason)
+        return Evidence(null, self._cache.of((run.key, setting.text, top), stable), reason)
 
     def _null(self, setting: Setting) -> tuple[Null | None, str]:
         try:

@@ -5,18 +5,21 @@ from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 
 from dtrak.analysis.evidence import Split
 from dtrak.analysis.ledger import Ledger
 from dtrak.app.evaluate import Curve
 from dtrak.app.views import Share, format_score
 from dtrak.data import Table
+from dtrak.gradients.region import Region
 from dtrak.methods.ranking import Ranking
+from dtrak.utils.images import data_url
 
 Scores = Float[np.ndarray, " n"]
 WHISKER = {"thickness": 1.5, "width": 4, "color": "#e0a43a"}
 LOG_TICKS = {"exponentformat": "power", "dtick": 1}
+BOX_POINTS = 16  # of an image in which a box is drawn, a side
 HISTOGRAM_BINS = 61  # odd: one of them is around zero
 POSITIVE, NEGATIVE, NEUTRAL, BASELINE = "#2f6fdb", "#c4532d", "#8a93a3", "#3f9a86"
 
@@ -54,6 +57,28 @@ def score_strip(ranking: Ranking) -> go.Figure:
         xaxis={"title": f"{ranking.unit} of all {len(scores):,} training images", "title_standoff": 2},
         yaxis={"type": "log", "dtick": 1, "title": "images", "fixedrange": True},
     )
+    return figure
+
+
+def picture_to_box(pixels: UInt8[np.ndarray, "r r 3"], region: Region | None) -> go.Figure:
+    """An image on which a box can be drawn; the region that is asked about is outlined."""
+    side = len(pixels)
+    figure = go.Figure()
+    places = [place + 0.5 for place in range(0, side, max(1, side // BOX_POINTS))]
+    figure.add_scatter(  # invisible: a figure needs points to report a box
+        x=[x for x in places for _ in places], y=places * len(places), mode="markers", marker={"opacity": 0, "size": 1},
+        hoverinfo="skip",
+    )  # fmt: skip
+    figure.add_layout_image(source=data_url(pixels, 256), xref="x", yref="y", x=0, y=0, sizex=side, sizey=side,
+                            sizing="stretch", layer="below")  # fmt: skip
+    if region is not None:
+        corners = {"x0": region.left, "x1": region.right, "y0": region.top, "y1": region.bottom}
+        figure.add_shape(type="rect", **{k: v * side for k, v in corners.items()}, line={"color": NEGATIVE, "width": 3})
+    axis = {"range": [0, side], "visible": False, "fixedrange": True}
+    figure.update_layout(
+        height=240, width=240, margin={"l": 0, "r": 0, "t": 0, "b": 0}, dragmode="select", showlegend=False,
+        xaxis=axis, yaxis=axis | {"range": [side, 0], "scaleanchor": "x"},
+    )  # fmt: skip
     return figure
 
 

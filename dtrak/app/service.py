@@ -150,12 +150,12 @@ class StudyService:
     def features_key(self, run: Run, settings: Sequence[Setting]) -> str:
         """The key of the job of :meth:`compute_features`."""
         needed = sorted(need.key for need in self._needs(run, settings))
-        return f"features:{self.folder.study.name}:{run.id}:{digest(needed)}"
+        return f"features:{self.folder.study.name}:{run.key}:{digest(needed)}"
 
     def query(self, run: Run) -> Query:
         """The run as a query; an image generated with other weights counts as uploaded."""
         settings = run.settings if run.model == self.model_fingerprint else None
-        return Query(run.pixels, run.label, settings)
+        return Query(run.pixels, run.label, settings, run.region)
 
     def attribute(self, run: Run, setting: Setting, top: int) -> Ranking | None:
         """The ranking, or None while the run's features are not computed."""
@@ -166,7 +166,7 @@ class StudyService:
 
         The latest results are kept.
         """
-        key = (run.id, setting.text, question, *more)
+        key = (run.key, setting.text, question, *more)
         with self.lock:
             features = self.features(run, [setting]) if key not in self._answers else {}
             if features is None:
@@ -269,6 +269,8 @@ class StudyService:
 
     def exact(self, run: Run) -> tuple[Scores, float] | None:
         """The exact influence on a picture and the growth of its adjoint, if it was computed."""
+        if run.region is not None:
+            return None
         path = path_of(self.folder, self.query(run))
         if not path.exists():
             return None

@@ -16,6 +16,7 @@ from dtrak.execution.memory import with_smaller_batches
 from dtrak.execution.threads import task_threads
 from dtrak.gradients.passes import NoiseSchedule, gradient_chunks
 from dtrak.gradients.projection import PROJECTION_VERSION, Projector, make_projector
+from dtrak.gradients.region import Region
 from dtrak.models.base import PREPROCESSING_VERSION, DiffusionModel
 from dtrak.utils.errors import DtrakError
 from dtrak.utils.noise import NOISE_VERSION
@@ -133,26 +134,30 @@ class FeatureExtractor:
         for schedule in together & {schedule for schedule, apart in self._groups if not apart}:
             self._groups[schedule, True] += self._groups.pop((schedule, False))  # one pass is enough for both
 
-    def __call__(self, x: Float[Tensor, "*pairs c h w"], sample_id: str, label: str | None) -> list[SampleFeature]:
+    def __call__(
+        self, x: Float[Tensor, "*pairs c h w"], sample_id: str, label: str | None, region: Region | None = None
+    ) -> list[SampleFeature]:
         """The features of one encoded image, one per config, float32.
 
         Args:
             x: the encoded image, or one for each (timestep, draw) pair.
             sample_id: keys the noise.
             label: label or prompt to condition on; None for unconditional.
+            region: the part of the image that the output functions look at; None for all of it.
 
         Raises:
             DtrakError: a feature is not finite, or memory is insufficient for a batch of one.
         """
         result: dict[int, SampleFeature] = {}
         told = self.model.condition([label])
+        mask = None if region is None else region.mask(x.shape[-2:]).to(self.model.device)
         with task_threads():
             for (schedule, apart), members in self._groups.items():
 
                 def work(
                     size: int, schedule: NoiseSchedule = schedule, apart: bool = apart, members: list[int] = members
                 ) -> dict[int, SampleFeature]:
-                    return self._group(x, sample_id, told, schedule, apart, members, size)
+                    return self._group(x, sample_id, told, mask, schedule, apart, members, size)
 
                 found, self.batch_size = with_smaller_batches(work, self.batch_size)
                 result |= found
@@ -169,6 +174,7 @@ class FeatureExtractor:
         x: Tensor,
         sample_id: str,
         condition: Tensor | None,
+        mask: Tensor | None,
         schedule: NoiseSchedule,
         apart: bool,
         members: list[int],
@@ -181,7 +187,8 @@ class FeatureExtractor:
         parts = {i: self._projectors[i].begin(count if self.configs[i].apart else 1, like) for i in members}
         blocks = {i: self._projectors[i].begin(len(self._blocks), like) for i in members if self._blocks}
         values = []
-        for chunk in gradient_chunks(self.model, x, sample_id, condition, schedule, list(by_output), batch_size, apart):
+        outputs = list(by_output)
+        for chunk in gradient_chunks(self.model, x, sample_id, condition, schedule, outputs, batch_size, apart, mask):
             values.append(chunk.values)
             rows = slice(chunk.pairs.start, chunk.pairs.stop)
             for number, (start, gradients) in enumerate(zip(self._starts[:-1], chunk.gradients, strict=True)):

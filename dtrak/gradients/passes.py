@@ -72,6 +72,7 @@ def gradient_chunks(
     outputs: Sequence[str],
     batch_size: int = 16,
     apart: bool = False,
+    mask: Float[Tensor, "h w"] | None = None,
 ) -> Iterator[Chunk]:
     """The gradients of each output function, a batch of pairs at a time.
 
@@ -82,6 +83,7 @@ def gradient_chunks(
         outputs: names of output functions; they share each forward pass.
         batch_size: pairs per forward pass; affects only memory and speed.
         apart: return the gradient of each pair instead of their sum.
+        mask: weights of the places that the output functions look at; None for all.
     """
     pairs = schedule.pairs
     shape = tuple(x.shape[-3:])
@@ -94,7 +96,7 @@ def gradient_chunks(
         told = None if condition is None else condition.expand(len(chosen), *condition.shape[1:])
         x_t = model.add_noise(images[start : numbers.stop], noise, timesteps)
         target = model.process.target(images[start : numbers.stop], noise, timesteps)
-        batch = _Batch(x_t, target, timesteps, told, model.process.elbo_weights(timesteps))
+        batch = _Batch(x_t, target, timesteps, told, model.process.elbo_weights(timesteps), mask)
         gradients, prediction = (_apart if apart else _summed)(model, batch, outputs)
         squares = [(prediction - target).double().square(), prediction.double().square()]
         yield Chunk(numbers, gradients, torch.stack([s.flatten(1).mean(1) for s in squares], dim=1))
@@ -109,6 +111,7 @@ class _Batch:
     timesteps: Tensor
     condition: Tensor | None
     elbo_weights: Tensor
+    mask: Tensor | None = None
 
     def repeated(self, rows: int) -> "_Batch":
         """The first pair, repeated ``rows`` times."""
@@ -177,7 +180,9 @@ def _apart_by_vmap(model: DiffusionModel, batch: _Batch, outputs: Sequence[str])
         prediction, pull = vjp(predict, tuned)  # type: ignore[misc]
         found = []
         for name in outputs:
-            v = cotangent(model, name, prediction, _Batch(x[None], target[None], t[None], told, weight[None]))
+            v = cotangent(
+                model, name, prediction, _Batch(x[None], target[None], t[None], told, weight[None], batch.mask)
+            )
             (gradients,) = pull(v * scale)
             found.append(list(gradients.values()))
         return (prediction[0], *found)
@@ -199,13 +204,18 @@ def _cotangents(
 def cotangent(model: DiffusionModel, output: str, prediction: Tensor, batch: _Batch) -> Tensor:
     """∂f/∂prediction of an output function, whether it looks at the prediction itself, at ε̂ or at x̂₀.
 
-    ε̂ and x̂₀ are linear in the prediction, a·x_t + b·prediction, so the cotangent is b times that of the function.
+    ε̂ and x̂₀ are linear in the prediction, a·x_t + b·prediction, so the cotangent is b times that of the function. With
+    a mask, f sees zeros elsewhere.
     """
     view, name = split_view(output)
-    if not view:
-        return OUTPUT_FUNCTIONS[name](prediction, batch.target, batch.elbo_weights)
-    a, b = (c.view(-1, *[1] * (prediction.ndim - 1)) for c in model.process.view(view, batch.timesteps))
-    return b * OUTPUT_FUNCTIONS[name](a * batch.x_t + b * prediction, batch.target, batch.elbo_weights)
+    seen, target, b = prediction, batch.target, torch.ones(())
+    if view:
+        a, b = (c.view(-1, *[1] * (prediction.ndim - 1)) for c in model.process.view(view, batch.timesteps))
+        seen = a * batch.x_t + b * prediction
+    if batch.mask is not None:
+        seen, target = seen * batch.mask, target * batch.mask
+    found = OUTPUT_FUNCTIONS[name](seen, target, batch.elbo_weights)
+    return b * (found if batch.mask is None else found * batch.mask)
 
 
 def _unscaled(gradients: Gradients, scale: float) -> Gradients:

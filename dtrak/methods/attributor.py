@@ -84,7 +84,7 @@ class Attributor(TrainingSide):
                 chosen = [n for n in plain if (by_block and n.config in self.folder.study.features) == blocks]
                 if chosen:
                     extractor = self._extractor(model, tuple(need.config for need in chosen), blocks)
-                    features = extractor(latent, query.id, query.label)
+                    features = extractor(latent, query.id, query.label, query.region)
                     for need, feature in zip(chosen, features, strict=True):
                         found[need.key] = self.as_query_feature(feature, need.identity)
             for need in mine:

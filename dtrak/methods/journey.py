@@ -100,7 +100,7 @@ def _along(
 
     images, timesteps = trajectory(study.model, settings)
     extractor = FeatureExtractor(study.variant(config.model), [config], study.batch_size, timesteps=timesteps)
-    return study.as_query_feature(extractor(images, query.id, query.label)[0], identity)
+    return study.as_query_feature(extractor(images, query.id, query.label, query.region)[0], identity)
 
 
 METHODS: tuple[Method, ...] = (

@@ -14,6 +14,7 @@ from dtrak.config import Split
 from dtrak.data import Record, Table
 from dtrak.data.unrelated import VERSION as UNRELATED_VERSION
 from dtrak.data.unrelated import unrelated_images
+from dtrak.gradients.region import Region
 from dtrak.models.sampling import GenerationSettings
 from dtrak.study.folder import StudyFolder, model_digest, truth_folders
 from dtrak.utils.errors import DtrakError
@@ -32,11 +33,14 @@ class Query:
         pixels: at the model's resolution.
         label: class or prompt to condition on; None for unconditional.
         settings: generation settings; None for an image that was not generated here.
+        region: the part of the image that is asked about; None for all of it. Only the query's own output function
+            looks at this part; training images count as wholes.
     """
 
     pixels: UInt8[np.ndarray, "r r 3"]
     label: str | None = None
     settings: GenerationSettings | None = None
+    region: Region | None = None
 
     @cached_property
     def id(self) -> str:

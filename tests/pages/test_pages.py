@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError
 
 import pytest
@@ -18,6 +19,7 @@ from dtrak.app.service import study_service
 from dtrak.config import ROOT, load_study
 from dtrak.evaluation.series import removal_series
 from dtrak.execution.engines import Local
+from dtrak.gradients.region import Region
 from dtrak.methods.attributor import Attributor
 from dtrak.methods.settings import Setting
 from dtrak.models.sampling import GenerationSettings
@@ -222,6 +224,37 @@ def test_a_training_image_opens_beside_the_gallery_and_is_pinned(app, run):
     app.query_params["sample"] = "nothing"
     app.run()
     assert not app.exception
+
+
+def test_a_part_of_the_image_is_asked_about(app, run):
+    app.run()
+    app.query_params.update({"run": run.id, "region": "0,0,0.5,0.5"})
+    app.switch_page("pages/attribution.py").run()
+    part = replace(run, region=Region(0, 0, 0.5, 0.5))
+    service = study_service("tiny")
+    wait_until(lambda: service.features(part, [Setting("dtrak")]) is not None, 30)
+    app.run()
+    assert not app.exception
+    assert "compares whole images" in text(app)
+    app.segmented_control(key="section").set_value("downloads").run()
+    assert "region=(0, 0, 0.5, 0.5)" in app.code[1].value
+    assert "--region 0,0,0.5,0.5" in app.code[2].value
+    whole, asked = (service.attribute(one, Setting("dtrak"), 10).scores for one in (run, part))
+    assert abs(whole - asked).max() > 0
+    app.button(key="region-clear").click().run()
+    assert "compares whole images" not in text(app)
+    app.query_params["region"] = "nonsense"
+    app.run()
+    assert "no part of an image" in text(app)
+
+
+def test_the_timeline_shows_a_source_for_each_timestep(app, run):
+    app.run()
+    app.query_params["run"] = run.id
+    app.switch_page("pages/attribution.py").run()
+    app.segmented_control(key="section").set_value("timeline").run()
+    assert not app.exception
+    assert {f"t = {t}" for t in (0, 200, 400, 600, 800)} <= {c.value for c in app.caption}
 
 
 def test_attribution_in_a_large_study_ranks_before_the_significance_test(app, run, monkeypatch):

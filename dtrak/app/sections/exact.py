@@ -19,6 +19,9 @@ SHOWN = 6
 
 def exact_section(service: StudyService, run: Run, answer: Ranking) -> None:
     """The exact influence on a picture, or a button that computes it."""
+    if run.region is not None:
+        st.info("The exact influence is computed for whole images.")
+        return
     try:
         check_exact(service.folder)
     except DtrakError as error:
