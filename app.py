@@ -26,6 +26,7 @@ def run_page() -> None:
         st.Page("pages/attribution.py", title="Attribution"),
         st.Page("pages/ablate.py", title="Ablate"),
         st.Page("pages/compare.py", title="Compare"),
+        st.Page("pages/explore.py", title="Explore"),
         st.Page("pages/evaluate.py", title="Evaluate"),
         st.Page("pages/ledger.py", title="Ledger"),
         about,

@@ -19,7 +19,11 @@ STEPS = (
 
 hand_over_to_app()
 st.title("Which training images shaped this one?")
-study = load_study(st.session_state["study"])
+try:
+    study = load_study(st.session_state["study"])
+except DtrakError as error:  # its YAML may have become invalid
+    show_error(error)
+    st.stop()
 folder = StudyFolder(study)
 
 

@@ -1,5 +1,6 @@
 """Plotly figures, built by pure functions."""
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ from jaxtyping import Float, UInt8
 
 from dtrak.analysis.evidence import Split
 from dtrak.analysis.ledger import Ledger
+from dtrak.analysis.map import Map
 from dtrak.app.evaluate import Curve
 from dtrak.app.views import Share, format_score
 from dtrak.data import Table
@@ -20,6 +22,7 @@ Scores = Float[np.ndarray, " n"]
 WHISKER = {"thickness": 1.5, "width": 4, "color": "#e0a43a"}
 LOG_TICKS = {"exponentformat": "power", "dtick": 1}
 BOX_POINTS = 16  # of an image in which a box is drawn, a side
+MOST_COLOURS = 10  # groups with a colour of their own on the map
 HISTOGRAM_BINS = 61  # odd: one of them is around zero
 POSITIVE, NEGATIVE, NEUTRAL, BASELINE = "#2f6fdb", "#c4532d", "#8a93a3", "#3f9a86"
 
@@ -78,6 +81,38 @@ def picture_to_box(pixels: UInt8[np.ndarray, "r r 3"], region: Region | None) ->
     figure.update_layout(
         height=240, width=240, margin={"l": 0, "r": 0, "t": 0, "b": 0}, dragmode="select", showlegend=False,
         xaxis=axis, yaxis=axis | {"range": [side, 0], "scaleanchor": "x"},
+    )  # fmt: skip
+    return figure
+
+
+def map_figure(found: Map, table: Table, values: Sequence[str] | Sequence[float], title: str) -> go.Figure:
+    """The map, coloured by words or numbers; ``customdata`` starts with the id of the image."""
+    told = [
+        [r.id, r.caption or r.id, r.creator or "unknown creator"] for r in (table.records[row] for row in found.rows)
+    ]
+    hover = "%{customdata[1]}<br>%{customdata[2]}<extra></extra>"
+    figure = go.Figure()
+    if isinstance(values[0], str):
+        counted = Counter(values).most_common()
+        common = [name for name, _ in counted[:MOST_COLOURS]]
+        for name in [*common, *(["others"] if len(counted) > MOST_COLOURS else [])]:
+            mine = [i for i, v in enumerate(values) if v == name or (name == "others" and v not in common)]
+            figure.add_scattergl(
+                x=found.places[mine, 0], y=found.places[mine, 1], mode="markers", name=str(name), marker={"size": 7},
+                customdata=[told[i] for i in mine], hovertemplate=hover,
+            )  # fmt: skip
+    else:
+        numbers: Any = values
+        scale = "RdBu_r" if min(numbers) < 0 else "Viridis"
+        limit = max(abs(v) for v in numbers) or 1.0
+        marker = {"size": 7, "color": numbers, "colorscale": scale, "showscale": True, "colorbar": {"title": title}}
+        marker |= {"cmin": -limit, "cmax": limit} if min(numbers) < 0 else {}
+        figure.add_scattergl(x=found.places[:, 0], y=found.places[:, 1], mode="markers", marker=marker, customdata=told,
+                             hovertemplate=hover, showlegend=False)  # fmt: skip
+    axis = {"visible": False}
+    figure.update_layout(
+        height=520, margin={"l": 0, "r": 0, "t": 0, "b": 0}, dragmode="lasso", xaxis=axis,
+        yaxis=axis | {"scaleanchor": "x"}, legend={"title": title},
     )  # fmt: skip
     return figure
 
@@ -297,6 +332,39 @@ def lds_bars(names: Sequence[str], lds: Sequence[float], low: Sequence[float], h
         yaxis={"automargin": True},
         legend={"orientation": "h", "y": -60 / (110 + 24 * count), "yanchor": "top"},
     )
+    return figure
+
+
+def cost_figure(
+    names: Sequence[str], seconds: Sequence[float], lds: Sequence[float], low: Sequence[float], high: Sequence[float],
+    baselines: Collection[str] = (), chance: tuple[float, float] | None = None,
+) -> go.Figure:  # fmt: skip
+    """LDS × 100 of methods over the seconds that one query takes.
+
+    Args:
+        baselines: names of methods that are drawn in another colour.
+        chance: lowest and highest LDS × 100 of the negative controls, drawn as a band.
+    """
+    figure = go.Figure()
+    if chance is not None:
+        figure.add_hrect(y0=chance[0], y1=chance[1], fillcolor=NEUTRAL, opacity=0.18, line_width=0,
+                         annotation_text="negative controls", annotation_position="bottom right")  # fmt: skip
+    for colour, mine in ((POSITIVE, False), (BASELINE, True)):
+        rows = [i for i, name in enumerate(names) if (name in baselines) == mine]
+        values, lower, upper = (np.array([v[i] for i in rows]) for v in (lds, low, high))
+        figure.add_scatter(
+            x=[seconds[i] for i in rows], y=values, mode="markers+text", text=[names[i] for i in rows],
+            textposition="top center", textfont={"size": 10}, marker={"size": 9, "color": colour},
+            error_y={"array": upper - values, "arrayminus": values - lower, **WHISKER},
+            name="images or labels alone" if mine else "methods",
+            hovertemplate="%{text}<br>%{x:.3g} s, LDS %{y:.1f}<extra></extra>",
+        )  # fmt: skip
+    figure.add_hline(y=0, line_width=1, line_color=NEUTRAL)
+    figure.update_layout(
+        height=420, margin={"l": 8, "r": 8, "t": 8, "b": 8}, yaxis_title="LDS × 100",
+        xaxis={"type": "log", "title": "seconds for one query, its features included"},
+        legend={"orientation": "h", "y": -0.2},
+    )  # fmt: skip
     return figure
 
 

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int, UInt8
 
 from dtrak.analysis.comparison import ranks
 from dtrak.analysis.evidence import near_duplicates
+from dtrak.analysis.map import Kind, Map, map_of
 from dtrak.analysis.significance import standardise
 from dtrak.app.evaluate import Reliability, reliability
 from dtrak.app.evidence import EvidenceJobs
@@ -189,6 +190,11 @@ class StudyService:
         with self.lock:
             key = ("", setting.text, question)
             return self._answers.of(key, lambda: question(self.attributor, setting))
+
+    def map(self, kind: Kind) -> Map:
+        """The map of the training images; the first call computes it."""
+        with self.lock:
+            return self._answers.of(("map", kind), lambda: map_of(self.attributor, kind))
 
     def lane(self, run: Run, setting: Setting, title: str, measured: str = "") -> Lane:
         """The scores of all training images for a run whose features are computed."""

@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 
+from dtrak.analysis.map import KINDS, map_of
 from dtrak.build.costs import INDEX_PART, record_cost
 from dtrak.build.features import ablation_parts, build_indexes, build_parts, open_stores
 from dtrak.build.status import building_note
@@ -124,6 +125,8 @@ def build_rest(folder: StudyFolder, engine: Engine, batch_size: int = 16, device
     compute_features(folder, ablation_parts(folder.study.later_sets), engine, batch_size, device)
     fit_ekfac(folder, device)
     embed(folder)
+    if folder.study.features:
+        draw_maps(folder, device)
 
 
 def fit_ekfac(folder: StudyFolder, device: str = "cpu") -> None:
@@ -180,3 +183,11 @@ def embed(folder: StudyFolder) -> None:
     rows = train_embeddings(folder, lambda: Embedder(folder.study.embedding_source))
     seconds, size = time.monotonic() - start, rows.nbytes / 1e6
     logger.info("  embeddings by %s: %.0f s, %.0f MB", folder.study.embedding, seconds, size)
+
+
+def draw_maps(folder: StudyFolder, device: str = "cpu") -> None:
+    """Compute the maps of the training images for the page Explore."""
+    start, study = time.monotonic(), TrainingSide(folder, device)
+    for kind in KINDS:
+        map_of(study, kind)
+    logger.info("  maps: %.0f s", time.monotonic() - start)

@@ -339,6 +339,19 @@ def test_compare(app, run):
     assert "There is no method 'nonsense'" in text(app)
 
 
+def test_explore(app, run):
+    app.run()
+    app.query_params["run"] = run.id
+    app.switch_page("pages/explore.py").run()
+    assert not app.exception
+    assert "No image is selected" in text(app)
+    for colour in ("label", "influence", "self-influence", "hubness"):
+        app.selectbox(key="map_colour").set_value(colour).run()
+        assert not app.exception
+    app.radio(key="map_kind").set_value("images").run()
+    assert not app.exception
+
+
 def test_sample(app, tiny):
     record = tiny.table.records[0]
     app.run()

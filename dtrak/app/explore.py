@@ -1,0 +1,56 @@
+"""View models of the Explore page: what colours the points of the map, and what a selection adds up to."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+from dtrak.analysis.map import Map
+from dtrak.analysis.significance import Null
+from dtrak.data import Table
+from dtrak.utils.text import percent
+
+COLOURS = {
+    "creator": "Creator", "label": "Class", "influence": "Influence on an image", "self-influence": "Self-influence",
+    "hubness": "Hubness",
+}  # fmt: skip
+
+
+def colour_values(
+    colour: str,
+    table: Table,
+    found: Map,
+    scores: Float[np.ndarray, " n"] | None,
+    extra: "Null | Float[np.ndarray, ' n'] | None",
+) -> list[str] | list[float]:
+    """A word or a number for each image on the map.
+
+    Args:
+        scores: of all training images for the current picture; for "influence".
+        extra: self-influence of all training images, or the null distribution; for "self-influence" and "hubness".
+    """
+    rows = found.rows
+    if colour == "influence" and scores is not None:
+        return [float(scores[row]) for row in rows]
+    if colour == "self-influence" and isinstance(extra, np.ndarray):
+        return [float(extra[row]) for row in rows]
+    if colour == "hubness" and isinstance(extra, Null):
+        counts = np.bincount(extra.first.ravel(), minlength=table.train_size) / len(extra.first)
+        return [float(counts[row]) for row in rows]
+    field = "label" if colour == "label" else "creator"
+    return [getattr(table.records[row], field) or "unknown" for row in rows]
+
+
+def group_text(table: Table, rows: Sequence[int], scores: Float[np.ndarray, " n"] | None, method: str) -> str:
+    """How many images are selected, of whom, and what they hold of a picture's positive scores."""
+    of = Counter(table.records[row].creator or "unknown" for row in rows).most_common(3)
+    whose = ", ".join(f"{name} {count}" for name, count in of)
+    text = f"{len(rows)} image{'s' if len(rows) > 1 else ''} ({whose})."
+    if scores is None:
+        return text
+    positive = np.maximum(scores, 0)
+    share = float(positive[list(rows)].sum() / (positive.sum() or 1.0))
+    expected = len(rows) / len(scores)
+    holds = f"{percent(share)} of the positive scores by {method}"
+    return f"{text} They hold {holds}, and are {percent(expected)} of the images."

@@ -1,0 +1,81 @@
+"""The training set as a map: colour it by what is known, lasso images, see them and what they add up to."""
+
+from typing import Any
+
+import streamlit as st
+
+from dtrak.analysis.map import KINDS, self_influence
+from dtrak.analysis.significance import null_of
+from dtrak.app.elements import explain, plain
+from dtrak.app.explore import COLOURS, colour_values, group_text
+from dtrak.app.figures import map_figure
+from dtrak.app.service import ranking
+from dtrak.app.views import tiles
+from dtrak.app.widgets import choose_run, current_service, features_or_wait, gallery, hand_over_to_app
+from dtrak.methods.ranking import Scored
+from dtrak.methods.registry import METHODS
+from dtrak.methods.settings import Setting
+from dtrak.utils.errors import DtrakError
+from dtrak.utils.images import enlarged_png
+
+MOST_SHOWN = 24
+
+hand_over_to_app()
+service = current_service()
+table = service.attributor.table
+left, right = st.columns([1, 3.2], gap="medium")
+with left:
+    st.title("Explore")
+    kind = st.radio("Map of", list(KINDS), format_func=KINDS.__getitem__, key="map_kind", bind="query-params")
+    colour = st.selectbox("Colour by", list(COLOURS), format_func=COLOURS.__getitem__, key="map_colour",
+                          bind="query-params")  # fmt: skip
+    names = [m.name for m in service.attributor.methods() if m.uses_features and m.damping is not None]
+    setting = Setting(names[0]) if names else None
+    run = None
+    if colour == "influence":
+        run = choose_run(service)
+        if run is not None:
+            st.image(enlarged_png(run.pixels, 192), width=160, alt=f"The query: {run.title}")
+            st.markdown(f"**{plain(run.title)}**")
+    st.caption(
+        "Images that are alike lie close together, by gradients of the model or by what they show; distances between "
+        "far groups mean nothing. Drag a lasso or a box around images to list them."
+    )
+
+with right:
+    try:
+        scores: Any = None
+        if colour == "influence" and run is not None and setting is not None:
+            if not features_or_wait(service, run, [setting], "explore"):
+                st.stop()
+            scores = service.answer(run, setting, ranking, 10).scores
+        extra: Any = None
+        if setting is not None and colour == "self-influence":
+            extra = service.answer_of_study(setting, self_influence)
+        elif setting is not None and colour == "hubness":
+            extra = service.answer_of_study(setting, null_of)
+        with st.spinner("Computing the map…"):
+            found = service.map(kind)
+    except DtrakError as reason:
+        st.info(explain(reason))
+        st.stop()
+    values = colour_values(colour, table, found, scores, extra)
+    if len(found.rows) < table.train_size:
+        st.caption(f"A random {len(found.rows):,} of the {table.train_size:,} training images.")
+    event = st.plotly_chart(
+        map_figure(found, table, values, COLOURS[colour]), key="map", on_select="rerun",
+        selection_mode=("lasso", "box", "points"), alt="Map of the training images",
+    )  # fmt: skip
+    chosen = sorted({point["customdata"][0] for point in event.get("selection", {}).get("points", [])})
+    rows = [table.rows[i] for i in chosen if i in table.rows]
+    if not rows:
+        st.caption("No image is selected.")
+        st.stop()
+    st.markdown(plain(group_text(table, rows, scores, METHODS[setting.method].title if setting else "")))
+    order = sorted(rows, key=lambda row: -scores[row]) if scores is not None else rows
+    shown = [
+        Scored(table.records[row], float(scores[row]) if scores is not None else 0.0) for row in order[:MOST_SHOWN]
+    ]
+    gallery(tiles(shown, table), "proponent", "selected")
+    if len(order) > MOST_SHOWN:
+        st.caption(f"{MOST_SHOWN} of {len(order)} are shown.")
