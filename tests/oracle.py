@@ -163,3 +163,15 @@ def gauss_newton(network, batches):
             ])  # fmt: skip
             total, count = total + 2 / len(outputs) * jacobian.T @ jacobian, count + 1
     return total / count
+
+
+def loss_at(model, x, sample_id, condition, timesteps):
+    """The mean loss of one sample over some timesteps, one at a time; ``model`` must be in float64."""
+    alphas, total = model.process.alphas_cumprod.double(), 0.0
+    for t in timesteps:
+        noise = torch.from_numpy(feature_noise(0, sample_id, [(t, 0)], tuple(x.shape))[0]).double()
+        x_t = alphas[t] ** 0.5 * x.double() + (1 - alphas[t]) ** 0.5 * noise
+        with torch.no_grad():
+            prediction = model.network(x_t[None], torch.tensor([t]), **model.conditioner.told(condition)).sample[0]
+        total += float(((prediction - noise) ** 2).mean())
+    return total / len(timesteps)

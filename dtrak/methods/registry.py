@@ -1,6 +1,17 @@
 """All attribution methods, in display order."""
 
-from dtrak.methods import checkpoints, control, ensembles, exact, influence, journey, kfac, retrained, similarity
+from dtrak.methods import (
+    checkpoints,
+    control,
+    ensembles,
+    exact,
+    influence,
+    journey,
+    kfac,
+    retrained,
+    similarity,
+    unlearning,
+)
 from dtrak.methods.base import Method
 from dtrak.utils.errors import DtrakError
 
@@ -15,6 +26,7 @@ METHODS: dict[str, Method] = {
         influence.DAS,
         *similarity.METHODS,
         *exact.METHODS,
+        *unlearning.METHODS,
         *retrained.METHODS,
         *control.METHODS,
     )
