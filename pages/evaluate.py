@@ -17,7 +17,7 @@ from dtrak.app.evaluate import (
     table_rows,
     verdict,
 )
-from dtrak.app.figures import NEUTRAL, distance_boxes, lds_bars, lds_curves
+from dtrak.app.figures import NEUTRAL, cost_figure, distance_boxes, lds_bars, lds_curves
 from dtrak.app.published import DATASETS, published
 from dtrak.app.removals import effect, removal_means, removal_title, removal_values
 from dtrak.app.widgets import current_service, hand_over_to_app
@@ -89,6 +89,22 @@ def methods(found: Evaluation, queries: str) -> None:
         "Grey: the interval includes zero. Diamonds: oracle λ, best on the same models it is reported on, as in the "
         "literature; it is optimistic."
     )
+    timed = [row for row in rows if row.seconds and not METHODS[row.method].control]
+    if timed:
+        st.markdown("**What does a better answer cost?**")
+        controls = control_rows(found, queries)
+        st.plotly_chart(
+            cost_figure(
+                [METHODS[r.method].title for r in timed], [r.seconds or 0 for r in timed],
+                [100 * r.lds_crossfit for r in timed], [100 * r.interval[0] for r in timed],
+                [100 * r.interval[1] for r in timed],
+                [METHODS[r.method].title for r in timed if METHODS[r.method].baseline],
+                (100 * min(r.interval[0] for r in controls), 100 * max(r.interval[1] for r in controls))
+                if controls else None,
+            ),
+            key="cost", alt="The LDS of each method over the time that one query takes",
+        )  # fmt: skip
+        st.caption("Time on the machine that measured it, one thread, from the generated image to the scores.")
     with st.expander("As a table"):
         st.dataframe(table_rows(rows), hide_index=True, key="lds_table")
         st.caption("LDS × 100. 'over TRAK': difference to TRAK on the same resamples.")

@@ -4,6 +4,7 @@ Each LDS stands beside the simple explanations: the best baseline that sees imag
 scores (the swap test), and the same LDS with the counts of labels and creators taken out.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -26,6 +27,7 @@ LEAST_MODELS = 4
 HALF_RESAMPLES = 500
 NOW_RESAMPLES = 200
 ABLATED = ("dtrak", "trak")
+SLOW = ("exact", "unlearning")  # computed on request, minutes for each query
 Scores = Float[np.ndarray, "q n"]
 
 
@@ -65,7 +67,26 @@ def evaluate(
     report("", len(wanted), len(wanted))
     features = {setting: _features(attributor, setting) for setting in wanted}
     rows = [row for name, results in found.items() for row in _rows(name, results, chosen, truth, features)]
+    times = {s: seconds_a_query(attributor, s, asked) for s in wanted if s == Setting(s.method)}
+    rows = [replace(row, seconds=times.get(Setting.parse(row.setting))) for row in rows]
     return sorted(rows, key=lambda row: chosen.index(Setting.parse(row.setting)))
+
+
+def seconds_a_query(attributor: Attributor, setting: Setting, asked: QuerySet) -> float | None:
+    """The time from a generated image to its scores, features included; None where the setting cannot score it.
+
+    Also None for methods whose answers are computed beforehand, such as those fitted to retrained models.
+    """
+    query = asked.queries[-1]
+    if METHODS[setting.method].fitted or setting.method in SLOW:
+        return None
+    try:
+        attributor.scores(setting, query, attributor.features(query, [setting], by_block=False))  # warm up
+        start = time.perf_counter()
+        attributor.scores(setting, query, attributor.features(query, [setting], by_block=False))
+    except DtrakError:
+        return None
+    return round(time.perf_counter() - start, 5)
 
 
 def judges(attributor: Attributor) -> tuple[SubsetTruth, QuerySet]:

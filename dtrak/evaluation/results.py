@@ -41,6 +41,7 @@ class Row:
         seeds: trainings per subset, at least.
         dampings: the relative λ chosen on each half; empty without damping.
         curve: the LDS on all subset models at each λ of the grid; a single value without damping.
+        seconds: time of one query on this machine, with its features; None where it was not measured.
     """
 
     method: str
@@ -60,6 +61,7 @@ class Row:
     seeds: int
     dampings: tuple[float, ...]
     curve: tuple[float, ...]
+    seconds: float | None = None
 
     def at(self, damping: float) -> float | None:
         """The LDS on all subset models at one λ, interpolated in log λ; None without damping."""

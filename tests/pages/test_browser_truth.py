@@ -11,7 +11,7 @@ def test_evaluate_shows_both_kinds_of_queries(context, server):
     page = visit(context.new_page(), f"{server}/evaluate")
     expect(page.get_by_text("Based on 6 subset models")).to_be_visible(timeout=60_000)
     expect(page.get_by_text(re.compile("on generated images[:;]"))).to_be_visible()
-    expect(page.locator("[data-testid=stPlotlyChart]")).to_have_count(1, timeout=60_000)
+    expect(page.locator("[data-testid=stPlotlyChart]")).to_have_count(2, timeout=60_000)
     page.get_by_role("radio", name="Held-out images").first.click()
     settle(page)
     expect(page.get_by_text(re.compile("on held-out images[:;]"))).to_be_visible()
