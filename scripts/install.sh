@@ -15,10 +15,11 @@ torch=$(grep '^torch==' "$(dirname "$0")/../requirements-base.txt")
 if [ "$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null 2>&1 &&
     ! "$venv/bin/python" -c 'import torch' >/dev/null 2>&1; then
     $pip install -q "$torch+cpu" 2>/dev/null ||
-        $pip install -q "$torch+cpu" --extra-index-url https://download.pytorch.org/whl/cpu ||
+        $pip install -q "$torch+cpu" --index-url https://download.pytorch.org/whl/cpu ||
         echo "No CPU build of $torch found; installing the default one." >&2
 fi
 case $what in
+*.lock) $pip install -q --require-hashes -r "$what" ;;
 *.whl) $pip install -q "$what" ;;
 *) $pip install -q -r "$what" ;;
 esac

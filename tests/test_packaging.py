@@ -27,3 +27,10 @@ def listed(name):
 )
 def test_requirements_files_say_what_the_package_says(names, wanted):
     assert set().union(*map(listed, names)) == set(wanted)
+
+
+def test_the_lock_pins_what_the_requirements_ask_for():
+    locked = dict(re.findall(r"^([A-Za-z0-9._-]+)==([^ \\;]+)", (ROOT / "requirements.lock").read_text(), re.M))
+    for name, version in re.findall(r"^([A-Za-z0-9._-]+)==(.+)$", "\n".join(listed("requirements-base.txt")), re.M):
+        assert locked[name.lower()] == version.strip(), name
+    assert "--index" not in (ROOT / "requirements.lock").read_text()

@@ -41,9 +41,8 @@ class DataConfig(_Frozen):
     """The source of the training images.
 
     ``imagefolder`` reads a folder of images (sub-folders are labels, ``metadata.csv`` adds
-    columns), ``parquet`` a file or folder of Parquet, ``hub`` a data set by its hub name,
-    ``cifar10``, ``celeba`` and ``artbench`` the archives in which these are distributed, and
-    ``openmoji`` renders the emoji of the given groups.
+    columns), ``parquet`` a file or folder of Parquet, ``hub`` a data set by its hub name, and
+    ``cifar10``, ``celeba`` and ``artbench`` the archives in which these are distributed.
 
     ``train_size`` and ``heldout_size`` draw that many images as the paper does, by scikit-learn's
     ``train_test_split`` with ``split_seed``, and keep the order of the draw. With ``heldout_split``,
@@ -51,7 +50,7 @@ class DataConfig(_Frozen):
     from ``hub`` if that is set.
     """
 
-    kind: Literal["imagefolder", "parquet", "hub", "openmoji", "cifar10", "celeba", "artbench"]
+    kind: Literal["imagefolder", "parquet", "hub", "cifar10", "celeba", "artbench"]
     path: str | None = None
     hub: str | None = None
     md5: tuple[str, ...] = ()
@@ -82,7 +81,7 @@ class DataConfig(_Frozen):
 
     @model_validator(mode="after")
     def _needs_path(self) -> "DataConfig":
-        if self.kind != "openmoji" and not (self.path or (self.hub and self.kind not in ("imagefolder", "parquet"))):
+        if not (self.path or (self.hub and self.kind not in ("imagefolder", "parquet"))):
             raise ValueError(f"data of kind '{self.kind}' needs a 'path'")
         for _, name, spec, conversion in string.Formatter().parse(self.caption_template or ""):
             if name is not None and (name != "label" or spec or conversion):

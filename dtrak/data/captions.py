@@ -15,7 +15,7 @@ def caption_beside(image: str | Path | None) -> str:
     for suffix in (".txt", ".caption"):
         path = Path(image).with_suffix(suffix)
         try:
-            return " ".join(path.read_text(encoding="utf-8", errors="replace")[:LONGEST].split())
+            return " ".join(path.read_text(encoding="utf-8-sig", errors="replace")[:LONGEST].split())
         except OSError:
             continue
     return ""

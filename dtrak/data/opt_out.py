@@ -10,7 +10,9 @@ import re
 from PIL import Image
 
 PLUS = re.compile(r"DataMining[^<]*?(?:>|=\s*[\"'])\s*[^<\"']*?(DMI-PROHIBITED[A-Z-]*)", re.S)
-CAWG = re.compile(rb"cawg\.(ai_generative_training|ai_training|data_mining).{0,200}?(notAllowed|constrained)", re.S)
+CAWG = re.compile(
+    rb"cawg\.(ai_generative_training|ai_training|data_mining)(?:(?!cawg\.).){0,200}?(notAllowed|constrained)", re.S
+)
 WORDS = re.compile(r"\b(noai|noimageai)\b", re.I)
 MOST = 4 * 2**20  # bytes that are searched
 

@@ -9,7 +9,6 @@ from typing import Any
 
 from dtrak.config import DataConfig, Study
 from dtrak.data.captions import caption_beside
-from dtrak.data.openmoji import read_openmoji
 from dtrak.data.records import Item
 from dtrak.data.releases import release_rows
 from dtrak.data.rows import Rows
@@ -36,9 +35,6 @@ def read_source(study: Study) -> Iterator[Item]:
         DtrakError: the source is missing, empty or damaged, or has no image column.
     """
     data = study.data
-    if data.kind == "openmoji":
-        yield from read_openmoji(data.include, data.exclude)
-        return
     parts = [("train" if data.heldout_split else None, data.split, data.train_size)]
     if data.heldout_split:
         parts.append(("heldout", data.heldout_split, data.heldout_size))
