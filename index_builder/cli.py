@@ -210,6 +210,11 @@ def attribute(
     seed: Annotated[int | None, typer.Option(min=0, help="Generate an image from this seed and attribute it.")] = None,
     label: Annotated[str | None, typer.Option(help="Class or prompt to condition on. Default: unconditional.")] = None,
     steps: Annotated[int, typer.Option(min=1, max=1000, help="Denoising steps, with --seed.")] = 50,
+    guidance: Annotated[
+        float | None,
+        typer.Option(min=0, max=20, help="Guidance scale, with --seed. Default: the study's.", show_default=False),
+    ] = None,
+    negative: Annotated[str, typer.Option(help="Negative prompt, with --seed.")] = "",
     region: Annotated[
         str | None,
         typer.Option(help="Ask about a part: left,top,right,bottom from 0 to 1.", show_default=False),
@@ -236,7 +241,8 @@ def attribute(
         query, described = query_from_file(attributor, image, label)
     else:
         assert seed is not None
-        generation = GenerationSettings(seed, steps, label, attributor.folder.study.guidance)
+        scale = attributor.folder.study.guidance if guidance is None else guidance
+        generation = GenerationSettings(seed, steps, label, scale, negative)
         query, described = generate_query(attributor, generation), generation.as_dict()
     if region is not None:
         query = replace(query, region=Region.parse(region))

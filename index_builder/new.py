@@ -25,6 +25,8 @@ def new(
     from dtrak.models.families import FAMILIES, family_of
     from dtrak.models.lora_file import read_lora_file
 
+    base = str(Path(base).expanduser()) if base.startswith("~") else base
+    lora, images = lora.expanduser(), images.expanduser()
     if path.exists():
         raise DtrakError(f"{path} exists already.", hint="Choose another name, or remove it.")
     if path.suffix not in (".yaml", ".yml"):
@@ -35,11 +37,11 @@ def new(
     errors.print(f"{count} images, {told} with a caption (metadata.csv, or a .txt file beside the image).")
     if told < count:
         errors.print("Images without a caption are taken as trained without a prompt.")
-    family = family_of(Path(base).expanduser())
+    family = family_of(Path(base))
     if lora.is_dir():
         found = None
     else:
-        found = read_lora_file(lora.expanduser())
+        found = read_lora_file(lora)
         ranks = ", ".join(f"rank {rank} in {layers} layers" for rank, layers in sorted(found.ranks.items()))
         errors.print(f"The LoRA has {ranks}. " + (f"Trained on: {found.base}. " if found.base else "")
                      + (f"Frequent words: {', '.join(found.words)}." if found.words else ""), markup=False)  # fmt: skip
@@ -53,14 +55,14 @@ def new(
         family = family or found.family
     if family and family not in FAMILIES:
         raise DtrakError(f"{family} is not supported.", hint=f"Supported: {', '.join(FAMILIES)}.")
-    local = Path(base).expanduser().is_dir()
+    local = Path(base).is_dir()
     side = resolution or min(MOST, (found.resolution if found else None) or RESOLUTIONS.get(family, MOST))
-    place = {"path": str(Path(base).expanduser().resolve())} if local else {"hub": base}
-    adapter = str(lora.expanduser().resolve())
+    place = {"path": str(Path(base).resolve())} if local else {"hub": base}
+    adapter = str(lora.resolve())
     dtype = "bfloat16" if "Flux" in family else "float32"
     content = {
         "title": path.stem,
-        "data": {"kind": "imagefolder", "path": str(images.expanduser().resolve()), "holdout": 0},
+        "data": {"kind": "imagefolder", "path": str(images.resolve()), "holdout": 0},
         "resolution": side,
         "model": {"kind": "text-to-image", **place, "adapter": adapter, "dtype": dtype},
     }

@@ -34,7 +34,9 @@ def as_command(study: str, run: Run, setting: Setting, top: int) -> str:
     if run.settings is None:
         words += ["--image", "image.png"]
     else:
-        words += ["--seed", str(run.settings.seed), "--steps", str(run.settings.steps)]
+        one = run.settings
+        words += ["--seed", str(one.seed), "--steps", str(one.steps), "--guidance", f"{one.guidance:g}"]
+        words += ["--negative", one.negative] if one.negative else []
     if run.label:
         words += ["--label", run.label]
     words += ["--method", setting.method]

@@ -98,6 +98,8 @@ def gradient_chunks(
         target = model.process.target(images[start : numbers.stop], noise, timesteps)
         batch = _Batch(x_t, target, timesteps, told, model.process.elbo_weights(timesteps), mask)
         gradients, prediction = (_apart if apart else _summed)(model, batch, outputs)
+        if mask is not None:
+            prediction, target = prediction * mask, target * mask
         squares = [(prediction - target).double().square(), prediction.double().square()]
         yield Chunk(numbers, gradients, torch.stack([s.flatten(1).mean(1) for s in squares], dim=1))
 

@@ -1,13 +1,16 @@
 """A part of an image: which training images shaped *this part*? The output function then looks at this part alone."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import torch
-from jaxtyping import Float
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from dtrak.utils.errors import DtrakError
+
+if TYPE_CHECKING:  # pages read regions before torch is loaded
+    from jaxtyping import Float
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class Region:
         return ",".join(f"{value:.3g}" for value in (self.left, self.top, self.right, self.bottom))
 
     @classmethod
-    def parse(cls, text: str) -> "Region":
+    def parse(cls, text: str) -> Region:
         """The inverse of :attr:`text`.
 
         Raises:
@@ -57,6 +60,8 @@ class Region:
 
 
 def _covered(start: float, stop: float, count: int) -> Float[Tensor, " places"]:
+    import torch
+
     edges = torch.arange(count + 1, dtype=torch.float64)
     inside = (edges[1:].clamp(max=stop * count) - edges[:-1].clamp(min=start * count)).clamp(min=0)
     return inside.float()

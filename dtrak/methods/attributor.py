@@ -54,6 +54,7 @@ class Attributor(TrainingSide):
         Raises:
             DtrakError: the study lacks the feature sets, or the query does not suit the method.
         """
+        self._check_region(setting, query)
         return METHODS[setting.method].query_needs(self, setting, query)
 
     def features(self, query: Query, settings: Sequence[Setting] = (), by_block: bool = True) -> Features:
@@ -113,7 +114,14 @@ class Attributor(TrainingSide):
         Raises:
             DtrakError: features or models that the method needs are missing.
         """
+        self._check_region(setting, query)
         return METHODS[setting.method].scores(self, setting, query, features)
+
+    @staticmethod
+    def _check_region(setting: Setting, query: Query) -> None:
+        method = METHODS[setting.method]
+        if query.region is not None and not method.regional:
+            raise DtrakError(f"{method.title} cannot be asked about a part of an image.", hint="Choose D-TRAK or TRAK.")
 
     def attribute(self, query: Query, features: Features, setting: Setting | str = "dtrak", top: int = 10) -> Ranking:
         """Rank all training samples for a query; takes milliseconds.

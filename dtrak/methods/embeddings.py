@@ -51,7 +51,7 @@ def train_embeddings(folder: StudyFolder, embedder: Callable[[], Embedder]) -> F
     path = folder.root / "embeddings" / f"{digest([name, table.fingerprint()])}.npy"
     if not path.exists():
         write_npy(path, embedder()(np.asarray(table.pixels[: table.train_size])))
-    return np.load(path)
+    return np.load(path, mmap_mode="r")
 
 
 def _resized(pixels: Pixels, side: int) -> torch.Tensor:

@@ -43,6 +43,7 @@ class GradientMethod(Method):
     residual: bool = False
     needs: str = "features of its output function"
     uses_features: ClassVar[bool] = True
+    regional: ClassVar[bool] = True
     choices: ClassVar[frozenset[str]] = FEATURE_CHOICES | {"checkpoint"}
 
     @property

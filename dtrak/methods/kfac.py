@@ -46,6 +46,7 @@ class EkfacMethod(GradientMethod):
     choices: ClassVar[frozenset[str]] = frozenset({"damping"})
     light: ClassVar[bool] = False
     tested: ClassVar[bool] = False
+    regional: ClassVar[bool] = False
 
     @property
     def splits(self) -> bool:  # type: ignore[override]

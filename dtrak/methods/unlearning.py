@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from dtrak.config import LAST, FeatureConfig
-from dtrak.index.faiss_index import QueryFeature
 from dtrak.methods.base import LOSS, Features, Method, Need, Scores
 from dtrak.utils.files import digest, write_npy
 from dtrak.utils.noise import feature_noise, keyed_generator
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
 
+    from dtrak.index.faiss_index import QueryFeature
     from dtrak.methods.attributor import Attributor
     from dtrak.methods.query import Query
     from dtrak.methods.settings import Setting
@@ -70,6 +70,7 @@ class UnlearningMethod(Method):
 
 def _forgotten(identity: dict[str, Any], study: Attributor, query: Query) -> QueryFeature:
     from dtrak.execution.threads import task_threads
+    from dtrak.index.faiss_index import QueryFeature
     from dtrak.models.loading import load_study_model
 
     model = load_study_model(study.folder, study.device)  # a copy: other jobs use the study's own

@@ -36,7 +36,7 @@ def load_peft(network: Any, adapter: Path) -> torch.nn.Module:
         raise DtrakError(
             f"The adapter {adapter} does not match the model: {error}", hint="Use a LoRA made for this base model."
         ) from error
-    own = {name.replace(".default", "") for name, _ in found.named_parameters() if "lora_" in name}
+    own = {_saved(name) for name, _ in found.named_parameters() if "lora_" in name}
     if not own or own != wanted:
         differing = sorted(own ^ wanted)[:3]
         raise DtrakError(
@@ -45,3 +45,9 @@ def load_peft(network: Any, adapter: Path) -> torch.nn.Module:
         )
     found.config = network.config
     return found
+
+
+def _saved(name: str) -> str:
+    """A parameter's name in peft's files."""
+    name = name.replace(".default", "")
+    return name.removesuffix(".weight") if "lora_magnitude_vector" in name else name

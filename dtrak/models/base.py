@@ -138,8 +138,11 @@ class DiffusionModel(ABC):
 
 
 def underflow_scale(model: DiffusionModel, size: int) -> float:
-    """The factor on cotangents of means over ``size`` elements that prevents underflow in float16; 1 otherwise."""
-    return float(size) if model.dtype == torch.float16 else 1.0
+    """The factor on cotangents of means over ``size`` elements that prevents underflow in float16; 1 otherwise.
+
+    At most 2¹⁵: cotangents of sums (the ℓ1 norm's ±1) must not overflow.
+    """
+    return float(min(size, 2**15)) if model.dtype == torch.float16 else 1.0
 
 
 @torch.no_grad()

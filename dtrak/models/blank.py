@@ -1,13 +1,15 @@
 """A study's network with new weights, for counting operations; no weights are loaded."""
 
+import contextlib
 from typing import Any
 
 import torch
 
 from dtrak.config import Study, TrainingConfig, load_study
-from dtrak.models.families import loader_of
+from dtrak.models.families import FAMILIES, loader_of
 from dtrak.models.families.base import Blank
 from dtrak.models.lora import with_lora
+from dtrak.models.lora_file import LoraFile, read_lora_file
 from dtrak.models.pixel import PixelModel, new_scheduler, new_unet
 from dtrak.study.folder import base_path
 from dtrak.utils.errors import DtrakError
@@ -24,9 +26,12 @@ def new_network(study: Study) -> Blank:
     """
     recipe = study.training if study.training.method == "lora" else None
     if study.model.kind == "text-to-image":
-        path = study.resolve(study.model.path) if study.model.path else None
+        path = None
+        with contextlib.suppress(DtrakError):  # on the hub, not downloaded
+            path = base_path(study)
         path = path if path and path.is_dir() else None
-        loader = loader_of(path, ASSUMED)
+        file = _lora_file(study)
+        loader = loader_of(path, file.family if file and file.family in FAMILIES else ASSUMED)
         found = loader.blank(study.resolution, path)
         recipe = recipe or _adapter_recipe(study)
         modules = recipe.lora_modules or loader.lora_modules
@@ -44,10 +49,18 @@ def new_network(study: Study) -> Blank:
 
 def _adapter_recipe(study: Study) -> TrainingConfig:
     """The LoRA configuration of the study's adapter; no modules where it does not say which layers it adapts."""
+    if file := _lora_file(study):
+        return TrainingConfig(method="lora", rank=max(file.ranks, key=lambda rank: file.ranks[rank]))
     described = study.resolve(study.model.adapter) / "adapter_config.json" if study.model.adapter else None
     content = read_json(described) if described and described.is_file() else {}
-    modules = tuple(content.get("target_modules") or ())
+    named = content.get("target_modules") or ()
+    modules = (named,) if isinstance(named, str) else tuple(named)
     return TrainingConfig(method="lora", rank=content.get("r", 16), lora_modules=modules)
+
+
+def _lora_file(study: Study) -> LoraFile | None:
+    path = study.resolve(study.model.adapter) if study.model.adapter else None
+    return read_lora_file(path) if path and path.suffix == ".safetensors" and path.is_file() else None
 
 
 def _architecture(study: Study) -> dict[str, object]:

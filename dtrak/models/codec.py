@@ -43,8 +43,12 @@ class Codec(ABC):
         """Inputs to 8-bit images."""
 
     @abstractmethod
-    def training_inputs(self, pixels: Pixels) -> Float[Tensor, "n *kept"]:
-        """Precomputed data for all images, from which :meth:`training_input` makes inputs during training."""
+    def training_inputs(self, pixels: Pixels, flips: bool = True) -> Float[Tensor, "n *kept"]:
+        """Precomputed data for all images, from which :meth:`training_input` makes inputs during training.
+
+        Args:
+            flips: whether mirror images may be asked for.
+        """
 
     @abstractmethod
     def training_input(
@@ -95,7 +99,7 @@ class PixelCodec(Codec):
         """Mirror one input left to right."""
         return F.pixel_unshuffle(F.pixel_shuffle(x, self.patch).flip(-1), self.patch)
 
-    def training_inputs(self, pixels: Pixels) -> Float[Tensor, "n *kept"]:
+    def training_inputs(self, pixels: Pixels, flips: bool = True) -> Float[Tensor, "n *kept"]:
         """See :class:`Codec`."""
         return self.encode(pixels)
 
@@ -141,12 +145,12 @@ class VaeCodec(Codec):
         return _to_pixels(torch.cat(rows).float().cpu())
 
     @torch.no_grad()
-    def training_inputs(self, pixels: Pixels) -> Float[Tensor, "n 4 c s s"]:
-        """Mean and standard deviation of the posterior of each image, then of its mirror image."""
+    def training_inputs(self, pixels: Pixels, flips: bool = True) -> Float[Tensor, "n parts c s s"]:
+        """Mean and standard deviation of the posterior of each image, then (with ``flips``) of its mirror image."""
         pixels = np.asarray(pixels)
         sides = [
             torch.cat([torch.stack([p.mean, p.std], dim=1).float().cpu() for p in self._posteriors(images)])
-            for images in (pixels, pixels[:, :, ::-1])
+            for images in ([pixels, pixels[:, :, ::-1]] if flips else [pixels])
         ]
         return torch.cat(sides, dim=1)
 

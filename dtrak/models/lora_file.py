@@ -52,7 +52,7 @@ def read_lora_file(path: Path) -> LoraFile:
         with safe_open(path, "pt") as file:
             told = file.metadata() or {}
             names = list(file.keys())
-            ranks = Counter(min(file.get_slice(n).get_shape()) for n in names if DOWN.search(n))
+            ranks = Counter(file.get_slice(n).get_shape()[0] for n in names if DOWN.search(n))
     except (OSError, SafetensorError) as error:
         raise DtrakError(f"{path} cannot be read: {error}", hint="Give a LoRA as a .safetensors file.") from error
     if not ranks:

@@ -265,10 +265,11 @@ class FlowMatching(NoiseProcess):
         """Ones: the weighting "none" of diffusers' scripts."""
         return torch.ones(len(times), device=times.device)
 
-    def elbo_weights(self, times: Tensor) -> Float[Tensor, " n"]:
+    def elbo_weights(self, times: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """(1−σ)/σ · Δσ: half the fall of the log-SNR, times (1−σ)², as an error of v̂ is (1−σ) as much in ε̂."""
-        sigma = self.level(times)
-        return (1 - sigma) / sigma / self.steps
+        sigma = self.sigmas[times]
+        before = torch.where(times > 0, self.sigmas[(times - 1).clamp(min=0)], torch.zeros_like(sigma))
+        return (1 - sigma) / sigma * (sigma - before)
 
     def sampler(self, steps: int, clips: bool) -> Sampler:
         """Euler steps, as the pipeline takes them."""

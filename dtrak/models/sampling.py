@@ -4,6 +4,7 @@
 an image depends only on its seed, so a seed gives the same image in any batch.
 """
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from dtrak.execution.threads import task_threads
 from dtrak.models.base import DiffusionModel
-from dtrak.models.lora import lora_scaled
+from dtrak.models.lora import lora_merged, lora_scaled
 from dtrak.utils.noise import keyed_generator
 
 
@@ -104,12 +105,21 @@ def sample(model: DiffusionModel, settings: Sequence[GenerationSettings]) -> Ite
 
 def generate(model: DiffusionModel, settings: Sequence[GenerationSettings]) -> UInt8[np.ndarray, "n r r 3"]:
     """The final images of :func:`sample`."""
-    for step in sample(model, settings):
-        last = step
+    with merged_for(model, settings[0]):
+        for step in sample(model, settings):
+            last = step
     return model.decode(last.x)
+
+
+@contextlib.contextmanager
+def merged_for(model: DiffusionModel, settings: GenerationSettings) -> Iterator[None]:
+    """Merge the LoRA, at the strength of ``settings``, while :func:`sample` runs to its end within the block."""
+    with task_threads(), lora_scaled(model.network, settings.lora_scale), lora_merged(model.network):
+        yield
 
 
 def trajectory(model: DiffusionModel, settings: GenerationSettings) -> tuple[Float[Tensor, "steps c s s"], list[int]]:
     """The x̂₀ predicted at each step of generating an image, and the steps' timesteps."""
-    steps = [(step.x0[0], step.timestep) for step in sample(model, [settings])]
+    with merged_for(model, settings):
+        steps = [(step.x0[0], step.timestep) for step in sample(model, [settings])]
     return torch.stack([x0 for x0, _ in steps]), [t for _, t in steps]

@@ -20,11 +20,23 @@ from dtrak.data import Table, load_table
 from dtrak.utils.errors import DtrakError
 from dtrak.utils.files import digest, read_json, sha256_file, write_json
 
+PREDICTION_KEYS = {"kind", "dtype", "guidance_input"}  # of the model, beside its weights
 PIPELINE_FILES = [
     "model_index.json",
     *(
         f"{part}/*.{kind}"
-        for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+        for part in (
+            "unet",
+            "transformer",
+            "vae",
+            "text_encoder",
+            "text_encoder_2",
+            "text_encoder_3",
+            "tokenizer",
+            "tokenizer_2",
+            "tokenizer_3",
+            "scheduler",
+        )
         for kind in ("json", "safetensors", "txt", "model")
     ),  # no pickles
 ]
@@ -240,14 +252,17 @@ def recipe_digest(folder: StudyFolder) -> str:
     unrelated = {"seed", "precision", "save_every", "checkpoints", "members"}
     start = study.model.unet or weights_digest(base_path(study))
     recipe = study.training.model_dump(mode="json", exclude=unrelated, exclude_defaults=True)
-    model = study.model.model_dump(mode="json", include={"kind", "dtype"}, exclude_defaults=True)
+    model = study.model.model_dump(mode="json", include=PREDICTION_KEYS, exclude_defaults=True)
     return digest([recipe, start, study.resolution, *([model] if model else [])])
 
 
 def model_digest(folder: StudyFolder) -> str:
     """A digest of the weight files of the study's model; does not load the network."""
     config = trained_model_config(folder)
-    return digest([weights_digest(path) for path in (config.path, config.adapter) if path])
+    told = folder.study.model.model_dump(mode="json", include={"guidance_input"}, exclude_defaults=True)
+    return digest(
+        [*(weights_digest(path) for path in (config.path, config.adapter) if path), *([told] if told else [])]
+    )
 
 
 def weights_digest(folder: Path) -> str:

@@ -72,7 +72,7 @@ def training_run(
     """
     model = initial_model(StudyFolder(folder.study.model_copy(update={"training": config})), device)
     table = folder.table
-    inputs = model.codec.training_inputs(table.pixels[: table.train_size])
+    inputs = model.codec.training_inputs(table.pixels[: table.train_size], config.flip)
     return loop.Run(model, config, inputs, table.train_ids, table.names[: table.train_size], place, weights)
 
 

@@ -1,5 +1,7 @@
 """A part of an image: the mask, and that the feature is the gradient of the function of this part alone."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from dtrak.config import FeatureConfig
 from dtrak.gradients.extractor import FeatureExtractor
 from dtrak.gradients.projection import make_projector
 from dtrak.gradients.region import Region
+from dtrak.methods.settings import Setting
 from dtrak.models.loading import load_study_model
 from dtrak.utils.errors import DtrakError
 from dtrak.utils.noise import feature_noise
@@ -57,3 +60,13 @@ def test_the_feature_is_the_gradient_of_the_masked_function(tiny, apart):
         wanted = projector(gradient[None])[0].numpy()
         parts = np.atleast_2d(feature.parts).mean(0) if apart else feature.parts.ravel()
         np.testing.assert_allclose(parts, wanted, rtol=2e-3, atol=1e-4 * np.abs(wanted).max())
+
+
+def test_only_methods_that_can_are_asked_about_a_part(attributor, query):
+    asked = replace(query, region=Region(0, 0, 0.5, 1))
+    setting = Setting("dtrak")
+    whole, part = (attributor.scores(setting, q, attributor.features(q, [setting]))[0] for q in (query, asked))
+    assert np.abs(whole - part).max() > 0
+    for name in ("pixel-cos", "ekfac"):
+        with pytest.raises(DtrakError, match="cannot be asked about a part"):
+            attributor.scores(Setting(name), asked, {})

@@ -7,6 +7,7 @@ import pytest
 import torch
 import yaml
 from diffusers import DDIMScheduler, DDPMScheduler
+from peft import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 from dtrak.build.features import build_features, build_indexes
@@ -74,7 +75,8 @@ def trainers_loss(model, name, x0, noise, t):
         )
         predicted = pipe.transformer(noisy, tokens, pooled, timesteps, return_dict=False)[0]
         return (predicted - (noise - x0)).square().mean()
-    tokens, pooled, places = pipe.encode_prompt(PROMPTS, None, device="cpu", max_sequence_length=512)
+    most = 512 if pipe.transformer.config.guidance_embeds else 256
+    tokens, pooled, places = pipe.encode_prompt(PROMPTS, None, device="cpu", max_sequence_length=most)
     n, channels, height, width = noisy.shape
     packed = pipe._pack_latents(noisy, n, channels, height, width)
     ids = pipe._prepare_latent_image_ids(n, height // 2, width // 2, "cpu", torch.float32)
@@ -120,7 +122,8 @@ def test_the_sampler_is_the_pipelines(written, name):
     pipe.set_progress_bar_config(disable=True)
     if name.startswith("flux"):
         packed = pipe._pack_latents(noise, *noise.shape)
-        found = pipe(PROMPTS[0], latents=packed, guidance_scale=3.5, max_sequence_length=512, **given).images
+        most = 512 if name == "flux" else 256
+        found = pipe(PROMPTS[0], latents=packed, guidance_scale=3.5, max_sequence_length=most, **given).images
         found = pipe._unpack_latents(found, SIDE, SIDE, pipe.vae_scale_factor)
     else:
         found = pipe(PROMPTS[0], latents=noise, guidance_scale=scale, **given).images
@@ -206,6 +209,46 @@ def test_from_a_pipeline_to_an_answer(tmp_path, monkeypatch, name):
     weights = load_file(adapter / "adapter_model.safetensors")
     save_file({n: w + 0.01 for n, w in weights.items()}, adapter / "adapter_model.safetensors")
     assert load_study_model(StudyFolder(folder.study)).fingerprint() != model.fingerprint()
+
+
+@pytest.mark.parametrize("name", ["sdxl", "sd3", "flux"])
+def test_loras_of_diffusers_have_the_strength_that_their_notes_say(written, tmp_path, name):
+    modules = loader_of(written / name).lora_modules
+    recipe = TrainingConfig(method="lora", rank=2, alpha=6, lora_modules=modules)
+    model = add_lora(loaded(written, name), recipe)
+    for parameter in model.parameters().values():
+        torch.nn.init.normal_(parameter, std=0.1)
+    layers, notes = get_peft_model_state_dict(model.network), model.network.peft_config["default"].to_dict()
+    layers = {key.removeprefix("base_model.model."): value for key, value in layers.items()}
+    kind, part = type(model.pipe), model.part
+    wanted = {k: v for k, v in notes.items() if k in ("r", "lora_alpha", "target_modules", "lora_dropout")}
+    wanted["target_modules"] = sorted(wanted["target_modules"])
+    wanted["lora_dropout"] = 0.5  # of training; features are without it
+    kind.save_lora_weights(tmp_path, **{f"{part}_lora_layers": layers, f"{part}_lora_adapter_metadata": wanted})
+    again = loader_of(written / name).load(written / name, SIDE, tmp_path, torch.float32, PROMPTS, 3.5)
+    x, t, told = model.encode(pixels(1)), torch.tensor([500]), model.condition(PROMPTS[:1])
+    torch.testing.assert_close(again.predict(x, t, told), model.predict(x, t, told))
+
+
+def test_what_would_be_left_out_silently_is_refused(written, tmp_path):
+    path = written / "sd3"
+    state = {
+        "transformer.transformer_blocks.0.attn.to_q.lora_A.weight": torch.zeros(2, 16),
+        "transformer.transformer_blocks.0.attn.to_q.lora_B.weight": torch.zeros(16, 2),
+    }
+    for name, more in (("alpha", "transformer_blocks.0.attn.to_q.alpha"), ("dora", "x.dora_scale")):
+        save_file({**state, f"transformer.{more}": torch.ones(1)}, tmp_path / f"{name}.safetensors")
+        with pytest.raises(DtrakError, match="does not match"):
+            loader_of(path).load(path, SIDE, tmp_path / f"{name}.safetensors", torch.float32, PROMPTS, 3.5)
+
+
+def test_elbo_weights_follow_the_static_shift(written):
+    process = loaded(written, "sd3").process
+    sigmas = process.sigmas.double()
+    for t in (0, 1, 500, 999):
+        before = sigmas[t - 1] if t else 0.0
+        wanted = (1 - sigmas[t]) / sigmas[t] * (sigmas[t] - before)
+        torch.testing.assert_close(process.elbo_weights(torch.tensor([t]))[0].double(), wanted, rtol=1e-3, atol=1e-9)
 
 
 @pytest.mark.parametrize(("name", "part"), [("sdxl", "unet"), ("flux", "transformer"), ("sd3", "transformer")])

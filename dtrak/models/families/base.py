@@ -18,14 +18,14 @@ from typing import Any, ClassVar
 import torch
 from jaxtyping import Float
 from peft.tuners.lora import LoraLayer
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers.utils.logging import disable_progress_bar
 
 from dtrak.models.adapters import load_peft
 from dtrak.models.base import DiffusionModel
 from dtrak.models.codec import VaeCodec
-from dtrak.models.conditioner import PROMPTS_KEPT, Conditioner
+from dtrak.models.conditioner import Conditioner
 from dtrak.models.pixel import save_adapter
 from dtrak.models.process import NoiseProcess
 from dtrak.utils.errors import DtrakError
@@ -33,6 +33,7 @@ from dtrak.utils.files import atomic_files, digest
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 LOADING_ERRORS = (OSError, ValueError, RuntimeError, KeyError, IndexError, TypeError, SafetensorError)
+KEPT = 256  # prompts in memory
 Parts = dict[str, Tensor]
 
 
@@ -87,8 +88,9 @@ class PipelineConditioner(Conditioner):
         prompts: Sequence[str] = (),
     ):
         self._encoders, self.dtype, self.names = encoders, dtype, list(prompts)
+        self._device: torch.device | str = "cpu"
         self._shapes: dict[str, torch.Size] = {}
-        keep = functools.lru_cache(PROMPTS_KEPT)
+        keep = functools.lru_cache(KEPT)
         self._packed = keep(lambda prompt: self._pack(embed(prompt)))
         self._packed_free = keep(lambda prompt: self._pack(embed_free(prompt)))
 
@@ -96,16 +98,17 @@ class PipelineConditioner(Conditioner):
         """See :class:`Conditioner`."""
         for encoder in self._encoders:
             encoder.to(device)
+        self._device = device
         self._packed.cache_clear()
         self._packed_free.cache_clear()
 
     def condition(self, names: Sequence[str | None]) -> Float[Tensor, "n numbers"]:
         """See :class:`Conditioner`; None is the empty prompt."""
-        return torch.stack([self._packed(name or "") for name in names])
+        return torch.stack([self._packed(name or "") for name in names]).to(self._device)
 
     def free_condition(self, count: int, negative: str = "") -> Float[Tensor, "n numbers"]:
         """See :class:`Conditioner`."""
-        return self._packed_free(negative).expand(count, -1)
+        return self._packed_free(negative).to(self._device).expand(count, -1)
 
     def told(self, condition: Tensor | None) -> dict[str, Tensor | None]:
         """The parts of a conditioning, by name."""
@@ -124,7 +127,7 @@ class PipelineConditioner(Conditioner):
 
     def _pack(self, parts: Parts) -> Float[Tensor, " numbers"]:
         self._shapes = {name: part.shape for name, part in parts.items()}
-        return torch.cat([part.flatten().to(self.dtype) for part in parts.values()])
+        return torch.cat([part.flatten().to("cpu", self.dtype) for part in parts.values()])  # megabytes a prompt
 
 
 class PipelineModel(DiffusionModel):
@@ -202,7 +205,7 @@ def state_digest(module: torch.nn.Module) -> str:
     found = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
         found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return found.hexdigest()
 
 
@@ -248,7 +251,7 @@ def with_adapter(kind: Any, network: Any, part: str, adapter: Path | None) -> to
         parameter.requires_grad_(tuned)
         if tuned:
             parameter.data = parameter.data.float()
-    return network
+    return network.eval()  # new layers come in training mode, with their dropout
 
 
 def _adapted(kind: Any, network: Any, part: str, adapter: Path) -> Any:
@@ -262,17 +265,15 @@ def _adapted(kind: Any, network: Any, part: str, adapter: Path) -> Any:
     try:
         if peft:
             return load_peft(network, adapter)
-        given = {"unet_config": network.config} if part == "unet" else {"return_alphas": True}
-        found = kind.lora_state_dict(
-            str(file.parent), weight_name=file.name, local_files_only=True, use_safetensors=True, **given
-        )
-        state, alphas = found if isinstance(found, tuple) else (found, None)
+        state, alphas, metadata = _read_lora(kind, network, part, file)
         if any(name.startswith("text_encoder") for name in state):
             warnings.warn(f"{file} also adapts the text encoder; only its {part} weights are used.", stacklevel=2)
-        wanted = {name for name in state if name.startswith(f"{part}.") and not name.endswith(".alpha")}
+        wanted = {name for name in state if name.startswith(f"{part}.")}
         if not wanted:
             raise ValueError(f"it has no weights for the {part}")
-        network.load_lora_adapter(state, network_alphas=alphas or None, prefix=part, adapter_name="default")
+        network.load_lora_adapter(
+            state, network_alphas=alphas, metadata=None if alphas else metadata, prefix=part, adapter_name="default"
+        )
         own = sum("lora_" in name for name, _ in network.named_parameters())
         if own != len(wanted):
             raise ValueError(f"{len(wanted)} of its tensors are for the {part}, of which {own} fit")
@@ -281,3 +282,23 @@ def _adapted(kind: Any, network: Any, part: str, adapter: Path) -> Any:
             f"The LoRA {adapter} does not match the model: {error}", hint="Use a LoRA made for this base model."
         ) from error
     return network
+
+
+def _read_lora(kind: Any, network: Any, part: str, file: Path) -> tuple[Parts, Any, Any]:
+    """A LoRA file's tensors by diffusers' names, their alphas, and what its trainer noted (rank, alpha).
+
+    Raises:
+        ValueError: it holds what would be left out silently.
+    """
+    with safe_open(file, "pt") as raw:
+        if any("dora_scale" in name for name in raw.keys()):  # noqa: SIM118  # not a dictionary
+            raise ValueError("it is a DoRA of Kohya's scripts, which diffusers cannot read")
+    given = {"unet_config": network.config} if part == "unet" else {"return_alphas": True}
+    found = kind.lora_state_dict(
+        str(file.parent), weight_name=file.name, local_files_only=True, use_safetensors=True,
+        return_lora_metadata=True, **given,
+    )  # fmt: skip
+    state, *more = found  # Stable Diffusion 3 has no alphas
+    if left := [name for name in state if name.endswith(".alpha")]:
+        raise ValueError(f"its alphas, such as {left[0]}, cannot be read")
+    return state, (more[0] if len(more) == 2 else None) or None, more[-1] or None

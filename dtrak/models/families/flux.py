@@ -17,7 +17,7 @@ from dtrak.models.process import FlowMatching
 from dtrak.utils.errors import DtrakError
 from dtrak.utils.files import read_note
 
-TOKENS = 512
+TOKENS, TOKENS_SCHNELL = 512, 256  # of T5
 MODULES = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out",
            "ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2")  # fmt: skip
 
@@ -45,7 +45,8 @@ class Flux(PipelineModel):
     def embed(self, prompt: str) -> Parts:
         """See :class:`PipelineModel`."""
         device = self.pipe.text_encoder.device
-        tokens, pooled, _ = self.pipe.encode_prompt(prompt, prompt_2=None, device=device, max_sequence_length=TOKENS)
+        most = TOKENS_SCHNELL if self.guidance is None else TOKENS
+        tokens, pooled, _ = self.pipe.encode_prompt(prompt, prompt_2=None, device=device, max_sequence_length=most)
         return {"encoder_hidden_states": tokens[0], "pooled_projections": pooled[0]}
 
     def process_of(self, pipe: Any, shape: tuple[int, int, int]) -> FlowMatching:
@@ -94,7 +95,9 @@ def blank(resolution: int, path: Path | None) -> Blank:
     side, config = resolution // 8, network.config
     x = torch.zeros(1, config.in_channels // 4, side, side)
     told: dict[str, Tensor | None] = {
-        "encoder_hidden_states": torch.zeros(1, TOKENS, config.joint_attention_dim),
+        "encoder_hidden_states": torch.zeros(
+            1, TOKENS if config.guidance_embeds else TOKENS_SCHNELL, config.joint_attention_dim
+        ),
         "pooled_projections": torch.zeros(1, config.pooled_projection_dim),
     }
     guidance = 3.5 if config.guidance_embeds else None

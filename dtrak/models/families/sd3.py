@@ -14,6 +14,7 @@ from torch import Tensor
 from dtrak.models.base import Network
 from dtrak.models.families.base import Blank, Loader, Parts, PipelineModel, load_pipe, with_adapter
 from dtrak.models.process import FlowMatching
+from dtrak.utils.errors import DtrakError
 from dtrak.utils.files import read_note
 
 TOKENS = 256  # of T5; CLIP adds 77
@@ -35,7 +36,14 @@ class StableDiffusion3(PipelineModel):
         return {"encoder_hidden_states": tokens[0], "pooled_projections": pooled[0]}
 
     def process_of(self, pipe: Any, shape: tuple[int, int, int]) -> FlowMatching:
-        """See :class:`PipelineModel`."""
+        """See :class:`PipelineModel`.
+
+        Raises:
+            DtrakError: the latents do not divide into patches.
+        """
+        patch = pipe.transformer.config.patch_size
+        if shape[1] % patch or shape[2] % patch:
+            raise DtrakError("The resolution does not divide into the network's patches.", hint="Use a multiple of 16.")
         return FlowMatching(pipe.scheduler, shape[1] * shape[2] // pipe.transformer.config.patch_size**2)
 
     def call(self, network: Network, x: Tensor, times: Tensor, told: dict[str, Tensor | None]) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 from dtrak.models.base import Network
 from dtrak.models.families.base import Blank, Loader, Parts, PipelineModel, load_pipe, with_adapter
 from dtrak.models.process import NoiseProcess, variance_preserving
+from dtrak.utils.errors import DtrakError
 from dtrak.utils.files import read_note
 
 USUAL = {
@@ -44,7 +45,16 @@ class StableDiffusionXL(PipelineModel):
         return parts
 
     def process_of(self, pipe: Any, shape: tuple[int, int, int]) -> NoiseProcess:
-        """See :class:`PipelineModel`; the pipeline's sampler is replaced by its training schedule."""
+        """See :class:`PipelineModel`; the pipeline's sampler is replaced by its training schedule.
+
+        Raises:
+            DtrakError: it has no schedule of β, as EDM and flow-matching variants.
+        """
+        if "beta_schedule" not in pipe.scheduler.config:
+            raise DtrakError(
+                f"The pipeline's {type(pipe.scheduler).__name__} has no β; only ε- and v-prediction are supported.",
+                hint="Use a base whose scheduler has beta_schedule.",
+            )
         return variance_preserving(DDPMScheduler.from_config(pipe.scheduler.config))
 
     def call(self, network: Network, x: Tensor, times: Tensor, told: dict[str, Tensor | None]) -> Tensor:
