@@ -12,10 +12,11 @@ LOG ?= workspace/build.log
 help: ## list the make targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
-run: setup ## install, build the demo index and open the app on 127.0.0.1
-	$(BIN)/python -m index_builder build $(STUDY) --index-only
+run: setup ## install, open the app on 127.0.0.1, and build the demo index behind it
+	$(BIN)/python -m index_builder prepare $(STUDY)
+	@mkdir -p $(dir $(LOG))
 	@echo "Open http://127.0.0.1:$(PORT)"
-	@echo "Ablation features and evaluation results are built in the background; progress is in $(LOG)."
+	@echo "The index is built in the background, then ablation features; Home shows the progress, details are in $(LOG)."
 	@nice -n 15 sh scripts/later.sh $(BIN)/python $(STUDY) > $(LOG) 2>&1 & \
 	trap "kill $$! 2>/dev/null" EXIT INT TERM; \
 	$(BIN)/python -m streamlit run app.py --server.port $(PORT)

@@ -86,12 +86,15 @@ def evaluate(
     engine_for: EngineFor,
     batch_size: BatchOption = 16,
     device: DeviceOption = "cpu",
+    missing_only: Annotated[
+        bool, typer.Option("--missing-only", help="Keep results that exist; compute only what pages still need.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Measure how well each method and each ablation setting predicts the retrained models of STUDY (LDS)."""
     from dtrak.build.measure import evaluate_study
 
-    rows = evaluate_study(StudyFolder(load_study(study)), engine_for(device), batch_size, device)
+    rows = evaluate_study(StudyFolder(load_study(study)), engine_for(device), batch_size, device, missing_only)
     if as_json:
         print(json.dumps([row.as_dict() for row in rows], indent=2))
         return

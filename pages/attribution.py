@@ -1,5 +1,6 @@
 """The ranking of the training images for one image: its sources, their evidence, what-if, and downloads."""
 
+from collections import Counter
 from dataclasses import replace
 
 import streamlit as st
@@ -34,6 +35,7 @@ from dtrak.app.widgets import (
     choose_run,
     current_service,
     features_or_wait,
+    forget_details,
     gallery,
     hand_over_to_app,
     select_sample,
@@ -64,7 +66,8 @@ table = service.attributor.table
 
 
 def open_run(run_id: str) -> None:
-    """Put a run into the URL and show it."""
+    """Put a run into the URL, without the part and the training image of another, and show it."""
+    forget_details()
     st.query_params["run"] = run_id
     st.rerun()
 
@@ -93,7 +96,9 @@ def heldout() -> None:
     ids = {r.id: r for r in table.records[table.train_size :]}
     if not ids:
         return
-    chosen = st.selectbox("Held-out image", list(ids), format_func=lambda i: ids[i].caption or i)
+    said = Counter(r.caption for r in ids.values())
+    titles = {i: r.caption if r.caption and said[r.caption] == 1 else f"{r.caption} ({i})" for i, r in ids.items()}
+    chosen = st.selectbox("Held-out image", list(ids), format_func=lambda i: titles[i])
     if st.button("Attribute the held-out image"):
         row = table.rows[chosen]
         open_run(service.runs.save_upload(table.pixels[row], table.names[row]).id)
@@ -123,7 +128,7 @@ def choose_setting() -> tuple[Setting, int]:
             st.toggle("Correct for hubs", key="damp", bind="query-params", help=help_text)
         st.code(method.formula.replace(",  ", "\n"), language=None, wrap_lines=True)
         if note := method.note(service.attributor):
-            st.caption(note)
+            st.caption(plain(note))
         if reasons := {other: reason for other, reason in lacking.items() if reason is not None}:
             st.markdown(f"{len(reasons)} method{'s' if len(reasons) > 1 else ''} not built:")
             for other, reason in reasons.items():
@@ -172,7 +177,7 @@ def show_sources(view: str, shown: Ranking) -> None:
         return
     if view == "similar":
         name = next(name for name in ALIKE if service.attributor.why_not(name) is None)
-        shown = service.answer(run, Setting(name), ranking, top)
+        shown = service.answer(replace(run, region=None), Setting(name), ranking, top)
         st.caption(f"By {METHODS[name].title}: what looks alike, whatever the model learnt.")
     sides, badges = {"opponents": shown.opponents}, None
     if view == "proponents":
@@ -231,21 +236,22 @@ with right:
         answer = answer.rescored(damp_hubs(answer.scores, null), "z-score")
         verdict = None  # applies to the method's own scores only
     st.caption(
-        f"Removing the **proponents** should change this image most, according to {answer.method.title}; **opponents** "
-        "act in the opposite direction."
+        "Removing the **proponents** should change this image most, according to "
+        f"{METHODS[setting.method].title}; **opponents** act in the opposite direction."
     )
     view = st.segmented_control("Sources", list(VIEWS), default="proponents", required=True, key="view",
                                 format_func=VIEWS.__getitem__, bind="query-params",
                                 label_visibility="collapsed")  # fmt: skip
-    opened = st.query_params.get("sample", "") in table.rows
+    opened = table.rows.get(st.query_params.get("sample", ""), table.train_size) < table.train_size
     sources, panel = st.columns([2.4, 1]) if opened else (st.container(), None)
-    limits = between(st.session_state.get("strip"))
+    strip = f"strip-{run.key}-{setting.text}-{top}-{answer.unit}-{answer.groups is None}"
+    limits = between(st.session_state.get(strip)) if view in ("proponents", "opponents") else None
     with sources:
         show_sources(view, answer if limits is None else answer.within(*limits))
         if limits is not None:
             st.caption("Only scores inside the box below are shown; double-click there to remove it.")
         st.plotly_chart(
-            score_strip(answer), key="strip", on_select="rerun", selection_mode="box", config={"displayModeBar": False},
+            score_strip(answer), key=strip, on_select="rerun", selection_mode="box", config={"displayModeBar": False},
             alt="Histogram of the scores of all training images; drag over a range to list the images in it",
         )  # fmt: skip
     if panel is not None:

@@ -59,6 +59,11 @@ with right:
     except DtrakError as reason:
         st.info(explain(reason))
         st.stop()
+    if (colour == "influence" and scores is None) or (colour in ("self-influence", "hubness") and extra is None):
+        st.info(
+            "Generate an image first." if colour == "influence" and setting else "This needs features of the model."
+        )
+        st.stop()
     values = colour_values(colour, table, found, scores, extra)
     if len(found.rows) < table.train_size:
         st.caption(f"A random {len(found.rows):,} of the {table.train_size:,} training images.")
@@ -76,6 +81,9 @@ with right:
     shown = [
         Scored(table.records[row], float(scores[row]) if scores is not None else 0.0) for row in order[:MOST_SHOWN]
     ]
-    gallery(tiles(shown, table), "proponent", "selected")
+    listed = tiles(shown, table)
+    if scores is None:
+        listed = [{**tile, "score": "", "share": 0} for tile in listed]
+    gallery(listed, "proponent", "selected")
     if len(order) > MOST_SHOWN:
         st.caption(f"{MOST_SHOWN} of {len(order)} are shown.")

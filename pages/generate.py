@@ -11,6 +11,8 @@ from dtrak.utils.errors import DtrakError
 from dtrak.utils.images import enlarged_png
 
 ANY = "any"
+MOST_TEXT, MOST_CLASS = 20.0, 5.0  # guidance
+MOST_CAPTIONS = 5_000  # offered as prompts
 
 
 def restore() -> None:
@@ -25,7 +27,16 @@ def restore() -> None:
         st.session_state["restore_error"] = error
         return
     st.session_state.update(seed=settings.seed, steps=min(max(settings.steps, 5), 200), images=1)
-    st.session_state.update(guidance=settings.guidance, label=settings.label or ANY, restored=True)
+    most = MOST_TEXT if service.takes_text else MOST_CLASS
+    known = service.takes_text or settings.label is None or settings.label in service.classes
+    st.session_state.update(
+        guidance=min(settings.guidance, most), label=settings.label if known and settings.label else ANY
+    )
+    st.session_state.update(restored=known)
+    if not known:
+        st.session_state["restore_error"] = DtrakError(
+            f"This study has no class '{settings.label}'.", hint="Choose the study that generated the image."
+        )
     st.session_state.update(prompt=settings.label or "", negative=settings.negative, lora=settings.lora_scale)
 
 
@@ -39,7 +50,8 @@ def condition() -> tuple[str | None, str]:
     """The class or prompt, and the negative prompt, entered in the form."""
     if service.takes_text:
         suggestion = service.classes[0] if service.classes else ""
-        captions = sorted({name for name in service.attributor.table.names if name})
+        table = service.attributor.table
+        captions = sorted({name for name in table.names[: min(table.train_size, MOST_CAPTIONS)] if name})
         st.selectbox(
             "Caption of a training image", captions, index=None, key="caption", on_change=take_caption,
             placeholder="Type to search, or write below",
@@ -72,7 +84,7 @@ with form:
     label, negative = condition()
     guidance = lora = 1.0
     if service.takes_text or service.classes:
-        most = 20.0 if service.takes_text else 5.0
+        most = MOST_TEXT if service.takes_text else MOST_CLASS
         start_at = service.folder.study.guidance
         guidance = st.slider("Guidance", 0.0, most, start_at, 0.5, key="guidance", bind="query-params")
     if service.takes_text and service.has_adapter:

@@ -66,8 +66,11 @@ def show_example(example: Example) -> None:
         if example.series:
             show_removals(example)
         st.caption(f"**How reliable is this?** {plain(example.reliability)}")
-        st.page_link("pages/attribution.py", label="Open in Attribution", icon=":material/arrow_forward:",
-                     query_params={"run": example.run})  # fmt: skip
+        if example.ready:
+            st.page_link("pages/attribution.py", label="Open in Attribution", icon=":material/arrow_forward:",
+                         query_params={"run": example.run})  # fmt: skip
+        else:
+            st.caption("This example came with the study; its index is still being built here.")
 
 
 example = home_example(study.name)

@@ -1,5 +1,7 @@
 """The ledger: what each creator is credited with, of one picture or of all saved ones, and what nobody is."""
 
+from collections import Counter
+
 import streamlit as st
 
 from dtrak.analysis.ledger import ledger, merged_change, share_null
@@ -15,7 +17,7 @@ from dtrak.app.creators import (
 )
 from dtrak.app.elements import explain, plain
 from dtrak.app.figures import credit_bars
-from dtrak.app.ledger import as_csv, as_json, ledger_file
+from dtrak.app.ledger import LedgerFile, as_csv, as_json, ledger_file
 from dtrak.app.sections.trust import reliability_card
 from dtrak.app.views import tiles
 from dtrak.app.widgets import current_service, gallery, hand_over_to_app, show_error
@@ -55,9 +57,10 @@ if not saved:
     st.info("No generated image has been attributed by this method yet; the ledger covers saved images.")
     st.page_link("pages/generate.py", label="Generate an image")
     st.stop()
-titles = {run.id: run.title for run, _ in saved}
+said = Counter(run.title for run, _ in saved)
+titles = {r.id: r.title if said[r.title] == 1 else f"{r.title} ({r.id[:6]})" for r, _ in saved}
 with left:
-    chosen = st.selectbox("Image", [ALL, *titles], key="run", bind="query-params",
+    chosen = st.selectbox("Image", [ALL, *titles], key="ledger_image",
                           format_func=lambda i: saved_pictures(len(saved)) if i == ALL else titles[i])  # fmt: skip
     used = [(run, one) for run, one in saved if chosen in (ALL, run.id)]
     st.image([enlarged_png(run.pixels, 96) for run, _ in used[:9]], width=72, alt=[run.title for run, _ in used[:9]])
@@ -68,11 +71,12 @@ with right:
     except DtrakError as reason:
         st.info(explain(reason))
         st.stop()
-    found, each = ledger(null, records, scores)
+    found, each = ledger(null, scores)
     st.markdown(
         f"**{percent(found.unattributed)} unattributed.** A creator is credited with what exceeds the share that "
-        "unrelated images give them, if it is significant (5 %, over all creators); what cannot be told from chance "
-        "is given to nobody."
+        "unrelated images give them, if it is significant (5 % an image, over all creators); what cannot be told from "
+        "chance is given to nobody."
+        + ("" if found.pictures == 1 else " Over several images, about 5 % of those without a source credit someone.")
     )
     st.plotly_chart(credit_bars(found), key="credits", alt="Credited share by creator, and what is unattributed")
     effects = measured_effects(service.folder)
@@ -81,7 +85,9 @@ with right:
             {
                 "creator": c.creator,
                 "images": c.images,
-                "credited": f"{percent(c.credited, 1)} ({percent(c.low, 1)} to {percent(c.high, 1)})",
+                "credited": f"{percent(c.credited, 1)} ({percent(c.low, 1)} to {percent(c.high, 1)})"
+                if c.credited
+                else "–",
                 "share of positive scores": percent(c.observed, 1),
                 "of unrelated images": percent(c.expected, 1),
                 "p": "" if c.p_value is None else f"{c.p_value:.2g}",
@@ -104,13 +110,20 @@ with right:
                            "images. Copies can inflate a share.")  # fmt: skip
     reliability_card(service, setting)
     measured = service.reliability(setting, runs[0]).text
-    content = ledger_file(study.name, service.model_fingerprint, name, measured,
-                          service.attributor.fingerprint(setting), runs, each, records, scores)  # fmt: skip
+
+    def content() -> LedgerFile:
+        return ledger_file(study.name, service.model_fingerprint, name, measured,
+                           service.attributor.fingerprint(setting), runs, each, records, scores)  # fmt: skip
+
     columns = st.columns(2)
-    columns[0].download_button("Download ledger (CSV)", as_csv(content), f"ledger-{study.name}.csv", "text/csv",
-                               on_click="ignore", key="ledger-csv", width="stretch")  # fmt: skip
-    columns[1].download_button("Download ledger (JSON)", as_json(content), f"ledger-{study.name}.json",
-                               "application/json", on_click="ignore", key="ledger-json", width="stretch")  # fmt: skip
+    columns[0].download_button(
+        "Download ledger (CSV)", lambda: as_csv(content()), f"ledger-{study.name}.csv", "text/csv", on_click="ignore",
+        key="ledger-csv", width="stretch",
+    )  # fmt: skip
+    columns[1].download_button(
+        "Download ledger (JSON)", lambda: as_json(content()), f"ledger-{study.name}.json", "application/json",
+        on_click="ignore", key="ledger-json", width="stretch",
+    )  # fmt: skip
 
 st.subheader("Statement of one creator")
 standing_of = standings(records, scores)

@@ -11,6 +11,8 @@ run() {
 keep() {
     mkdir -p assets/demo/truth
     cp -r workspace/demo/truth/. assets/demo/truth/
+    mkdir -p assets/demo/truth/example
+    cp workspace/demo/index/example* assets/demo/truth/example/
     rm -rf assets/demo/truth/ekfac assets/demo/truth/paths assets/demo/truth/*.lock
 }
 run build demo --index-only

@@ -7,6 +7,7 @@ rest is unattributed: what cannot be told from chance is not given to anyone.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -67,32 +68,43 @@ class ShareNull:
 
     Attributes:
         creators: their names, sorted.
-        counts: number of training images of each.
+        codes: the place in ``creators`` of each training image's.
         shares: of each unrelated image.
         kinds: of each unrelated image.
     """
 
     creators: tuple[str, ...]
-    counts: tuple[int, ...]
+    codes: Int[np.ndarray, " n"]
     shares: Float[np.ndarray, "q creators"]
     kinds: tuple[str, ...]
 
     @classmethod
     def of(cls, records: Sequence[Record], lists: Float[np.ndarray, "q n"], kinds: Sequence[str]) -> "ShareNull":
         """From the scores of unrelated images."""
-        names = [record.creator or UNKNOWN for record in records]
-        creators = tuple(sorted(set(names)))
-        shares = np.stack([shares_by(creators, names, row) for row in lists])
-        return cls(creators, tuple(names.count(c) for c in creators), shares, tuple(kinds))
+        creators, codes = creators_of(records)
+        shares = np.stack([shares_by(len(creators), codes, row) for row in lists])
+        return cls(creators, codes, shares, tuple(kinds))
+
+    @cached_property
+    def tops(self) -> Float[np.ndarray, " q"]:
+        """The statistic of each unrelated image, without its own part in mean and spread."""
+        count, mean, spread = len(self.shares), self.shares.mean(0), self.shares.std(0)
+        others = (count * mean - self.shares) / (count - 1)
+        variance = (count * (spread**2 + mean**2) - self.shares**2) / (count - 1) - others**2
+        return ((self.shares - others) / _floored(np.sqrt(np.maximum(variance, 0)), self._least)).max(1)
+
+    @cached_property
+    def _least(self) -> float:
+        """The least spread: a creator whom no unrelated image gives anything would divide by almost 0."""
+        return 0.1 * float(np.median(self.shares.std(0))) or 1e-6
 
     def entry(self, observed: Float[np.ndarray, " creators"]) -> Ledger:
         """The ledger of one picture."""
-        mean, spread = self.shares.mean(0), np.maximum(self.shares.std(0), 1e-9)
+        mean, spread = self.shares.mean(0), _floored(self.shares.std(0), self._least)
         statistic = (observed - mean) / spread
-        tops = ((self.shares - mean) / spread).max(1)
         p_values = np.zeros(len(mean))
         for kind in dict.fromkeys(self.kinds):  # the test must hold against each kind
-            of_kind = tops[np.array(self.kinds) == kind]
+            of_kind = self.tops[np.array(self.kinds) == kind]
             p_values = np.maximum(p_values, (1 + (of_kind >= statistic[:, None]).sum(1)) / (1 + len(of_kind)))
         excess = np.where(p_values <= LEVEL, np.maximum(observed - mean, 0), 0.0)
         around = np.quantile(self.shares - mean, [0.025, 0.975], axis=0)
@@ -111,30 +123,36 @@ def share_null(attributor: Attributor, setting: Setting) -> ShareNull:
     return ShareNull.of(table.records[: table.train_size], *unrelated_scores(attributor, setting))
 
 
+def creators_of(records: Sequence[Record]) -> tuple[tuple[str, ...], Int[np.ndarray, " n"]]:
+    """The creators, sorted, and the place of each training image's among them."""
+    names, codes = np.unique([record.creator or UNKNOWN for record in records], return_inverse=True)
+    return tuple(names.tolist()), codes
+
+
 def shares_by(
-    creators: Sequence[str], names: Sequence[str], scores: Float[np.ndarray, " n"]
+    creators: int, codes: Int[np.ndarray, " n"], scores: Float[np.ndarray, " n"]
 ) -> Float[np.ndarray, " creators"]:
     """Each creator's share of the positive scores; zeros if there are none.
 
     Args:
-        names: the creator of each training image.
+        creators: their number.
+        codes: the creator of each training image.
     """
     positive = np.maximum(scores, 0)
-    of = np.searchsorted(creators, names)
-    return np.bincount(of, positive, len(creators)) / (positive.sum() or 1.0)
+    return np.bincount(codes, positive, creators) / (positive.sum() or 1.0)
 
 
-def ledger(
-    null: ShareNull, records: Sequence[Record], scores: Sequence[Float[np.ndarray, " n"]]
-) -> tuple[Ledger, list[Ledger]]:
+def _floored(spread: Float[np.ndarray, "*q creators"], least: float) -> Float[np.ndarray, "*q creators"]:
+    return np.maximum(spread, least)
+
+
+def ledger(null: ShareNull, scores: Sequence[Float[np.ndarray, " n"]]) -> tuple[Ledger, list[Ledger]]:
     """The ledger of several pictures, each with the same weight, and that of each picture.
 
     Args:
-        records: of the training images.
         scores: of the training images, one array per picture.
     """
-    names = [record.creator or UNKNOWN for record in records]
-    each = [null.entry(shares_by(null.creators, names, row)) for row in scores]
+    each = [null.entry(shares_by(len(null.creators), null.codes, row)) for row in scores]
     if len(each) == 1:
         return each[0], each
     by_name = [{credit.creator: credit for credit in one.credits} for one in each]
@@ -149,24 +167,23 @@ def ledger(
 def merged_change(
     records: Sequence[Record], scores: Sequence[Float[np.ndarray, " n"]], groups: Int[np.ndarray, " n"]
 ) -> dict[str, float]:
-    """How much each creator's observed share falls if near-duplicates count once: 0.2 is a fifth of the share.
+    """How much each creator's share falls if near-duplicates of their own count once: 0.2 is a fifth of the share.
 
     A creator can inflate their share by adding copies; a large fall says so.
 
     Args:
         groups: near-duplicate group of each training image.
     """
-    names = [record.creator or UNKNOWN for record in records]
-    creators = tuple(sorted(set(names)))
-    before = np.mean([shares_by(creators, names, row) for row in scores], axis=0)
-    order = np.arange(len(groups))
+    creators, codes = creators_of(records)
+    own = codes.astype(np.int64) * (int(groups.max()) + 1) + groups  # copies by others are not theirs
+    before = np.mean([shares_by(len(creators), codes, row) for row in scores], axis=0)
     after = []
     for row in scores:
-        strongest = np.lexsort((order, -row))
-        first = strongest[np.sort(np.unique(groups[strongest], return_index=True)[1])]
+        strongest = np.argsort(-row, kind="stable")
+        first = strongest[np.unique(own[strongest], return_index=True)[1]]
         once = np.zeros_like(row)
         once[first] = row[first]
-        after.append(shares_by(creators, names, once))
+        after.append(np.bincount(codes, np.maximum(once, 0), len(creators)) / (np.maximum(row, 0).sum() or 1.0))
     fall = 1 - np.mean(after, axis=0) / np.where(before > 0, before, 1.0)
     return {creator: float(f) for creator, f, b in zip(creators, fall, before, strict=True) if b > 0}
 
@@ -180,9 +197,9 @@ def _ledger(
     high: np.ndarray,
     pictures: int,
 ) -> Ledger:
-    expected = null.shares.mean(0)
+    expected, counts = null.shares.mean(0), np.bincount(null.codes, minlength=len(null.creators))
     found = [
-        Credit(creator, null.counts[i], float(observed[i]), float(expected[i]), *tested[i],
+        Credit(creator, int(counts[i]), float(observed[i]), float(expected[i]), *tested[i],
                *(float(v[i]) for v in (credited, low, high)))
         for i, creator in enumerate(null.creators)
     ]  # fmt: skip

@@ -87,8 +87,9 @@ class EvidenceJobs:
 
     def _compute(self, run: Run, setting: Setting, top: int, job: Job) -> Evidence:
         job.progress(0, 2)
-        null, reason = self._null(setting)
-        if run.region is not None:
+        if run.region is None:
+            null, reason = self._null(setting)
+        else:
             null, reason = None, "It compares whole images; this ranking is about a part of one."
         job.progress(1, 2)
         features = self._features(run, [setting])

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dtrak.config import LAST, ExampleConfig, Study, load_study
-from dtrak.study.folder import StudyFolder
-from dtrak.utils.files import read_json, write_bytes, write_json
+from dtrak.study.folder import StudyFolder, truth_folders
+from dtrak.utils.files import digest, read_json, write_bytes, write_json
 from dtrak.utils.images import enlarged_png
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from dtrak.methods.query import Query
     from dtrak.methods.settings import Setting
 
-FILE = "example.json"
+FILE, SHIPPED = "example.json", "example"  # the latter beside the truth that ships with a study
 SHOWN, KEPT = 6, 4  # tiles of the example, and images that are kept as runs where the study names none
 VERSION = 2  # of the file
 
@@ -44,6 +44,7 @@ class Example:
         verdict: the outcome of the significance test; empty while it is not computed.
         reliability: the method's measured reliability.
         series: the image after removals, if they were measured.
+        ready: whether the study is built here, so that the image can be opened on other pages.
     """
 
     image: bytes
@@ -54,6 +55,7 @@ class Example:
     verdict: str
     reliability: str
     series: tuple[Removed, ...]
+    ready: bool
 
 
 def examples_of(study: Study, names: list[str]) -> list[ExampleConfig]:
@@ -94,21 +96,26 @@ def write_example(folder: StudyFolder, device: str = "cpu") -> None:
     attributor, runs = Attributor(folder, device), RunStore(folder.runs)
     fingerprint = attributor.model_fingerprint(LAST)
     wanted = examples_of(folder.study, attributor.model.names)
-    for one in reversed(wanted):  # the first one is the newest: pages open on it
-        settings = GenerationSettings(one.seed, one.steps, one.label, folder.study.guidance)
-        if runs.load(runs.generated_id(fingerprint, settings)) is None:
-            runs.save_generated(fingerprint, settings, generate(attributor.model, [settings])[0])
+    asked = [GenerationSettings(one.seed, one.steps, one.label, folder.study.guidance) for one in wanted]
+    missing = [one for one in asked if runs.load(runs.generated_id(fingerprint, one)) is None]
+    drawn: dict[GenerationSettings, Any] = {}
+    for steps in {one.steps for one in missing}:
+        alike = [one for one in missing if one.steps == steps]
+        drawn |= dict(zip(alike, generate(attributor.model, alike), strict=True))
+    for one in reversed(asked):  # the first one is the newest: pages open on it
+        if one in drawn:
+            runs.save_generated(fingerprint, one, drawn[one])
     query, setting = first_example(attributor)
     assert query.settings is not None
     answer = attributor.attribute(query, attributor.features(query, [setting]), setting, top=SHOWN)
     try:
         verdict = significance(null_of(attributor, setting).judge(answer.scores))
-    except DtrakError:  # its features are computed after the index
-        verdict = ""
+    except DtrakError as reason:  # its features are computed after the index
+        verdict = "" if folder.study.features else f"No significance test: {reason.message}"
     series = []
     if found := load_series(folder, query.settings):
-        pictures, without, _ = found
-        for step in without:
+        pictures, without, removed_by = found
+        for step in without if removed_by == setting.text else ():
             names = [f"example-{step.removed}-{kind}.png" for kind in ("sources", "random")]
             for name, source in zip(names, (step.sources, step.random), strict=True):
                 write_bytes(folder.index / name, (pictures / source).read_bytes())
@@ -117,7 +124,8 @@ def write_example(folder: StudyFolder, device: str = "cpu") -> None:
     assert run is not None
     write_bytes(folder.index / "example.png", enlarged_png(query.pixels, 256))
     content = {
-        "version": VERSION, "run": run.id, "title": run.title, "method": answer.method.title,
+        "version": VERSION, "depends": _depends(folder), "run": run.id, "title": run.title,
+        "method": answer.method.title,
         "tiles": tiles(answer.proponents, attributor.table), "verdict": verdict,
         "reliability": reliability(load_evaluation(folder), setting, True).text, "series": series,
     }  # fmt: skip
@@ -125,22 +133,31 @@ def write_example(folder: StudyFolder, device: str = "cpu") -> None:
 
 
 def example_is_current(folder: StudyFolder) -> bool:
-    """Whether the example is newer than every index, and complete."""
+    """Whether the example was written from the present indexes, truth and configuration."""
     path = folder.index / FILE
-    indexes = [p.stat().st_mtime_ns for p in folder.index.glob("*/manifest.json")]
-    if not path.exists() or path.stat().st_mtime_ns < max(indexes, default=0):
-        return False
-    content = read_json(path)
-    return content.get("version") == VERSION and bool(content["verdict"])
+    return path.exists() and read_json(path).get("depends") == _depends(folder)
+
+
+def _depends(folder: StudyFolder) -> str:
+    """A digest of what the example is made from, by the times of files."""
+    files = [*folder.index.glob("*/manifest.json"), *folder.features.glob("*/manifest.json")]
+    files += [root / name for root in truth_folders(folder) for name in ("evaluation.json", "removals.json")]
+    told = [example.model_dump(mode="json") for example in folder.study.examples]
+    return digest(
+        [VERSION, told, folder.study.guidance, *sorted([str(f), f.stat().st_mtime_ns] for f in files if f.exists())]
+    )
 
 
 def home_example(study: str) -> Example | None:
-    """The example of a study, or None before it is built."""
-    folder = StudyFolder(load_study(study)).index
-    if not (folder / FILE).exists():
-        return None
-    content = read_json(folder / FILE)
-    if content.pop("version", None) != VERSION:
-        return None
-    series = tuple(Removed(r["count"], folder / r["sources"], folder / r["random"]) for r in content.pop("series"))
-    return Example((folder / "example.png").read_bytes(), series=series, **content)
+    """The example of a study: built here, or else shipped with it; None if there is neither."""
+    folder = StudyFolder(load_study(study))
+    shipped = [folder.study.resolve(folder.study.truth.path) / SHIPPED] if folder.study.truth.path else []
+    for place in (folder.index, *shipped):
+        content = read_json(place / FILE) if (place / FILE).exists() else {}
+        if content.pop("version", None) == VERSION:
+            content.pop("depends")
+            series = tuple(
+                Removed(r["count"], place / r["sources"], place / r["random"]) for r in content.pop("series")
+            )
+            return Example((place / "example.png").read_bytes(), series=series, ready=place == folder.index, **content)
+    return None

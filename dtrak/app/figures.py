@@ -1,5 +1,6 @@
 """Plotly figures, built by pure functions."""
 
+import html
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -27,6 +28,11 @@ HISTOGRAM_BINS = 61  # odd: one of them is around zero
 POSITIVE, NEGATIVE, NEUTRAL, BASELINE = "#2f6fdb", "#c4532d", "#8a93a3", "#3f9a86"
 
 
+def literal(text: str) -> str:
+    """Text with HTML escaped: Plotly reads tags, links among them, in labels and titles."""
+    return html.escape(text, quote=False)
+
+
 def score_strip(ranking: Ranking) -> go.Figure:
     """A low histogram of all scores with log counts and marks for what is listed; a range of scores can be boxed."""
     scores: Float[np.ndarray, " n"] = ranking.scores
@@ -46,7 +52,7 @@ def score_strip(ranking: Ranking) -> go.Figure:
             y=[0.7] * len(side),
             mode="markers",
             marker={"symbol": "line-ns-open", "size": 14, "color": colour, "line": {"width": 2}},
-            customdata=[[s.record.id, s.record.caption or s.record.id, format_score(s.score)] for s in side],
+            customdata=[[s.record.id, literal(s.record.caption or s.record.id), format_score(s.score)] for s in side],
             hovertemplate="%{customdata[1]}<br>%{customdata[2]}<extra></extra>",
         )
     figure.add_vline(x=0, line_width=1, line_color=NEUTRAL)
@@ -87,19 +93,20 @@ def picture_to_box(pixels: UInt8[np.ndarray, "r r 3"], region: Region | None) ->
 
 def map_figure(found: Map, table: Table, values: Sequence[str] | Sequence[float], title: str) -> go.Figure:
     """The map, coloured by words or numbers; ``customdata`` starts with the id of the image."""
-    told = [
-        [r.id, r.caption or r.id, r.creator or "unknown creator"] for r in (table.records[row] for row in found.rows)
-    ]
+    records = [table.records[row] for row in found.rows]
+    told = [[r.id, literal(r.caption or r.id), literal(r.creator or "unknown creator")] for r in records]
     hover = "%{customdata[1]}<br>%{customdata[2]}<extra></extra>"
     figure = go.Figure()
     if isinstance(values[0], str):
         counted = Counter(values).most_common()
         common = [name for name, _ in counted[:MOST_COLOURS]]
-        for name in [*common, *(["others"] if len(counted) > MOST_COLOURS else [])]:
-            mine = [i for i, v in enumerate(values) if v == name or (name == "others" and v not in common)]
+        for number, name in enumerate([*common, *(["others"] if len(counted) > MOST_COLOURS else [])]):
+            rest = number == MOST_COLOURS
+            mine = [i for i, v in enumerate(values) if (v not in common if rest else v == name)]
+            marker: dict[str, Any] = {"size": 7, **({"color": NEUTRAL} if rest else {})}
             figure.add_scattergl(
-                x=found.places[mine, 0], y=found.places[mine, 1], mode="markers", name=str(name), marker={"size": 7},
-                customdata=[told[i] for i in mine], hovertemplate=hover,
+                x=found.places[mine, 0], y=found.places[mine, 1], mode="markers", name=literal(str(name)),
+                marker=marker, customdata=[told[i] for i in mine], hovertemplate=hover,
             )  # fmt: skip
     else:
         numbers: Any = values
@@ -112,7 +119,7 @@ def map_figure(found: Map, table: Table, values: Sequence[str] | Sequence[float]
     axis = {"visible": False}
     figure.update_layout(
         height=520, margin={"l": 0, "r": 0, "t": 0, "b": 0}, dragmode="lasso", xaxis=axis,
-        yaxis=axis | {"scaleanchor": "x"}, legend={"title": title},
+        yaxis=axis | {"scaleanchor": "x"}, legend={"title": title, "orientation": "h", "y": -0.02, "yanchor": "top"},
     )  # fmt: skip
     return figure
 
@@ -139,23 +146,26 @@ def part_bars(timesteps: Sequence[int], parts: Sequence[float]) -> go.Figure:
 def share_bars(shares: list[Share], limit: int = 8) -> go.Figure:
     """Each group's share of the positive mass, beside its share of the training images."""
     shown = shares[:limit]
-    names = [f"{s.name} ({s.count})" for s in shown]
+    names = [literal(f"{s.name} ({s.count})") for s in shown]
     return _against_data(names, [s.share for s in shown], [s.expected for s in shown])
 
 
 def credit_bars(found: Ledger, limit: int = 12) -> go.Figure:
     """What each creator is credited with, with its interval, beside the share of unrelated images; then the rest."""
-    shown = [*found.credits[:limit]]
-    names = [f"{c.creator} ({c.images})" for c in shown]
+    shown, others = found.credits[:limit], found.credits[limit:]
+    names = [literal(f"{c.creator} ({c.images})") for c in shown]
     intervals = [(c.low, c.high) for c in shown]
     figure = _against_data(
         names, [c.credited for c in shown], [c.expected for c in shown], intervals, ("credited", "of unrelated images")
     )
     figure.add_bar(y=["unattributed"], x=[found.unattributed], orientation="h", marker_color=NEUTRAL,
                    name="unattributed", hovertemplate="%{x:.1%} unattributed<extra></extra>")  # fmt: skip
-    figure.update_layout(
-        barmode="overlay", yaxis={"categoryorder": "array", "categoryarray": ["unattributed", *names[::-1]]}
-    )
+    if others:
+        names.append(f"{len(others)} others")
+        figure.add_bar(y=names[-1:], x=[sum(c.credited for c in others)], orientation="h", marker_color=POSITIVE,
+                       showlegend=False)  # fmt: skip
+    order = ["unattributed", *names[::-1]]
+    figure.update_layout(barmode="overlay", yaxis={"categoryorder": "array", "categoryarray": order})
     return figure
 
 
@@ -248,14 +258,14 @@ def score_scatter(a: Scores, b: Scores, names: tuple[str, str], table: Table, sh
             mode="markers",
             marker={"color": colour, "size": size, "opacity": 0.75},
             name=name,
-            customdata=[[records[i].id, records[i].caption or records[i].id] for i in rows],
+            customdata=[[records[i].id, literal(records[i].caption or records[i].id)] for i in rows],
             hovertemplate="%{customdata[1]}<br>%{x:.3g} · %{y:.3g}<extra></extra>",
         )
     figure.update_layout(
         height=380,
         margin={"l": 8, "r": 8, "t": 8, "b": 8},
-        xaxis={"title": names[0], "zerolinecolor": NEUTRAL},
-        yaxis={"title": names[1], "zerolinecolor": NEUTRAL},
+        xaxis={"title": literal(names[0]), "zerolinecolor": NEUTRAL},
+        yaxis={"title": literal(names[1]), "zerolinecolor": NEUTRAL},
         legend={"orientation": "h", "y": -0.2},
     )
     return figure
@@ -273,7 +283,7 @@ def split_bars(split: Split, rows: Sequence[int], names: Sequence[str], chosen: 
     count = max(len(split.names) - 1, 1)
     for number, name in enumerate(split.names):
         figure.add_bar(
-            x=list(names),
+            x=list(range(len(names))),
             y=split.scores[number, list(rows)],
             name=name,
             marker_color=f"hsl({int(225 - 205 * number / count)}, 62%, 52%)",
@@ -284,6 +294,7 @@ def split_bars(split: Split, rows: Sequence[int], names: Sequence[str], chosen: 
     figure.update_layout(
         height=320,
         barmode="relative",
+        xaxis={"tickvals": list(range(len(names))), "ticktext": [literal(name) for name in names]},
         margin={"l": 8, "r": 8, "t": 8, "b": 8},
         yaxis_title="part of the score",
         legend={"orientation": "h", "y": -0.35, "font": {"size": 11}},

@@ -1,6 +1,6 @@
 """The ledger as a file: one row per output and work, with shares that sum to 1 with the unattributed part.
 
-``LedgerFile`` is the published schema: it validates files, and ``dtrak ledger --schema`` prints it as JSON Schema.
+``LedgerFile`` is the published schema: it validates files; ``dtrak ledger STUDY --schema`` prints it as JSON Schema.
 """
 
 import csv

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int, UInt8
 
 from dtrak.analysis.comparison import ranks
@@ -35,7 +36,7 @@ from dtrak.methods.query import Query, QuerySet
 from dtrak.methods.ranking import Ranking
 from dtrak.methods.settings import Setting
 from dtrak.methods.subsets import SubsetTruth
-from dtrak.models.sampling import GenerationSettings, sample
+from dtrak.models.sampling import GenerationSettings, merged_for, sample
 from dtrak.study.folder import StudyFolder, trained_model_config, truth_folders
 from dtrak.utils.errors import DtrakError
 from dtrak.utils.files import digest, exclusive, read_note
@@ -109,15 +110,37 @@ class StudyService:
 
         def work(job: Job) -> list[str]:
             model = self.attributor.model
-            for step in sample(model, settings):
-                shown = step.done % model.codec.preview_every == 0
-                job.progress(step.done, step.total, model.decode(step.x0) if shown else None)
+            with merged_for(model, settings[0]):
+                for step in sample(model, settings):
+                    shown = step.done % model.codec.preview_every == 0
+                    job.progress(step.done, step.total, model.decode(step.x0) if shown else None)
             pixels = model.decode(step.x)
             return [
                 self.runs.save_generated(fingerprint, s, image).id for s, image in zip(settings, pixels, strict=True)
             ]
 
         return queue().submit("generate:" + digest([self.folder.study.name, [s.as_dict() for s in settings]]), work)
+
+    def path(self, run: Run, times: Sequence[int]) -> Job:
+        """The job that generates a run again; its result is the images predicted nearest to some timesteps."""
+        key = f"path:{self.folder.study.name}:{run.id}:{digest(list(times))}"
+        if (known := queue().get(key)) is not None and known.state != "cancelled":
+            return known
+
+        def work(job: Job) -> UInt8[np.ndarray, "times r r 3"]:
+            model, query = self.attributor.model, self.query(run)
+            assert query.settings is not None
+            steps = []
+            with merged_for(model, query.settings):
+                for step in sample(model, [query.settings]):
+                    job.progress(step.done, step.total)
+                    steps.append(step)
+            level = model.process.level
+            seen, wanted = (level(torch.tensor(t)) for t in ([s.timestep for s in steps], list(times)))
+            nearest = (wanted[:, None] - seen[None]).abs().argmin(1).tolist()
+            return model.decode(torch.cat([steps[i].x0 for i in nearest]))
+
+        return queue().submit(key, work)
 
     def features(self, run: Run, settings: Sequence[Setting]) -> Features | None:
         """The run's features for some settings, or None unless all of them are computed.
@@ -299,10 +322,11 @@ class StudyService:
         return retraining_queue().submit(self.exact_key(run), work)
 
     def saved_scores(self, setting: Setting) -> list[tuple[Run, Scores]]:
-        """The latest generated images whose features are computed, each with the scores of all training images."""
+        """The latest images of the present model whose features are computed, with their scores."""
         found = []
         for run in self.runs.latest(REVERSE_RUNS):
-            if run.settings is not None and (answer := self.ask(run, setting, all_scores)) is not None:
+            own = run.settings is not None and run.model == self.model_fingerprint
+            if own and (answer := self.ask(run, setting, all_scores)) is not None:
                 found.append((run, answer[0]))
         return found
 
@@ -314,7 +338,7 @@ class StudyService:
         row = self.attributor.table.rows[sample_id]
         found = []
         for run in self.runs.latest(REVERSE_RUNS):
-            if run.settings is None:
+            if run.settings is None or run.model != self.model_fingerprint:
                 continue
             try:
                 answer = self.attribute(run, setting, 1)

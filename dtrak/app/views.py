@@ -32,7 +32,7 @@ def tiles(
         badges: by id of the training image.
         faded: ids of images whose rank is not stable.
     """
-    strongest = max((abs(s.score) for s in scored), default=1.0)
+    strongest = max((abs(s.score) for s in scored), default=0.0) or 1.0
     return [
         {
             "id": s.record.id,

@@ -18,7 +18,7 @@ from streamlit.runtime.pages_manager import PagesManager
 from dtrak.app.components import component_file
 from dtrak.app.elements import explain, plain
 from dtrak.app.jobs import Job, JobQueue, queue
-from dtrak.build.status import commands_left, study_status
+from dtrak.build.status import building, commands_left, study_status
 from dtrak.config import load_study, study_names
 from dtrak.methods.settings import Setting
 from dtrak.study.folder import StudyFolder
@@ -90,6 +90,9 @@ def current_service() -> StudyService:
             _ = service.model_fingerprint
         return service
     except DtrakError as error:
+        with contextlib.suppress(DtrakError):
+            if building(StudyFolder(load_study(name))):
+                wait_for_build(name)
         show_error(error)
         with contextlib.suppress(DtrakError):  # the configuration itself may be invalid
             if missing := commands_left(StudyFolder(load_study(name))):
@@ -97,6 +100,23 @@ def current_service() -> StudyService:
                 st.code("\n".join(missing), language=None)
                 st.page_link("pages/home.py", label="Time and disk space needed")
         st.stop()
+
+
+def wait_for_build(study: str) -> None:
+    """Show the progress of a build that runs beside the app; when it has ended, run the page again. Stops the page."""
+
+    @st.fragment(run_every=3)
+    def poll() -> None:
+        found = building(StudyFolder(load_study(study)))
+        if found is None:
+            st.rerun()
+        else:
+            st.progress(found.done / max(found.total, 1), found.text)
+
+    st.info("The index of this study is being built. This page opens when it is ready.")
+    poll()
+    st.page_link("pages/home.py", label="See the example on Home")
+    st.stop()
 
 
 def show_error(error: DtrakError) -> None:
@@ -221,9 +241,16 @@ def choose_run(service: StudyService, param: str = "run") -> Run | None:
                 for column, found in zip(st.columns(4), recent[row : row + 4], strict=False):
                     column.image(enlarged_png(found.pixels, 96), width=96, alt=found.title)
                     if column.button("Open", key=f"{param}-{found.id}", help=plain(found.title), width="stretch"):
+                        forget_details()
                         st.query_params[param] = found.id
                         st.rerun()
     return run
+
+
+def forget_details() -> None:
+    """Take the part of an image and the training image beside it out of the URL; they belong to the image before."""
+    for param in ("region", "sample"):
+        st.query_params.pop(param, None)
 
 
 def open_sample(sample_id: str) -> None:

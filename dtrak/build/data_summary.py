@@ -54,6 +54,6 @@ def _base(folder: StudyFolder) -> str:
 
 def _counted(values: Iterable[str]) -> list[str]:
     counted = Counter(value or "not stated" for value in values).most_common()
-    rows = [f"| {name} | {count:,} |" for name, count in counted[:MOST]]
+    rows = [f"| {' '.join(name.replace('|', '/').split())} | {count:,} |" for name, count in counted[:MOST]]
     more = [f"| {len(counted) - MOST} more | |"] if len(counted) > MOST else []
     return ["| name | images |", "|---|--:|", *rows, *more]

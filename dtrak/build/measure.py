@@ -7,7 +7,7 @@ from dtrak.build.features import ablation_parts, evaluation_sets
 from dtrak.build.pipeline import compute_features
 from dtrak.evaluation.measure import evaluate, family_rows, judges
 from dtrak.evaluation.naming import naming
-from dtrak.evaluation.results import Row, save_evaluation
+from dtrak.evaluation.results import Row, load_evaluation, save_evaluation
 from dtrak.execution.engines import Engine
 from dtrak.methods.attributor import Attributor
 from dtrak.methods.settings import Setting
@@ -19,8 +19,14 @@ NAMED = ("dtrak", "trak", "pixel-rbf-label")  # methods whose significance test 
 logger = logging.getLogger(__name__)
 
 
-def evaluate_study(folder: StudyFolder, engine: Engine, batch_size: int = 16, device: str = "cpu") -> list[Row]:
+def evaluate_study(
+    folder: StudyFolder, engine: Engine, batch_size: int = 16, device: str = "cpu", missing_only: bool = False
+) -> list[Row]:
     """Compute the LDS of each available method and each ablation setting, and store the results.
+
+    Args:
+        missing_only: keep results that were measured before, or came with the study, for this model and these data;
+            then only the queries' features are computed, which the Ablate page needs.
 
     Raises:
         DtrakError: there are too few retrained models.
@@ -29,6 +35,10 @@ def evaluate_study(folder: StudyFolder, engine: Engine, batch_size: int = 16, de
     truth, asked = judges(attributor)
     logger.info("Features of the evaluation queries:")
     compute_features(folder, ablation_parts(evaluation_sets(folder)), engine, batch_size, device)
+    known = load_evaluation(folder) if missing_only else None
+    if known is not None and not known.stale:
+        logger.info("Kept the results of %s.", known.behind["measured"])
+        return list(known.rows)
     with progress("evaluate", None) as show:
         rows = evaluate(attributor, report=lambda what, done, total: show(done, what, total))
     fitted = None if attributor.why_not("datamodel") else attributor.subsets("fit")

@@ -175,6 +175,7 @@ def merge_shares(folder: StudyFolder, device: str = "cpu") -> None:
     build_indexes(folder, stores)
     fit_ekfac(folder, device)
     embed(folder)
+    draw_maps(folder, device)
 
 
 def embed(folder: StudyFolder) -> None:

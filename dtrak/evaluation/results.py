@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -198,7 +198,8 @@ def load_evaluation(folder: StudyFolder) -> Evaluation | None:
     for root in truth_folders(folder):
         if (root / RESULTS_FILE).exists():
             content = read_json(root / RESULTS_FILE)
-            if any(set(row) != {f.name for f in fields(Row)} for row in content["rows"]):
+            known, needed = {f.name for f in fields(Row)}, {f.name for f in fields(Row) if f.default is MISSING}
+            if not all(needed <= set(row) <= known for row in content["rows"]):
                 continue  # of an earlier version
             rows = tuple(_as(Row, row) for row in content["rows"])
             families = tuple(_as(FamilyRow, row) for row in content["families"])

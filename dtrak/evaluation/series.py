@@ -1,7 +1,8 @@
 """One picture with more and more of its sources removed: a retraining for each of a series of counts.
 
-Beside each stands the picture without as many random images of the same labels and creators: what the sources add
-is the difference between the two. Results lie in ``truth/removals.json`` and ``truth/removals/``.
+Beside each stands the picture without as many random images of the same labels and creators (which may be sources
+too): what the sources add is the difference between the two. Results lie in ``truth/removals.json`` and
+``truth/removals/``.
 """
 
 from collections.abc import Callable
@@ -24,7 +25,7 @@ from dtrak.study.folder import StudyFolder, check_retrainable, truth_folders
 from dtrak.utils.files import atomic_write, read_json, write_json
 from dtrak.utils.noise import keyed_generator
 
-SHARES = (0.0, 0.02, 0.05, 0.1, 0.25, 0.5)  # of the training images
+SHARES = (0.0, 0.05, 0.25)  # of the training images
 FILE, PICTURES = "removals.json", "removals"
 
 

@@ -25,10 +25,11 @@ from dtrak.config import TruthConfig
 from dtrak.execution.memory import with_smaller_batches
 from dtrak.execution.threads import task_threads
 from dtrak.methods.attributor import Attributor
-from dtrak.methods.queries import generate_query
 from dtrak.methods.query import Query, QuerySet, generated_settings, load_query_set, save_query_set
 from dtrak.methods.subsets import Family, belongs_to, subset_mask
 from dtrak.models.base import DiffusionModel
+from dtrak.models.lora import lora_merged
+from dtrak.models.sampling import generate
 from dtrak.study.folder import StudyFolder, check_retrainable, model_digest, truth_folders
 from dtrak.training.study import training_run
 from dtrak.utils.errors import DtrakError
@@ -39,6 +40,7 @@ MOST_HELDOUT = 1000
 NOISE_SEED = 1  # features use 0
 BATCH = 100  # (timestep, draw) pairs per forward pass
 FIT_SEEDS = 1000
+TOGETHER = 16  # images generated in one batch
 MOST_STORED = 100  # losses per query in a file
 
 
@@ -79,13 +81,14 @@ def query_set(
     pixels = [np.asarray(table.pixels[row]) for row in rows]
     labels = [table.names[row] for row in rows]
     random = keyed_generator("query conditions", 0, "")
-    count = folder.study.truth.generated
-    for number in range(count):
+    count, model = folder.study.truth.generated, attributor.model
+    for _ in range(count):
         name = table.names[int(random.integers(table.train_size))]
-        labels.append(name if attributor.model.takes_text or name in attributor.model.names else None)
-        settings = generated_settings(number, labels[-1], folder.study.guidance)
-        pixels.append(generate_query(attributor, settings).pixels)
-        report(number + 1, count)
+        labels.append(name if model.takes_text or name in model.names else None)
+    wanted = [generated_settings(number, labels[len(rows) + number], folder.study.guidance) for number in range(count)]
+    for start in range(0, count, TOGETHER):
+        pixels.extend(generate(model, wanted[start : start + TOGETHER]))
+        report(min(start + TOGETHER, count), count)
     asked = QuerySet(
         np.stack(pixels), tuple(label or "" for label in labels), len(rows), folder.study.guidance, model_digest(folder)
     )
@@ -115,15 +118,16 @@ def query_losses(
 ) -> Float[np.ndarray, "q pairs"]:
     """The losses of each query at all pairs of :attr:`TruthConfig.pairs`."""
     found, size = [], BATCH
-    for query in queries:
-        x = model.encode(query.pixels[None]).to(model.device)
+    with lora_merged(model.network):
+        for query in queries:
+            x = model.encode(query.pixels[None]).to(model.device)
 
-        def total(size: int, query: Query = query, x: Tensor = x) -> np.ndarray:
-            chunks = [config.pairs[start : start + size] for start in range(0, len(config.pairs), size)]
-            return torch.cat([pair_losses(model, query, x, chunk) for chunk in chunks]).cpu().numpy()
+            def total(size: int, query: Query = query, x: Tensor = x) -> np.ndarray:
+                chunks = [config.pairs[start : start + size] for start in range(0, len(config.pairs), size)]
+                return torch.cat([pair_losses(model, query, x, chunk) for chunk in chunks]).cpu().numpy()
 
-        losses, size = with_smaller_batches(total, size)
-        found.append(losses)
+            losses, size = with_smaller_batches(total, size)
+            found.append(losses)
     return np.stack(found)
 
 

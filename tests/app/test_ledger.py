@@ -27,26 +27,26 @@ def run_of(name):
 
 
 def test_a_strong_creator_is_credited_and_chance_is_not():
-    strong, _ = ledger(NULL, RECORDS, [STRONG])
+    strong, _ = ledger(NULL, [STRONG])
     first = strong.credits[0]
     assert first.creator == "ann"
     assert first.credited == pytest.approx(first.observed - first.expected)
     assert first.low < first.credited < first.high
     assert [c.credited for c in strong.credits[1:]] == [0, 0, 0]
     assert strong.unattributed == pytest.approx(1 - first.credited)
-    chance, _ = ledger(NULL, RECORDS, [CHANCE])
+    chance, _ = ledger(NULL, [CHANCE])
     assert chance.unattributed == 1
     assert sum(c.observed for c in chance.credits) == pytest.approx(1)
 
 
 def test_unrelated_images_are_credited_rarely():
     more = RANDOM.standard_normal((400, 80))
-    credited = [ledger(NULL, RECORDS, [row])[0].unattributed < 1 for row in more]
+    credited = [ledger(NULL, [row])[0].unattributed < 1 for row in more]
     assert np.mean(credited) < 0.08  # 5 % and the noise of 400 draws
 
 
 def test_several_pictures_are_the_mean_of_each():
-    whole, each = ledger(NULL, RECORDS, [STRONG, CHANCE])
+    whole, each = ledger(NULL, [STRONG, CHANCE])
     assert whole.pictures == 2
     assert whole.unattributed == pytest.approx(np.mean([one.unattributed for one in each]))
     assert whole.credits[0].credited_in == 1
@@ -55,8 +55,8 @@ def test_several_pictures_are_the_mean_of_each():
 
 
 def test_shares_are_of_positive_scores():
-    assert shares_by(("a", "b"), ["b", "a", "b"], np.array([3.0, 1.0, -9.0])).tolist() == [0.25, 0.75]
-    assert shares_by(("a",), ["a"], np.array([-1.0])).tolist() == [0.0]
+    assert shares_by(2, np.array([1, 0, 1]), np.array([3.0, 1.0, -9.0])).tolist() == [0.25, 0.75]
+    assert shares_by(1, np.array([0]), np.array([-1.0])).tolist() == [0.0]
 
 
 def test_copies_that_inflate_a_share_are_found():
@@ -65,14 +65,16 @@ def test_copies_that_inflate_a_share_are_found():
     groups = np.arange(80)
     groups[[4, 8]] = 0
     fall = merged_change(RECORDS, [scores], groups)
-    assert fall["ann"] == pytest.approx(1 - 0.5 / 0.75)
-    assert fall["bob"] == pytest.approx(1 - 0.5 / 0.25)
+    assert fall["ann"] == pytest.approx(2 / 3)
+    assert fall["bob"] == pytest.approx(0)
+    groups[[0, 1]] = 50  # a copy by somebody else takes nothing
+    assert merged_change(RECORDS, [scores], groups)["bob"] == pytest.approx(0)
     assert set(fall) == {"ann", "bob"}
 
 
 def test_files_validate_and_their_shares_sum_to_one():
     runs = [run_of("r1"), run_of("r2")]
-    _, each = ledger(NULL, RECORDS, [STRONG, CHANCE])
+    _, each = ledger(NULL, [STRONG, CHANCE])
     content = ledger_file("s", "m", "dtrak", "LDS 3", "f", runs, each, RECORDS, [STRONG, CHANCE])
     again = LedgerFile.model_validate_json(as_json(content))
     assert again == content

@@ -167,7 +167,7 @@ def test_nothing_in_a_url_is_loaded_or_becomes_a_link(context, server):
     for path in (
         f"attribution?run={text}", f"compare?run={text}", f"compare?lanes={text}", f"compare?pins={text}",
         f"ablate?setting=dtrak,checkpoint={text}", f"ablate?setting={text}", f"sample?id={text}",
-        f"ledger?creator={text}", f"ledger?run={text}", f"generate?prompt={text}", f"evaluate?queries={text}",
+        f"ledger?creator={text}", f"generate?prompt={text}", f"evaluate?queries={text}",
         f"?study={text}",
     ):  # fmt: skip
         visit(page, f"{server}/{path}")

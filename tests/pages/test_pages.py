@@ -13,7 +13,7 @@ from streamlit.testing.v1 import AppTest
 from dtrak.analysis.significance import null_of
 from dtrak.app.elements import plain
 from dtrak.app.example import first_example, write_example
-from dtrak.app.jobs import queue_beside, retraining_queue
+from dtrak.app.jobs import queue, queue_beside, retraining_queue
 from dtrak.app.runs import read_settings
 from dtrak.app.service import study_service
 from dtrak.config import ROOT, load_study
@@ -253,6 +253,8 @@ def test_the_timeline_shows_a_source_for_each_timestep(app, run):
     app.query_params["run"] = run.id
     app.switch_page("pages/attribution.py").run()
     app.segmented_control(key="section").set_value("timeline").run()
+    wait_until(lambda: not queue().active(), 30)
+    app.run()
     assert not app.exception
     assert {f"t = {t}" for t in (0, 200, 400, 600, 800)} <= {c.value for c in app.caption}
 
@@ -429,6 +431,6 @@ def test_ledger(app, run):
     assert "unattributed" in text(app)
     assert "of the training images" in text(app)
     assert "LDS" in text(app)
-    app.selectbox(key="run").set_value(run.id).run()
+    app.selectbox(key="ledger_image").set_value(run.id).run()
     assert not app.exception
     assert "1 is too few" in text(app)

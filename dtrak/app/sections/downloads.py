@@ -18,6 +18,8 @@ def downloads_section(
 ) -> None:
     """The download buttons; each file is made when its button is pressed."""
     described = run.settings.as_dict() if run.settings else {"image": "uploaded", "label": run.label}
+    if run.region is not None:
+        described |= {"region": run.region.text}
     setting, study = answer.setting, service.folder.study
     name = f"{run.id}-{setting.text}"
     credit, measured = study.data.credit or "", service.reliability(setting, run).text

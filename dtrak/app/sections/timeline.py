@@ -1,21 +1,15 @@
 """The denoising path as a strip: what the model saw at each timestep, and the strongest source there."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import streamlit as st
-from jaxtyping import UInt8
 
 from dtrak.analysis.evidence import split_by_timestep
 from dtrak.app.elements import describe, explain, plain
 from dtrak.app.runs import Run
 from dtrak.app.service import StudyService
 from dtrak.app.views import format_score
-from dtrak.methods.attributor import Attributor, Features
-from dtrak.methods.query import Query
+from dtrak.app.widgets import show_error, wait_for
 from dtrak.methods.ranking import Ranking
-from dtrak.methods.settings import Setting
-from dtrak.models.sampling import trajectory
 from dtrak.utils.errors import DtrakError
 from dtrak.utils.images import enlarged_png
 
@@ -24,8 +18,8 @@ MOST = 10  # timesteps shown
 
 def timeline_section(service: StudyService, run: Run, answer: Ranking) -> None:
     """The strip, from noise to image."""
-    if run.settings is None:
-        st.info("Only images generated here have a denoising path.")
+    if service.query(run).settings is None:
+        st.info("Only images that the present model generated here have a denoising path.")
         return
     try:
         split = service.answer(run, answer.setting, split_by_timestep)
@@ -34,16 +28,21 @@ def timeline_section(service: StudyService, run: Run, answer: Ranking) -> None:
         return
     order = sorted(range(len(split.timesteps)), key=lambda i: -split.timesteps[i])
     order = [order[i] for i in np.unique(np.linspace(0, len(order) - 1, MOST).astype(int)).tolist()]
-    times = tuple(split.timesteps[i] for i in order)
-    with st.spinner("Generating the image again…"):
-        pictures = service.answer(run, answer.setting, denoised, times)
+    times = [split.timesteps[i] for i in order]
+    job = service.path(run, times)
+    if job.state == "failed" and job.error:
+        show_error(job.error)
+        return
+    if job.state != "done":
+        wait_for(job, "Generating the image again, step", "timeline-cancel")
+        return
     st.caption(
-        "From noise to image. Above: the image that the model predicts at this timestep. Below: the training image with "
-        "the largest part of the score there. Early steps set the structure, late ones the texture."
+        "From noise to image. Above: the image that the model predicts at this timestep. Below: the training image "
+        "with the largest part of the score there. Early steps set the structure, late ones the texture."
     )
     table = service.attributor.table
     with st.container(horizontal=True):
-        for number, (i, pixels) in enumerate(zip(order, pictures, strict=True)):
+        for number, (i, pixels) in enumerate(zip(order, job.result, strict=True)):
             best = int(split.scores[i].argmax())
             record = table.records[best]
             with st.container(width=104, key=f"step-{number}"):
@@ -51,13 +50,3 @@ def timeline_section(service: StudyService, run: Run, answer: Ranking) -> None:
                 st.caption(f"t = {times[number]}")
                 st.image(enlarged_png(table.pixels[best], 64), width=64, alt=describe(record))
                 st.caption(f"{plain(record.caption or record.id)}  \n{format_score(float(split.scores[i, best]))}")
-
-
-def denoised(
-    attributor: Attributor, setting: Setting, query: Query, features: Features, times: Sequence[int]
-) -> UInt8[np.ndarray, "times r r 3"]:
-    """The images predicted on the way at the sampling steps nearest to some timesteps."""
-    assert query.settings is not None
-    x0, steps = trajectory(attributor.model, query.settings)
-    rows = [int(np.abs(np.array(steps) - t).argmin()) for t in times]
-    return attributor.model.decode(x0[rows])
