@@ -12,6 +12,7 @@ from dtrak.utils.images import enlarged_png
 
 ANY = "any"
 MOST_TEXT, MOST_CLASS = 20.0, 5.0  # guidance
+KEPT = 12  # images in the strip
 MOST_CAPTIONS = 5_000  # offered as prompts
 
 
@@ -46,29 +47,36 @@ def take_caption() -> None:
         st.session_state["prompt"] = st.session_state["caption"]
 
 
-def condition() -> tuple[str | None, str]:
-    """The class or prompt, and the negative prompt, entered in the form."""
+def condition() -> str | None:
+    """The class or prompt entered in the form."""
     if service.takes_text:
         suggestion = service.classes[0] if service.classes else ""
         table = service.attributor.table
         captions = sorted({name for name in table.names[: min(table.train_size, MOST_CAPTIONS)] if name})
-        st.selectbox(
-            "Caption of a training image", captions, index=None, key="caption", on_change=take_caption,
-            placeholder="Type to search, or write below",
-        )  # fmt: skip
         prompt = st.text_area("Prompt", suggestion, height=68, max_chars=500, key="prompt", bind="query-params")
-        avoid = st.text_input(
-            "Negative prompt",
-            max_chars=500,
-            key="negative",
-            bind="query-params",
-            help="What guidance steers away from.",
-        )
-        return prompt.strip() or None, avoid.strip()
+        st.selectbox(
+            "Or the caption of a training image", captions, index=None, key="caption", on_change=take_caption,
+            placeholder="Type to search",
+        )  # fmt: skip
+        return prompt.strip() or None
     if service.classes:
         label = st.selectbox("Class", [ANY, *service.classes], index=1, key="label", bind="query-params")
-        return (None if label == ANY else label), ""
-    return None, ""
+        return None if label == ANY else label
+    return None
+
+
+def kept() -> None:
+    """Show the latest images, so that there is something to attribute at once."""
+    found = service.runs.latest(KEPT)
+    if not found:
+        return
+    st.caption("Kept images")
+    with st.container(horizontal=True):
+        for run in found:
+            with st.container(width=112, key=f"kept-{run.id}"):
+                st.image(enlarged_png(run.pixels, 128), width=96, alt=run.title)
+                st.page_link("pages/attribution.py", label="Attribute", query_params={"run": run.id},
+                             help=plain(run.title))  # fmt: skip
 
 
 hand_over_to_app()
@@ -76,28 +84,25 @@ st.title("Generate")
 service = current_service()
 form, results = st.columns([1, 2], gap="large")
 with form:
+    label = condition()
     st.number_input(
         "Seed", 0, 2**32 - 1, 7, key="seed", bind="query-params", help="The same seed gives the same pixels."
     )
-    st.slider("Steps", 5, 200, 50, key="steps", bind="query-params", help="Denoising steps (DDIM).")
-    st.slider("Images", 1, 8, 1, key="images", bind="query-params", help="Uses this seed and the following ones.")
-    label, negative = condition()
-    guidance = lora = 1.0
-    if service.takes_text or service.classes:
-        most = MOST_TEXT if service.takes_text else MOST_CLASS
-        start_at = service.folder.study.guidance
-        guidance = st.slider("Guidance", 0.0, most, start_at, 0.5, key="guidance", bind="query-params")
-    if service.takes_text and service.has_adapter:
-        lora = st.slider(
-            "LoRA scale",
-            0.0,
-            2.0,
-            1.0,
-            0.05,
-            key="lora",
-            bind="query-params",
-            help="0 uses the base model only.",
-        )
+    press = st.container()
+    with st.expander("Options"):
+        st.slider("Steps", 5, 200, 50, key="steps", bind="query-params", help="Denoising steps (DDIM).")
+        st.slider("Images", 1, 8, 1, key="images", bind="query-params", help="Uses this seed and the following ones.")
+        negative, guidance, lora = "", 1.0, 1.0
+        if service.takes_text:
+            negative = st.text_input("Negative prompt", max_chars=500, key="negative", bind="query-params",
+                                     help="What guidance steers away from.").strip()  # fmt: skip
+        if service.takes_text or service.classes:
+            most = MOST_TEXT if service.takes_text else MOST_CLASS
+            start_at = service.folder.study.guidance
+            guidance = st.slider("Guidance", 0.0, most, start_at, 0.5, key="guidance", bind="query-params")
+        if service.takes_text and service.has_adapter:
+            lora = st.slider("LoRA scale", 0.0, 2.0, 1.0, 0.05, key="lora", bind="query-params",
+                             help="0 uses the base model only.")  # fmt: skip
     settings = [
         GenerationSettings(
             int(st.session_state["seed"]) + i,
@@ -109,7 +114,7 @@ with form:
         )
         for i in range(st.session_state["images"])
     ]
-    start = st.button("Generate", type="primary", width="stretch", key="generate")
+    start = press.button("Generate", type="primary", width="stretch", key="generate")
     st.file_uploader("Restore settings from a downloaded PNG", type=["png"], key="png", on_change=restore)
     if "restore_error" in st.session_state:
         show_error(st.session_state["restore_error"])
@@ -131,7 +136,7 @@ with results:
     elif job and job.state == "cancelled" and not runs:
         st.info("Cancelled. Nothing was saved. Press Generate to start again.")
     elif not runs:
-        st.info("Choose a seed and press Generate; an image takes a second or two.")
+        st.info("Choose a prompt and a seed, and press Generate; an image takes a few seconds.")
     if runs and not (job and job.active):
         columns = st.columns(min(len(runs), 4))
         for place, run in enumerate(runs):
@@ -145,3 +150,5 @@ with results:
                     key=f"download-{run.id}", on_click="ignore", width="stretch",
                     help="Contains its settings; upload it here to restore them.",
                 )  # fmt: skip
+    if not runs and not (job and job.active):
+        kept()

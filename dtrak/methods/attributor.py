@@ -115,7 +115,13 @@ class Attributor(TrainingSide):
             DtrakError: features or models that the method needs are missing.
         """
         self._check_region(setting, query)
-        return METHODS[setting.method].scores(self, setting, query, features)
+        scores, damping = METHODS[setting.method].scores(self, setting, query, features)
+        if not np.abs(scores).max() < LARGEST:  # also false for NaN
+            raise DtrakError(
+                "The scores are not finite, or too large to be right: a file of the study is damaged.",
+                hint=f"python -m index_builder verify {self.folder.study.name} --repair, then build again.",
+            )
+        return scores, damping
 
     @staticmethod
     def _check_region(setting: Setting, query: Query) -> None:
@@ -136,11 +142,6 @@ class Attributor(TrainingSide):
         """
         setting = Setting(setting) if isinstance(setting, str) else setting
         scores, damping = self.scores(setting, query, features)
-        if not np.abs(scores).max() < LARGEST:  # also false for NaN
-            raise DtrakError(
-                "The scores are not finite, or too large to be right: a file of the study is damaged.",
-                hint=f"python -m index_builder verify {self.folder.study.name} --repair, then build again.",
-            )
         ends = METHODS[setting.method].ends(self, setting, query, features, damping, top)
         return Ranking(setting, damping, self.fingerprint(setting), self.table, scores, top, ends=ends)
 

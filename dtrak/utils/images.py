@@ -9,10 +9,11 @@ from jaxtyping import UInt8
 from PIL import Image
 
 TILE = 128  # tile size, pixels
+SMOOTH = 48  # images at least this wide are enlarged smoothly
 
 
 def data_url(pixels: UInt8[np.ndarray, "r r 3"], size: int = TILE) -> str:
-    """An image as a PNG data URL; small images are enlarged without blurring."""
+    """An image as a PNG data URL; small images are enlarged."""
     return png_url(enlarged_png(pixels, size))
 
 
@@ -28,10 +29,13 @@ def enlarged_file(path: Path, size: int = TILE) -> bytes:
 
 
 def enlarged_png(pixels: UInt8[np.ndarray, "r r 3"], size: int = TILE) -> bytes:
-    """A PNG at least ``size`` pixels wide; small images are enlarged by an integer factor, without blurring."""
+    """A PNG at least ``size`` pixels wide: smaller ones enlarged by an integer factor, tiny ones without blurring."""
     image = Image.fromarray(np.ascontiguousarray(pixels))
     if image.width < size:
-        image = image.resize((image.width * -(-size // image.width),) * 2, Image.Resampling.NEAREST)
+        image = image.resize(
+            (image.width * -(-size // image.width),) * 2,
+            Image.Resampling.NEAREST if image.width < SMOOTH else Image.Resampling.LANCZOS,
+        )
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()

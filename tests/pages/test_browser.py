@@ -140,7 +140,7 @@ def test_two_users_at_once_get_their_own_pictures(context, browser, server, buil
 def test_pages_fit_a_phone_in_light_and_dark(browser, server, scheme):
     context = browser.new_context(viewport={"width": 390, "height": 800}, color_scheme=scheme)
     page = context.new_page()
-    for name in ("", "generate", "attribution", "ablate", "compare", "about"):
+    for name in ("", "generate", "attribution", "ablate", "compare", "explore", "evaluate", "ledger", "about"):
         visit(page, f"{server}/{name}")
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
     background = page.evaluate("getComputedStyle(document.querySelector('[data-testid=stApp]')).backgroundColor")
