@@ -1,4 +1,4 @@
-# `make run` installs, builds the demo index and opens the app; `make test` installs and runs the tests.
+# `make run` installs, opens the app and builds the demo index behind it; `make test` installs and runs the tests.
 
 PYTHON ?= python3
 PORT ?= 8501
@@ -10,7 +10,7 @@ LOG ?= workspace/build.log
 .PHONY: run test setup lint format wheel docs bench fuzz lock audit sbom prove-gpu clean help
 
 help: ## list the make targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
 
 run: setup ## install, open the app on 127.0.0.1, and build the demo index behind it
 	$(BIN)/python -m index_builder prepare $(STUDY)
@@ -65,7 +65,7 @@ sbom: $(VENV)/.installed-dev ## write a software bill of materials to build/sbom
 	mkdir -p build
 	$(BIN)/cyclonedx-py requirements requirements.lock -o build/sbom.json
 
-prove-gpu: $(VENV)/.installed-dev ## run what wants a GPU, within ten minutes, and write docs/gpu.md
+prove-gpu: $(VENV)/.installed-dev ## run what needs a GPU, within ten minutes, and write docs/gpu.md
 	$(BIN)/python scripts/prove_gpu.py
 
 docs: $(VENV)/.installed-dev ## build the documentation into build/site

@@ -8,7 +8,7 @@ from benchmarks.report import Row, medians, publish
 from dtrak.execution.threads import task_threads
 from dtrak.gradients.projection import SparseProjector
 
-SIZES = ((821_120, 4096), (4_992_012, 4096), (38_307_203, 32_768))  # the demo's LoRA, its base, CIFAR-10's network
+SIZES = ((2_320_896, 4096), (7_032_712, 4096), (38_307_203, 32_768))  # the demo's LoRA, its base, CIFAR-10's network
 
 
 def projection_rows(tuned: int, dim: int) -> list[Row]:
