@@ -23,7 +23,7 @@ from dtrak.study.folder import StudyFolder
 from dtrak.utils.errors import DtrakError
 from dtrak.utils.progress import progress
 from index_builder.exact import check_exact, exact
-from index_builder.ledgering import data_summary, ledger
+from index_builder.ledgering import data_summary, import_scores, ledger
 from index_builder.measuring import counterfactual, evaluate, removals, retrain
 from index_builder.new import new
 from index_builder.options import (
@@ -173,7 +173,19 @@ def merge(study: StudyArgument, device: DeviceOption = "cpu") -> None:
     Study(load_study(study)).merge(device)
 
 
-for command in (new, plan, retrain, evaluate, counterfactual, removals, exact, check_exact, ledger, data_summary):
+for command in (
+    new,
+    plan,
+    retrain,
+    evaluate,
+    counterfactual,
+    removals,
+    exact,
+    check_exact,
+    ledger,
+    import_scores,
+    data_summary,
+):
     app.command()(command)
 
 

@@ -1,4 +1,4 @@
-"""Commands for rights holders and providers: ledger, data-summary."""
+"""Commands for rights holders and providers: ledger, import-scores, data-summary."""
 
 import json
 from pathlib import Path
@@ -12,6 +12,7 @@ from dtrak.study.folder import StudyFolder
 from dtrak.utils.errors import DtrakError
 from dtrak.utils.files import write_bytes
 from index_builder.options import MethodName, MethodOption, StudyArgument
+from index_builder.terminal import errors
 
 
 def ledger(
@@ -51,6 +52,28 @@ def ledger(
         return
     write_bytes(out, as_csv(found) if out.suffix == ".csv" else as_json(found))
     print(out)
+
+
+def import_scores(
+    study: StudyArgument, file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="JSON or CSV.")]
+) -> None:
+    """Read another tool's scores of STUDY's saved images; they become the method "imported".
+
+    Each row has "output" (id of a saved image), "work" (id of a training image) and "score" or "share".
+    """
+    from dtrak.app.runs import RunStore
+    from dtrak.methods.imported import import_scores as read
+    from dtrak.methods.query import Query
+
+    folder = StudyFolder(load_study(study))
+    runs = RunStore(folder.runs)
+
+    def query_of(name: str) -> str | None:
+        run = runs.load(name)
+        return name if name.startswith("query:") else Query(run.pixels).id if run else None
+
+    images, left_out = read(folder, file.read_text(encoding="utf-8", errors="replace"), query_of)
+    errors.print(f"Scores for {images} images; {left_out} rows are about other images and were left out.")
 
 
 def data_summary(study: StudyArgument) -> None:

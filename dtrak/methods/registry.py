@@ -5,6 +5,7 @@ from dtrak.methods import (
     control,
     ensembles,
     exact,
+    imported,
     influence,
     journey,
     kfac,
@@ -27,6 +28,7 @@ METHODS: dict[str, Method] = {
         *similarity.METHODS,
         *exact.METHODS,
         *unlearning.METHODS,
+        *imported.METHODS,
         *retrained.METHODS,
         *control.METHODS,
     )
