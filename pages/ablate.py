@@ -11,6 +11,7 @@ from dtrak.app.ablate import POWERS, Scores, damping_curve, setting_cost
 from dtrak.app.elements import explain, plain
 from dtrak.app.evaluate import baseline_text
 from dtrak.app.figures import damping_figure
+from dtrak.app.sections.multiples import multiples_section
 from dtrak.app.sections.trust import reliability_card
 from dtrak.app.service import all_scores
 from dtrak.app.views import change_badges, damping_text, default_power, tiles
@@ -249,6 +250,7 @@ def lab() -> None:
                 wanted = {"run": run.id, "lanes": ";".join(shown_lanes), "pins": ";".join(texts)}
                 st.page_link("pages/compare.py", label="Compare the pinned settings", query_params=wanted)
             st.caption(f"Ranked {len(scores)} images in {elapsed * 1e3:.1f} ms.")
+            multiples_section(service, run, setting)
             if METHODS[setting.method].damping is not None:
                 st.markdown("**Sensitivity to λ.** Rank-biased overlap of the ranking at each λ with the one above.")
                 large = len(scores) > CURVE_AT_ONCE

@@ -303,6 +303,18 @@ def test_ablate(app, run):
     assert "Overlap with previous" in {m.label for m in app.metric}
 
 
+def test_all_values_of_a_choice_side_by_side(app, run):
+    app.run()
+    app.query_params["run"] = run.id
+    app.switch_page("pages/ablate.py").run()
+    for choice in ("damping", "timesteps", "output"):
+        app.selectbox(key="multiples").set_value(choice).run()
+        wait_until(lambda: not queue().active(), 30)
+        app.run()
+        assert not app.exception
+        assert "Each column is D-TRAK" in text(app)
+
+
 def test_ablate_survives_a_nonsense_link(app, run):
     app.run()
     app.query_params["run"] = run.id
