@@ -241,6 +241,11 @@ def test_a_part_of_the_image_is_asked_about(app, run):
     assert "--region 0,0,0.5,0.5" in app.code[2].value
     whole, asked = (service.attribute(one, Setting("dtrak"), 10).scores for one in (run, part))
     assert abs(whole - asked).max() > 0
+    edges = [slider for slider in app.slider if "edge" in slider.label]
+    assert [slider.value for slider in edges] == [(0, 50), (0, 50)]
+    edges[0].set_value((50, 100))
+    next(b for b in app.button if b.label == "Ask about this part").click().run()
+    assert app.query_params["region"] in ("0.5,0,1,0.5", ["0.5,0,1,0.5"])
     app.button(key="region-clear").click().run()
     assert "compares whole images" not in text(app)
     app.query_params["region"] = "nonsense"
