@@ -26,3 +26,4 @@ run retrain demo --family remove-5 --subsets 48
 run counterfactual demo --queries 16
 run build demo
 run evaluate demo
+run build demo --index-only

@@ -9,13 +9,14 @@ from dtrak.methods.settings import Setting
 
 
 def as_python(study: str, run: Run, setting: Setting, top: int) -> str:
-    """Python that computes a ranking; an uploaded image is read from ``image.png``."""
+    """Python that computes a ranking; an image that a call cannot generate is read from ``image.png``."""
     lines = ["import dtrak", "", f"study = dtrak.open_study({study!r})"]
     told = f", label={run.label!r}" if run.label else ""
-    if run.settings is None:
+    if not _repeatable(run):
         picture = '"image.png"'
     else:
         one = run.settings
+        assert one is not None
         negative = f", negative={one.negative!r}" if one.negative else ""
         lines.append(
             f"picture = study.generate(seed={one.seed}{told}, steps={one.steps}, guidance={one.guidance:g}{negative})"
@@ -29,12 +30,13 @@ def as_python(study: str, run: Run, setting: Setting, top: int) -> str:
 
 
 def as_command(study: str, run: Run, setting: Setting, top: int) -> str:
-    """The command that prints a ranking; an uploaded image is read from ``image.png``."""
+    """The command that prints a ranking; an image that a call cannot generate is read from ``image.png``."""
     words = ["dtrak", "attribute", study]
-    if run.settings is None:
+    if not _repeatable(run):
         words += ["--image", "image.png"]
     else:
         one = run.settings
+        assert one is not None
         words += ["--seed", str(one.seed), "--steps", str(one.steps), "--guidance", f"{one.guidance:g}"]
         words += ["--negative", one.negative] if one.negative else []
     if run.label:
@@ -45,6 +47,11 @@ def as_command(study: str, run: Run, setting: Setting, top: int) -> str:
     if run.region is not None:
         words += ["--region", run.region.text]
     return shlex.join([*words, "--top", str(top), "--json"])
+
+
+def _repeatable(run: Run) -> bool:
+    """Whether a call can generate the image again: it was generated, with the LoRA at its own strength."""
+    return run.settings is not None and run.settings.lora_scale == 1
 
 
 def _changed(setting: Setting) -> dict[str, object]:

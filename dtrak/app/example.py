@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 FILE, SHIPPED = "example.json", "example"  # the latter beside the truth that ships with a study
 SHOWN, KEPT = 6, 4  # tiles of the example, and images that are kept as runs where the study names none
-VERSION = 2  # of the file
+VERSION = 3  # of the file
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,9 @@ def write_example(folder: StudyFolder, device: str = "cpu") -> None:
     from dtrak.evaluation.results import load_evaluation
     from dtrak.evaluation.series import load_series
     from dtrak.methods.attributor import Attributor
-    from dtrak.models.sampling import GenerationSettings, generate
+    from dtrak.methods.query import Query
+    from dtrak.methods.settings import Setting
+    from dtrak.models.sampling import GenerationSettings, generate_all
     from dtrak.utils.errors import DtrakError
 
     attributor, runs = Attributor(folder, device), RunStore(folder.runs)
@@ -101,27 +103,28 @@ def write_example(folder: StudyFolder, device: str = "cpu") -> None:
     drawn: dict[GenerationSettings, Any] = {}
     for steps in {one.steps for one in missing}:
         alike = [one for one in missing if one.steps == steps]
-        drawn |= dict(zip(alike, generate(attributor.model, alike), strict=True))
+        drawn |= dict(zip(alike, generate_all(attributor.model, alike), strict=True))
     for one in reversed(asked):  # the first one is the newest: pages open on it
         if one in drawn:
             runs.save_generated(fingerprint, one, drawn[one])
-    query, setting = first_example(attributor)
-    assert query.settings is not None
+    run = runs.load(runs.generated_id(fingerprint, asked[0]))
+    assert run is not None
+    assert run.settings is not None
+    # the saved pixels: drawn alone they could differ in a bit, and so be another query
+    query, setting = Query(run.pixels, run.settings.label, run.settings), Setting(attributor.methods()[0].name)
     answer = attributor.attribute(query, attributor.features(query, [setting]), setting, top=SHOWN)
     try:
         verdict = significance(null_of(attributor, setting).judge(answer.scores))
     except DtrakError as reason:  # its features are computed after the index
         verdict = "" if folder.study.features else f"No significance test: {reason.message}"
     series = []
-    if found := load_series(folder, query.settings):
+    if found := load_series(folder, run.settings):
         pictures, without, removed_by = found
         for step in without if removed_by == setting.text else ():
             names = [f"example-{step.removed}-{kind}.png" for kind in ("sources", "random")]
             for name, source in zip(names, (step.sources, step.random), strict=True):
                 write_bytes(folder.index / name, (pictures / source).read_bytes())
             series.append({"count": step.removed, "sources": names[0], "random": names[1]})
-    run = runs.load(runs.generated_id(fingerprint, query.settings))
-    assert run is not None
     write_bytes(folder.index / "example.png", enlarged_png(query.pixels, 256))
     content = {
         "version": VERSION, "depends": _depends(folder), "run": run.id, "title": run.title,

@@ -121,10 +121,14 @@ class StudyService:
 
         return queue().submit("generate:" + digest([self.folder.study.name, [s.as_dict() for s in settings]]), work)
 
-    def path(self, run: Run, times: Sequence[int]) -> Job:
-        """The job that generates a run again; its result is the images predicted nearest to some timesteps."""
+    def path(self, run: Run, times: Sequence[int], again: bool = False) -> Job:
+        """The job that generates a run again; its result is the images predicted nearest to some timesteps.
+
+        Args:
+            again: start anew after a job that failed or was cancelled.
+        """
         key = f"path:{self.folder.study.name}:{run.id}:{digest(list(times))}"
-        if (known := queue().get(key)) is not None and known.state != "cancelled":
+        if (known := queue().get(key)) is not None and not again:
             return known
 
         def work(job: Job) -> UInt8[np.ndarray, "times r r 3"]:
@@ -382,6 +386,7 @@ def study_service(study: str) -> StudyService:
         *folder.index.glob("*/manifest.json"),
         folder.root / COSTS_FILE,
         folder.data / "report.json",
+        *(folder.root / "imported").glob("*"),
         folder.model_dir / "training.json",
         *(root / name for root in truth_folders(folder) for name in TRUTH_PARTS),
     ]

@@ -16,7 +16,7 @@ from dtrak.data import Table
 from dtrak.evaluation.lds import Bootstrap, Estimate, Score, holm, lds, lds_with_interval, partial_lds, predicted
 from dtrak.evaluation.results import POWERS, FamilyRow, Row
 from dtrak.methods.attributor import Attributor
-from dtrak.methods.choices import CHOICES, changed, measured, offer, stored
+from dtrak.methods.choices import CHOICES, aligned, changed, measured, offer, stored
 from dtrak.methods.query import QuerySet, load_query_set
 from dtrak.methods.registry import METHODS
 from dtrak.methods.settings import Setting
@@ -127,11 +127,9 @@ def aligned_settings(attributor: Attributor, method: str, choice: str) -> list[S
     members = {name for name, kind in attributor.variants.items() if kind == "member"}
     values = [v for v in offer(attributor, Setting(method), choice).values if v not in members]
     tried = [s for v in values if (s := changed(attributor, Setting(method), choice, v))]
-    sides = [attributor.sides(setting)[0] for setting in tried]
-    if len(sides) < 2:
+    if len(tried) < 2:
         return []
-    alike = {"timesteps": min(len(s.pairs) for s in sides), "projection_dim": min(s.dim for s in sides)}
-    found = [setting.with_(**alike) for setting in tried]
+    found = aligned(attributor, tried)
     found = [s.with_(output=None) if choice == "output" and s.output == own else s for s in found]
     return [s for s in found if stored(attributor, s)]
 

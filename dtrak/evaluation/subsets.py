@@ -29,7 +29,7 @@ from dtrak.methods.query import Query, QuerySet, generated_settings, load_query_
 from dtrak.methods.subsets import Family, belongs_to, subset_mask
 from dtrak.models.base import DiffusionModel
 from dtrak.models.lora import lora_merged
-from dtrak.models.sampling import generate
+from dtrak.models.sampling import generate_all
 from dtrak.study.folder import StudyFolder, check_retrainable, model_digest, truth_folders
 from dtrak.training.study import training_run
 from dtrak.utils.errors import DtrakError
@@ -40,7 +40,6 @@ MOST_HELDOUT = 1000
 NOISE_SEED = 1  # features use 0
 BATCH = 100  # (timestep, draw) pairs per forward pass
 FIT_SEEDS = 1000
-TOGETHER = 16  # images generated in one batch
 MOST_STORED = 100  # losses per query in a file
 
 
@@ -86,9 +85,7 @@ def query_set(
         name = table.names[int(random.integers(table.train_size))]
         labels.append(name if model.takes_text or name in model.names else None)
     wanted = [generated_settings(number, labels[len(rows) + number], folder.study.guidance) for number in range(count)]
-    for start in range(0, count, TOGETHER):
-        pixels.extend(generate(model, wanted[start : start + TOGETHER]))
-        report(min(start + TOGETHER, count), count)
+    pixels.extend(generate_all(model, wanted, report))
     asked = QuerySet(
         np.stack(pixels), tuple(label or "" for label in labels), len(rows), folder.study.guidance, model_digest(folder)
     )

@@ -252,6 +252,17 @@ def changed(attributor: Attributor, setting: Setting, choice: str, value: Any) -
     return None
 
 
+def aligned(attributor: Attributor, settings: Sequence[Setting]) -> list[Setting]:
+    """Settings reduced to their smallest common timesteps and projection_dim, so that nothing else differs.
+
+    Raises:
+        DtrakError: features of a setting are missing.
+    """
+    sides = [attributor.sides(setting)[0] for setting in settings]
+    timesteps, dim = min(len(side.pairs) for side in sides), min(side.dim for side in sides)
+    return [setting.with_(timesteps=timesteps, projection_dim=dim) for setting in settings]
+
+
 def stored(attributor: Attributor, setting: Setting) -> bool:
     """Whether everything of the training side is built for a setting."""
     try:

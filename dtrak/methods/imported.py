@@ -71,22 +71,24 @@ def import_scores(folder: StudyFolder, content: str, query_of: Callable[[str], s
         DtrakError: the content has another form, or no row fits.
     """
     table = folder.table
-    found: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(table.train_size))
+    found: dict[tuple[str, str], np.ndarray] = defaultdict(lambda: np.zeros(table.train_size))
     left_out = 0
     for row in _rows(content):
-        query, place = query_of(str(row["output"])), _place(table, str(row["work"]))
+        output = str(row["output"])
+        query, place = query_of(output), _place(table, str(row["work"]))
         if query is None or place is None:
             left_out += 1
             continue
-        found[query][place] += row["value"]
+        found[output, query][place] += row["value"]
     if not found:
         raise DtrakError(
             "No row is about an image and a training image of this study.",
             hint="'output' must be the id of a saved image, 'work' that of a training image.",
         )
-    for query, scores in found.items():
+    by_query = {query: scores for (_, query), scores in found.items()}  # of equal images, the last one counts
+    for query, scores in by_query.items():
         write_npy(folder_of(folder) / f"{digest(query)}.npy", scores)
-    return len(found), left_out
+    return len(by_query), left_out
 
 
 def _place(table: Table, work: str) -> int | None:
@@ -96,11 +98,12 @@ def _place(table: Table, work: str) -> int | None:
 
 def _rows(content: str) -> list[dict[str, Any]]:
     try:
+        content = content.lstrip("\ufeff")
         if content.lstrip().startswith(("{", "[")):
             told = json.loads(content)
             rows = told["rows"] if isinstance(told, dict) else told
         else:
-            rows = list(csv.DictReader(io.StringIO(content.lstrip("\ufeff"))))
+            rows = list(csv.DictReader(io.StringIO(content)))
         found = []
         for row in rows:
             value = float(next(row[name] for name in VALUES if row.get(name) not in (None, "")))

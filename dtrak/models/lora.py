@@ -58,8 +58,10 @@ def lora_scaled(network: torch.nn.Module, scale: float) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def lora_merged(network: torch.nn.Module) -> Iterator[None]:
+def lora_merged(network: torch.nn.Module, scale: float = 1.0) -> Iterator[None]:
     """Add LoRA to the weights it adapts within the block, where no gradients are taken: a fifth less time a pass.
+
+    It is added at ``scale`` times its strength; what runs within the block sets the same :func:`lora_scaled`.
 
     The weights are put back exactly. Large networks, and those in lower precision, are left as they are: a copy of
     their weights would cost too much, and rounding would change the result.
@@ -71,9 +73,9 @@ def lora_merged(network: torch.nn.Module) -> Iterator[None]:
         yield
         return
     before = {layer: weight.detach().clone() for layer, weight in kept.items()}
-
-    for merging in layers:
-        merging.merge()
+    with lora_scaled(network, scale):
+        for merging in layers:
+            merging.merge()
     try:
         yield
     finally:

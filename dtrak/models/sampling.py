@@ -5,7 +5,7 @@ an image depends only on its seed, so a seed gives the same image in any batch.
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,10 +14,13 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from dtrak.execution.memory import with_smaller_batches
 from dtrak.execution.threads import task_threads
 from dtrak.models.base import DiffusionModel
 from dtrak.models.lora import lora_merged, lora_scaled
 from dtrak.utils.noise import keyed_generator
+
+TOGETHER = 16  # images of a batch, where memory allows it
 
 
 @dataclass(frozen=True)
@@ -111,10 +114,33 @@ def generate(model: DiffusionModel, settings: Sequence[GenerationSettings]) -> U
     return model.decode(last.x)
 
 
+def generate_all(
+    model: DiffusionModel,
+    settings: Sequence[GenerationSettings],
+    report: Callable[[int, int], None] = lambda done, total: None,
+) -> UInt8[np.ndarray, "n r r 3"]:
+    """:func:`generate` in batches that fit into memory.
+
+    Args:
+        report: called with (images generated, total images).
+    """
+    images: list[UInt8[np.ndarray, "r r 3"]] = []
+    size = TOGETHER
+
+    def following(size: int) -> UInt8[np.ndarray, "n r r 3"]:
+        return generate(model, settings[len(images) : len(images) + size])
+
+    while len(images) < len(settings):
+        drawn, size = with_smaller_batches(following, size)
+        images.extend(drawn)
+        report(len(images), len(settings))
+    return np.stack(images)
+
+
 @contextlib.contextmanager
 def merged_for(model: DiffusionModel, settings: GenerationSettings) -> Iterator[None]:
     """Merge the LoRA, at the strength of ``settings``, while :func:`sample` runs to its end within the block."""
-    with task_threads(), lora_scaled(model.network, settings.lora_scale), lora_merged(model.network):
+    with task_threads(), lora_merged(model.network, settings.lora_scale):
         yield
 
 

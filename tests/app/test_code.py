@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -36,6 +37,12 @@ def test_python_and_command_give_the_pages_ranking(attributor, source, generated
     printed = json.loads(call(*command[1:]).stdout)
     assert [entry["id"] for entry in printed["proponents"]] == expected
     assert printed["verdict"] is None or "p_value" in printed["verdict"]
+
+
+def test_an_image_with_another_strength_of_the_lora_is_read_from_a_file(generated):
+    run = replace(generated, settings=replace(generated.settings, lora_scale=0.5))
+    assert 'study.attribute("image.png"' in as_python("demo", run, SETTING, 3)
+    assert "--image image.png --label round" in as_command("demo", run, SETTING, 3)
 
 
 def test_an_upload_is_read_from_a_file(tmp_path):

@@ -20,8 +20,9 @@ def test_csv_and_json_give_the_same_scores(attributor):
     rows = [{"output": "mine", "work": ids[2], "score": 1.5}, {"output": "mine", "work": ids[4], "score": -2}]
     left = [{"output": "other", "work": ids[0], "score": 1}, {"output": "mine", "work": "unattributed", "score": 1}]
     lines = ["output,work,score", *(f"{r['output']},{r['work']},{r['score']}" for r in rows + left)]
-    for content in ("\n".join(lines), json.dumps({"rows": rows + left}), json.dumps(rows + left)):
-        known = {"mine": query.id}.get
+    twice = rows + [{**row, "output": "the same image"} for row in rows]
+    for content in ("\n".join(lines), "\ufeff" + json.dumps({"rows": rows + left}), json.dumps(twice + left)):
+        known = {"mine": query.id, "the same image": query.id}.get
         assert import_scores(attributor.folder, content, known) == (1, 2)
         scores, damping = attributor.scores(Setting("imported"), query, {})
         assert damping is None

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,10 +23,11 @@ from dtrak.methods.attributor import Attributor
 from dtrak.methods.query import Query
 from dtrak.methods.settings import Setting
 from dtrak.methods.subsets import load_subsets
+from dtrak.models import lora, sampling
 from dtrak.models.families.stable_diffusion import load_stable_diffusion
 from dtrak.models.loading import load_study_model
 from dtrak.models.lora import lora_scaled
-from dtrak.models.sampling import GenerationSettings, generate, initial_noise, sample
+from dtrak.models.sampling import GenerationSettings, generate, generate_all, initial_noise, sample
 from dtrak.study.folder import StudyFolder, model_digest, recipe_digest
 from dtrak.training.loop import KeyedBatches
 from dtrak.training.study import initial_model
@@ -115,7 +117,7 @@ def test_drawing_follows_diffusers(place, folder):
     torch.testing.assert_close(last.x, theirs, rtol=1e-3, atol=1e-3)
 
 
-def test_prompt_negative_guidance_and_lora_scale_each_matter(model):
+def test_prompt_negative_guidance_and_lora_scale_each_matter(model, monkeypatch):
     plain = GenerationSettings(1, 3, "a round painting", 2.0)
     pictures = [
         generate(model, [s])
@@ -130,6 +132,13 @@ def test_prompt_negative_guidance_and_lora_scale_each_matter(model):
     for other in pictures[1:]:
         assert (other != pictures[0]).any()
     np.testing.assert_array_equal(generate(model, [plain]), pictures[0])
+    half = [replace(plain, seed=seed, lora_scale=0.5) for seed in (1, 2, 3)]
+    merged = generate(model, half)
+    monkeypatch.setattr(sampling, "TOGETHER", 2)
+    monkeypatch.setattr(lora, "MOST_MERGED", 0)
+    unmerged = generate_all(model, half)
+    assert np.abs(merged.astype(int) - unmerged).max() <= 1
+    assert np.abs(merged[0].astype(int) - pictures[0][0]).max() > 1
     among = generate(model, [GenerationSettings(0, 3, "a square painting", 2.0), plain])
     assert np.abs(among[1].astype(int) - pictures[0][0]).max() <= 1
 

@@ -10,7 +10,7 @@ from dtrak.app.runs import Run
 from dtrak.app.service import StudyService, all_scores
 from dtrak.app.views import tiles
 from dtrak.app.widgets import features_or_wait, lanes
-from dtrak.methods.choices import CHOICES, changed, offer
+from dtrak.methods.choices import CHOICES, aligned, changed, offer, stored
 from dtrak.methods.ranking import top_scored
 from dtrak.methods.registry import METHODS
 from dtrak.methods.settings import Setting
@@ -31,7 +31,11 @@ def values_of(service: StudyService, setting: Setting, name: str) -> list[Any]:
 
 
 def multiples_section(service: StudyService, run: Run, setting: Setting) -> None:
-    """Choose a choice, and see all of its values side by side; nothing else of the setting changes."""
+    """Choose a choice, and see all of its values side by side.
+
+    Nothing else of the setting changes: where the values are stored with different timesteps or dimensions, all are
+    reduced to the smallest.
+    """
     method = METHODS[setting.method]
     offered = {n: values_of(service, setting, n) for n in CHOICES if method.takes(n) and n != "normaliser"}
     names = [NONE, *(name for name, values in offered.items() if len(values) > 1)]
@@ -41,6 +45,13 @@ def multiples_section(service: StudyService, run: Run, setting: Setting) -> None
         return
     settings = {value: changed(service.attributor, setting, chosen, value) for value in offered[chosen]}
     known = {value: found for value, found in settings.items() if found is not None}
+    alike = ""
+    if CHOICES[chosen].measured == "aligned" and known:
+        reduced = zip(known, aligned(service.attributor, list(known.values())), strict=True)
+        known = {value: one for value, one in reduced if stored(service.attributor, one)}
+        if known:
+            one = next(iter(known.values()))
+            alike = f", all at K = {one.timesteps} and k = {one.projection_dim:,}"
     if not features_or_wait(service, run, list(known.values()), "multiples"):
         return
     table, kind = service.attributor.table, "generated" if run.settings is not None else "held-out"
@@ -54,5 +65,5 @@ def multiples_section(service: StudyService, run: Run, setting: Setting) -> None
             "tiles": tiles(top_scored(scores, table, SHOWN), table),
         })  # fmt: skip
     lanes(shown, "multiples-lanes")
-    caption = f"Each column is {setting.title} with another {CHOICES[chosen].label}."
+    caption = f"Each column is {setting.title} with another {CHOICES[chosen].label}{alike}."
     st.caption(plain(f"{caption} Lines join the same image."))

@@ -30,9 +30,14 @@ def timeline_section(service: StudyService, run: Run, answer: Ranking) -> None:
     order = [order[i] for i in np.unique(np.linspace(0, len(order) - 1, MOST).astype(int)).tolist()]
     times = [split.timesteps[i] for i in order]
     job = service.path(run, times)
-    if job.state == "failed" and job.error:
-        show_error(job.error)
-        return
+    if job.state in ("failed", "cancelled"):
+        if job.error:
+            show_error(job.error)
+        else:
+            st.info("Cancelled.")
+        if not st.button("Generate again", key="timeline-again"):
+            return
+        job = service.path(run, times, again=True)
     if job.state != "done":
         wait_for(job, "Generating the image again, step", "timeline-cancel")
         return
