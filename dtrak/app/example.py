@@ -70,15 +70,24 @@ def examples_of(study: Study, names: list[str]) -> list[ExampleConfig]:
 
 
 def first_example(attributor: "Attributor") -> "tuple[Query, Setting]":
-    """The picture on Home, generated, and the setting that ranks its sources."""
-    from dtrak.methods.queries import generate_query
-    from dtrak.methods.settings import Setting
-    from dtrak.models.sampling import GenerationSettings
+    """The picture on Home and the setting that ranks its sources.
 
-    study = attributor.folder.study
+    Its pixels are those of the saved image: drawn again, in a batch of another size, they could differ in a bit, which
+    would make it another query with other noise.
+    """
+    from dtrak.app.runs import RunStore
+    from dtrak.methods.query import Query
+    from dtrak.methods.settings import Setting
+    from dtrak.models.sampling import GenerationSettings, generate
+
+    study, runs = attributor.folder.study, RunStore(attributor.folder.runs)
+    fingerprint = attributor.model_fingerprint(LAST)
     one = examples_of(study, attributor.model.names)[0]
     settings = GenerationSettings(one.seed, one.steps, one.label, study.guidance)
-    return generate_query(attributor, settings), Setting(attributor.methods()[0].name)
+    run = runs.load(runs.generated_id(fingerprint, settings))
+    if run is None:
+        run = runs.save_generated(fingerprint, settings, generate(attributor.model, [settings])[0])
+    return Query(run.pixels, run.label, run.settings), Setting(attributor.methods()[0].name)
 
 
 def write_example(folder: StudyFolder, device: str = "cpu") -> None:
@@ -90,8 +99,6 @@ def write_example(folder: StudyFolder, device: str = "cpu") -> None:
     from dtrak.evaluation.results import load_evaluation
     from dtrak.evaluation.series import load_series
     from dtrak.methods.attributor import Attributor
-    from dtrak.methods.query import Query
-    from dtrak.methods.settings import Setting
     from dtrak.models.sampling import GenerationSettings, generate_all
     from dtrak.utils.errors import DtrakError
 
@@ -107,11 +114,10 @@ def write_example(folder: StudyFolder, device: str = "cpu") -> None:
     for one in reversed(asked):  # the first one is the newest: pages open on it
         if one in drawn:
             runs.save_generated(fingerprint, one, drawn[one])
+    query, setting = first_example(attributor)
     run = runs.load(runs.generated_id(fingerprint, asked[0]))
     assert run is not None
     assert run.settings is not None
-    # the saved pixels: drawn alone they could differ in a bit, and so be another query
-    query, setting = Query(run.pixels, run.settings.label, run.settings), Setting(attributor.methods()[0].name)
     answer = attributor.attribute(query, attributor.features(query, [setting]), setting, top=SHOWN)
     try:
         verdict = significance(null_of(attributor, setting).judge(answer.scores))
