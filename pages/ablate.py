@@ -5,6 +5,7 @@ import time
 from typing import Any
 
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 from dtrak.analysis.comparison import agreement
 from dtrak.app.ablate import POWERS, Scores, damping_curve, setting_cost
@@ -160,9 +161,10 @@ def previous(scores: Scores) -> Shown | None:
 
 
 def metrics(scores: Scores, setting: Setting, pinned: list[Setting]) -> None:
-    """Show the agreement with the previous and the pinned setting's rankings, and the cost."""
+    """Show the LDS, the agreement with the previous and the pinned setting's rankings, and the cost."""
     before = previous(scores)
     columns = st.columns(4)
+    known = measured(setting, columns[0])
     if before is not None:
         found = agreement(before[2], scores)
         columns[1].metric("Overlap with previous", percent(found.overlap), help=plain(Setting.parse(before[1]).title))
@@ -176,16 +178,17 @@ def metrics(scores: Scores, setting: Setting, pinned: list[Setting]) -> None:
             columns[3].metric("Overlap with pinned", percent(found.overlap), help=plain(pinned[-1].title))
     cost = setting_cost(attributor, setting, read_costs(service.folder))
     took = "" if cost.seconds is None else f", built in {cost.seconds:.0f} s"
-    help_text = f"Features on disk{took}. A query takes {cost.passes} network passes."
-    columns[0].metric("Cost", f"{cost.megabytes:.0f} MB", help=help_text)
     st.caption(
+        f"{known}Cost: {cost.megabytes:.0f} MB of features on disk{took}; a query takes {cost.passes} network passes. "
         "Overlap: share of the top 10 that both rankings have. RBO: rank-biased overlap of the whole rankings, which "
-        f"weights the first ranks most. Cost: {help_text}"
+        "weights the first ranks most."
     )
+    if known:
+        st.page_link("pages/evaluate.py", label="How the LDS was measured")
 
 
-def measured(setting: Setting) -> None:
-    """Show the LDS of exactly this setting, and its change."""
+def measured(setting: Setting, place: DeltaGenerator) -> str:
+    """Show the LDS of exactly this setting, and its change; returns what stands behind it, empty if not measured."""
     kind = "generated" if run.settings is not None else "held-out"
     start = time.perf_counter()
     score = service.lds_now(setting, kind)
@@ -194,24 +197,22 @@ def measured(setting: Setting) -> None:
         reliability_card(service, setting, run)
         name = service.folder.study.name
         st.caption(f"To see the LDS of each setting: python -m index_builder evaluate {name}")
-        return
+        return ""
     before = st.session_state.get("ablate_lds")
     if before and before[:2] != (subject, setting.text):
         st.session_state["ablate_lds_before"] = before
     st.session_state["ablate_lds"] = (subject, setting.text, score.mean)
     old = st.session_state.get("ablate_lds_before")
     delta = f"{100 * (score.mean - old[2]):+.1f}" if old and old[0] == subject else None
-    columns = st.columns([1, 3])
     help_text = "Rank correlation × 100 between predicted and measured losses of retrained models."
-    columns[0].metric("LDS of this setting", f"{100 * score.mean:.1f}", delta, help=help_text)
+    place.metric("LDS of this setting", f"{100 * score.mean:.1f}", delta, help=help_text)
     weak = " Not significantly better than chance." if score.low <= 0 else ""
     simple = baseline_text(service.evaluation, kind)
-    columns[1].caption(
-        f"95 %: {100 * score.low:.1f} to {100 * score.high:.1f}, on {kind} images, against {score.subsets} retrained "
-        f"models, at this λ.{weak}{simple} Choosing λ by this number is optimistic; Evaluate reports cross-fitted λ. "
-        f"Computed in {took * 1e3:.0f} ms."
+    return (
+        f"LDS: 95 % {100 * score.low:.1f} to {100 * score.high:.1f}, on {kind} images, against {score.subsets} "
+        f"retrained models, at this λ.{weak}{simple} Choosing λ by this number is optimistic; Evaluate reports "
+        f"cross-fitted λ. Computed in {took * 1e3:.0f} ms. "
     )
-    columns[1].page_link("pages/evaluate.py", label="How this was measured")
 
 
 @st.fragment
@@ -238,7 +239,6 @@ def lab() -> None:
             st.markdown(f"**{plain(setting.title)}**")
             pinned = settings_of("pins", service)
             metrics(scores, setting, pinned)
-            measured(setting)
             gallery(tiles(top_scored(scores, table, SHOWN), table, badges), "proponent", "ablate_gallery")
             if st.button("Pin to Compare", key="pin"):
                 pinned = [s for s in pinned if s != setting] + [setting]

@@ -133,11 +133,12 @@ mode = st.segmented_control(
     "Compare", [METHODS_MODE, PICTURES_MODE, CONTRAST_MODE], default=METHODS_MODE, required=True, key="compare",
     bind="query-params",
 )  # fmt: skip
-top = st.slider("Images shown", 5, 20, 8, key="shown", bind="query-params")
+shown_at, lanes_at, _ = st.columns([1, 1, 2], gap="large")
+top = shown_at.slider("Images shown", 5, 20, 8, key="shown", bind="query-params")
 wanted = settings_of("lanes", service, ";".join(DEFAULT))
 try:
     if mode == METHODS_MODE:
-        count = st.slider("Lanes", 2, 4, min(max(len(wanted), 2), 4), key="lane_count")
+        count = lanes_at.slider("Lanes", 2, 4, min(max(len(wanted), 2), 4), key="lane_count")
         settings = pick_settings(service, wanted, count)
         st.query_params["lanes"] = ";".join(s.text for s in settings)
         show_queries([run])
