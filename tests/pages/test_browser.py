@@ -41,6 +41,7 @@ def test_a_copied_url_opens_the_same_view(context, browser, server):
     top_tile(page)
     choose(page, "Method", "TRAK")
     page.wait_for_url(re.compile("method="))
+    expect(page.get_by_text(re.compile("according to TRAK"))).to_be_visible(timeout=60_000)  # D-TRAK's tiles are gone
     settle(page)
     found = top_tile(page)
     expected = (found.get_attribute("data-id"), found.get_attribute("data-score"))
