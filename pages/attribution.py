@@ -39,6 +39,7 @@ from dtrak.app.widgets import (
     gallery,
     hand_over_to_app,
     select_sample,
+    show_end,
     show_error,
     wait_for,
 )
@@ -147,11 +148,7 @@ def show_verdict(verdict: Verdict | None, reason: str) -> None:
 def wait_for_evidence() -> None:
     """Compute the evidence in a large study and show the progress."""
     job = service.evidence.job(run, setting, top)
-    if job.state in ("failed", "cancelled"):
-        if job.error:
-            show_error(job.error)
-        else:
-            st.info("Significance test cancelled.")
+    if show_end(job, "Significance test cancelled."):
         if not st.button("Compute again", key="evidence-again"):
             return
         job = service.evidence.job(run, setting, top, again=True)

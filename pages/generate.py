@@ -5,7 +5,7 @@ import streamlit as st
 from dtrak.app.elements import plain
 from dtrak.app.jobs import Job, queue
 from dtrak.app.runs import read_settings
-from dtrak.app.widgets import current_service, hand_over_to_app, show_error, wait_for
+from dtrak.app.widgets import current_service, hand_over_to_app, show_end, show_error, wait_for
 from dtrak.models.sampling import GenerationSettings
 from dtrak.utils.errors import DtrakError
 from dtrak.utils.images import enlarged_png
@@ -131,10 +131,8 @@ with results:
     runs = service.find(settings)
     if job and job.active:
         wait_for(job, "Step", "cancel")
-    elif job and job.state == "failed" and job.error:
-        show_error(job.error)
-    elif job and job.state == "cancelled" and not runs:
-        st.info("Cancelled. Nothing was saved. Press Generate to start again.")
+    elif job and job.state != "done" and not runs:
+        show_end(job, "Cancelled. Nothing was saved. Press Generate to start again.")
     elif not runs:
         st.info("Choose a prompt and a seed, and press Generate; an image takes a few seconds.")
     if runs and not (job and job.active):

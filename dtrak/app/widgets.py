@@ -199,11 +199,7 @@ def features_or_wait(service: StudyService, run: Run, settings: list[Setting], k
     if service.features(run, settings) is not None:
         return True
     job = queue().get(service.features_key(run, settings))
-    if job and job.state == "failed" and job.error:
-        show_error(job.error)
-    elif job and job.state == "cancelled":
-        st.info("Cancelled.")
-    if job is None or job.active or job.state == "done" or st.button("Compute again", key=f"{key}-again"):
+    if job is None or not show_end(job) or st.button("Compute again", key=f"{key}-again"):
         wait_for(service.compute_features(run, settings), "Computing gradients of the query:", f"{key}-cancel")
     return False
 
@@ -259,6 +255,19 @@ def open_sample(sample_id: str) -> None:
     if run := st.query_params.get("run"):
         params["run"] = run
     st.switch_page("pages/sample.py", query_params=params)
+
+
+def show_end(job: Job, cancelled: str = "Cancelled.") -> bool:
+    """Say why a job has no result; whether it failed or was cancelled.
+
+    Args:
+        cancelled: what to say after a cancellation.
+    """
+    if job.state == "cancelled":
+        st.info(cancelled)
+    elif job.state == "failed" and job.error:
+        show_error(job.error)
+    return job.state in ("failed", "cancelled")
 
 
 def wait_for(

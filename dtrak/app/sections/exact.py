@@ -8,7 +8,7 @@ from dtrak.app.jobs import retraining_queue
 from dtrak.app.runs import Run
 from dtrak.app.service import StudyService
 from dtrak.app.views import tiles
-from dtrak.app.widgets import gallery, show_error, wait_for
+from dtrak.app.widgets import gallery, show_end, wait_for
 from dtrak.evaluation.exact import SMOOTH
 from dtrak.methods.exact import check_exact
 from dtrak.methods.ranking import Ranking, top_scored
@@ -58,9 +58,7 @@ def _compute(service: StudyService, run: Run) -> None:
         f"backwards ({steps} steps, about six times the time of one training). It runs in the background and resumes."
     )
     job = retraining_queue().get(service.exact_key(run))
-    if job is not None and job.state == "failed" and job.error:
-        show_error(job.error)
-    elif job is not None and job.state == "cancelled":
-        st.info("Cancelled; finished steps are kept.")
+    if job is not None:
+        show_end(job, "Cancelled; finished steps are kept.")
     if (job is not None and job.active) or st.button("Compute the exact influence", key="exact_go"):
         wait_for(service.compute_exact(run), "Steps:", "exact_cancel", jobs=retraining_queue())

@@ -8,7 +8,7 @@ from dtrak.app.elements import describe, explain, plain
 from dtrak.app.runs import Run
 from dtrak.app.service import StudyService
 from dtrak.app.views import format_score
-from dtrak.app.widgets import show_error, wait_for
+from dtrak.app.widgets import show_end, wait_for
 from dtrak.methods.ranking import Ranking
 from dtrak.utils.errors import DtrakError
 from dtrak.utils.images import enlarged_png
@@ -30,11 +30,7 @@ def timeline_section(service: StudyService, run: Run, answer: Ranking) -> None:
     order = [order[i] for i in np.unique(np.linspace(0, len(order) - 1, MOST).astype(int)).tolist()]
     times = [split.timesteps[i] for i in order]
     job = service.path(run, times)
-    if job.state in ("failed", "cancelled"):
-        if job.error:
-            show_error(job.error)
-        else:
-            st.info("Cancelled.")
+    if show_end(job):
         if not st.button("Generate again", key="timeline-again"):
             return
         job = service.path(run, times, again=True)

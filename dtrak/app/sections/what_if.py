@@ -7,7 +7,7 @@ from dtrak.app.elements import describe, explain, plain
 from dtrak.app.jobs import retraining_queue
 from dtrak.app.runs import Run
 from dtrak.app.service import StudyService
-from dtrak.app.widgets import pinned, show_error, wait_for
+from dtrak.app.widgets import pinned, show_end, show_error, wait_for
 from dtrak.evaluation.counterfactual import compare
 from dtrak.evaluation.whatif import predict
 from dtrak.methods.ranking import Ranking
@@ -96,10 +96,8 @@ def _retrain(service: StudyService, run: Run, removed: list[str]) -> None:
                 st.caption(f"Another retraining is running: {other.done} of {other.total} steps.")
                 st.button("Cancel the other retraining", key=f"cancel-{other.key}", on_click=other.cancel)
         job = retraining_queue().get(service.what_if_key(tasks))
-        if job is not None and job.state == "failed" and job.error:
-            show_error(job.error)
-        elif job is not None and job.state == "cancelled":
-            st.info("Cancelled; finished models are kept.")
+        if job is not None:
+            show_end(job, "Cancelled; finished models are kept.")
         missing = sum(service.retrained([task]) is None for task in tasks)
         st.caption(
             f"Retraining takes {epochs} from the same seed, half of the recipe's "
