@@ -1,5 +1,6 @@
 """The service that pages query: an opened study with its runs, rankings and jobs; opened once per server process."""
 
+import contextlib
 import functools
 import threading
 from collections.abc import Callable, Sequence
@@ -17,36 +18,32 @@ from dtrak.analysis.map import Kind, Map, map_of
 from dtrak.analysis.significance import standardise
 from dtrak.app.evaluate import Reliability, reliability
 from dtrak.app.evidence import EvidenceJobs
-from dtrak.app.jobs import Job, queue, retraining_queue
+from dtrak.app.jobs import Job, queue
+from dtrak.app.retraining import RetrainingJobs
 from dtrak.app.runs import Run, RunStore
 from dtrak.build.costs import COSTS_FILE
 from dtrak.config import load_study
 from dtrak.evaluation.counterfactual import Counterfactuals, load_counterfactuals
-from dtrak.evaluation.exact import exact_influence
 from dtrak.evaluation.lds import Score
 from dtrak.evaluation.measure import judges, score_now
-from dtrak.evaluation.removal import Removal, Task, draw_all, drawn, is_drawn
 from dtrak.evaluation.results import Evaluation, load_evaluation
-from dtrak.evaluation.whatif import random_rows
-from dtrak.execution.engines import Local, cores
 from dtrak.methods.attributor import Attributor, Features
 from dtrak.methods.base import Need
-from dtrak.methods.exact import path_of
 from dtrak.methods.query import Query, QuerySet
 from dtrak.methods.ranking import Ranking
+from dtrak.methods.registry import METHODS
 from dtrak.methods.settings import Setting
 from dtrak.methods.subsets import SubsetTruth
 from dtrak.models.sampling import GenerationSettings, merged_for, sample
 from dtrak.study.folder import StudyFolder, trained_model_config, truth_folders
 from dtrak.utils.errors import DtrakError
-from dtrak.utils.files import digest, exclusive, read_note
+from dtrak.utils.files import digest
 from dtrak.utils.latest import Latest
 
 ANSWERS_KEPT = 64
 DUPLICATES_LIMIT = 5_000
 REVERSE_RUNS = 50
 TRUTH_PARTS = ("evaluation.json", "counterfactual.json")
-WHAT_IF_SHARE = 2  # a what-if retrains for the recipe's steps divided by this
 T = TypeVar("T")
 Scores = Float[np.ndarray, " n"]
 
@@ -271,86 +268,38 @@ class StudyService:
             except DtrakError:
                 return None
 
-    def what_if(self, run: Run, removed: Sequence[str]) -> list[Task]:
-        """The trainings of a what-if: on all images, without ``removed``, and without as many random others."""
-        assert run.settings is not None
-        table = self.attributor.table
-        rows = [table.rows[i] for i in removed]
-        others = [table.train_ids[row] for row in random_rows(table.train_size, rows, digest(sorted(removed)))]
-        steps = max(1, self.folder.study.training.steps // WHAT_IF_SHARE)
-        sets: list[Sequence[str]] = [[], removed, others]
-        return [Task(Removal.of(self.folder, ids, steps, "fp32"), (run.settings,)) for ids in sets]
-
-    def retrained(self, tasks: Sequence[Task]) -> list[UInt8[np.ndarray, "r r 3"]] | None:
-        """The regenerated image of each task, or None unless all of them exist."""
-        if not all(is_drawn(self.folder, task.removal, task.settings[0]) for task in tasks):
-            return None
-        return [drawn(self.folder, task.removal, task.settings)[0] for task in tasks]
-
-    def what_if_key(self, tasks: Sequence[Task]) -> str:
-        """The key of the job of :meth:`retrain_without`."""
-        return f"what-if:{self.folder.study.name}:{digest([str(task) for task in tasks])}"
-
-    def retrain_without(self, tasks: Sequence[Task]) -> Job:
-        """Queue the trainings of :meth:`what_if`, in separate processes."""
-
-        def work(job: Job) -> None:
-            with exclusive(self.folder.root / "retrained", f"the retraining of '{self.folder.study.name}'"):
-                draw_all(self.folder, tasks, Local(max(2, min(len(tasks), cores()))), job.progress)
-
-        return retraining_queue().submit(self.what_if_key(tasks), work)
-
-    def exact(self, run: Run) -> tuple[Scores, float] | None:
-        """The exact influence on a picture and the growth of its adjoint, if it was computed."""
-        if run.region is not None:
-            return None
-        path = path_of(self.folder, self.query(run))
-        if not path.exists():
-            return None
-        return np.load(path).astype(np.float64), float(read_note(path.with_suffix(".json")).get("growth", 0.0))
+    @functools.cached_property
+    def retraining(self) -> RetrainingJobs:
+        """Retrainings without some images, and exact influence."""
+        return RetrainingJobs(self.folder, self.attributor.table, self.query)
 
     def pixel_scores(self, run: Run) -> Scores:
         """The pixel cosine of each training image, what looking alike explains."""
         return self.attributor.scores(Setting("pixel-cos"), self.query(run), {})[0]
 
-    def exact_key(self, run: Run) -> str:
-        """The key of the job of :meth:`compute_exact`."""
-        return f"exact:{self.folder.study.name}:{run.id}"
-
-    def compute_exact(self, run: Run) -> Job:
-        """Queue the computation of the exact influence on a picture."""
-
-        def work(job: Job) -> None:
-            exact_influence(self.folder, [self.query(run)], job.progress)
-
-        return retraining_queue().submit(self.exact_key(run), work)
-
     def saved_scores(self, setting: Setting) -> list[tuple[Run, Scores]]:
-        """The latest images of the present model whose features are computed, with their scores."""
-        found = []
-        for run in self.runs.latest(REVERSE_RUNS):
-            own = run.settings is not None and run.model == self.model_fingerprint
-            if own and (answer := self.ask(run, setting, all_scores)) is not None:
-                found.append((run, answer[0]))
-        return found
+        """The latest images of the present model that the setting can score and has features of, with their scores.
 
-    def reverse(self, sample_id: str, setting: Setting, count: int = 8) -> list[tuple[Run, float, int]]:
-        """The generated images that a training image influences most: the run, its z-score there, its rank from 1.
-
-        Only runs whose features are computed are considered.
+        Raises:
+            DtrakError: the study lacks what the method needs.
         """
-        row = self.attributor.table.rows[sample_id]
+        METHODS[setting.method].require(self.attributor)
         found = []
         for run in self.runs.latest(REVERSE_RUNS):
             if run.settings is None or run.model != self.model_fingerprint:
                 continue
-            try:
-                answer = self.attribute(run, setting, 1)
-            except DtrakError:
-                continue
-            if answer is not None:
-                z = float(standardise(answer.scores)[row])
-                found.append((run, z, int(ranks(answer.scores)[row]) + 1))
+            with contextlib.suppress(DtrakError):  # such as scores that were imported for other images
+                if (answer := self.ask(run, setting, all_scores)) is not None:
+                    found.append((run, answer[0]))
+        return found
+
+    def reverse(self, sample_id: str, setting: Setting, count: int = 8) -> list[tuple[Run, float, int]]:
+        """The generated images that a training image influences most: the run, its z-score there, its rank from 1."""
+        row = self.attributor.table.rows[sample_id]
+        found = [
+            (run, float(standardise(scores)[row]), int(ranks(scores)[row]) + 1)
+            for run, scores in self.saved_scores(setting)
+        ]
         return sorted(found, key=lambda item: -item[1])[:count]
 
     def _needs(self, run: Run, settings: Sequence[Setting]) -> list[Need]:

@@ -27,7 +27,7 @@ def exact_section(service: StudyService, run: Run, answer: Ranking) -> None:
     except DtrakError as error:
         st.info(explain(error))
         return
-    found = service.exact(run)
+    found = service.retraining.exact(run)
     if found is None:
         _compute(service, run)
         return
@@ -57,8 +57,8 @@ def _compute(service: StudyService, run: Run) -> None:
         "The exact influence differentiates through the whole training: the study's recipe is run forward and walked "
         f"backwards ({steps} steps, about six times the time of one training). It runs in the background and resumes."
     )
-    job = retraining_queue().get(service.exact_key(run))
+    job = retraining_queue().get(service.retraining.exact_key(run))
     if job is not None:
         show_end(job, "Cancelled; finished steps are kept.")
     if (job is not None and job.active) or st.button("Compute the exact influence", key="exact_go"):
-        wait_for(service.compute_exact(run), "Steps:", "exact_cancel", jobs=retraining_queue())
+        wait_for(service.retraining.compute_exact(run), "Steps:", "exact_cancel", jobs=retraining_queue())

@@ -30,7 +30,7 @@ def sample_panel(service: StudyService, run: Run, answer: Ranking, verdict: Verd
         place = int(ranks(answer.scores)[row]) + 1
         p_value = "" if verdict is None else f", p = {verdict.p_values[row]:.2g}"
         st.markdown(f"{by}  \nScore {format_score(answer.scores[row])}, rank {place} of {len(answer.scores)}{p_value}")
-        if (exact := service.exact(run)) is not None:
+        if (exact := service.retraining.exact(run)) is not None:
             st.caption(f"Exact influence {format_score(exact[0][row])}, rank {int(ranks(exact[0])[row]) + 1}.")
         _by_timestep(service, run, answer, row)
         _others(service, run, answer, sample_id)

@@ -86,19 +86,20 @@ def _retrain(service: StudyService, run: Run, removed: list[str]) -> None:
     except DtrakError as error:
         st.info(explain(error))
         return
-    tasks = service.what_if(run, removed)
-    pictures = service.retrained(tasks)
+    jobs = service.retraining
+    tasks = jobs.what_if(run, removed)
+    pictures = jobs.retrained(tasks)
     recipe = tasks[0].removal
     epochs = f"{recipe.steps} training steps ({recipe.epochs(service.folder):.1f} epochs)"
     if pictures is None:
         for other in retraining_queue().active():
-            if other.key != service.what_if_key(tasks):
+            if other.key != jobs.what_if_key(tasks):
                 st.caption(f"Another retraining is running: {other.done} of {other.total} steps.")
                 st.button("Cancel the other retraining", key=f"cancel-{other.key}", on_click=other.cancel)
-        job = retraining_queue().get(service.what_if_key(tasks))
+        job = retraining_queue().get(jobs.what_if_key(tasks))
         if job is not None:
             show_end(job, "Cancelled; finished models are kept.")
-        missing = sum(service.retrained([task]) is None for task in tasks)
+        missing = sum(jobs.retrained([task]) is None for task in tasks)
         st.caption(
             f"Retraining takes {epochs} from the same seed, half of the recipe's "
             f"{service.folder.study.training.steps} steps, {missing} times: with all images, without these, and "
@@ -106,7 +107,7 @@ def _retrain(service: StudyService, run: Run, removed: list[str]) -> None:
         )
         active = job is not None and job.active
         if active or st.button("Retrain and show", type="primary", key="what_if_go"):
-            wait_for(service.retrain_without(tasks), "Training steps:", "what_if_cancel", jobs=retraining_queue())
+            wait_for(jobs.retrain_without(tasks), "Training steps:", "what_if_cancel", jobs=retraining_queue())
         return
     everything, without, others = pictures
     titles = (
