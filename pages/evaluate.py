@@ -17,7 +17,8 @@ from dtrak.app.evaluate import (
     table_rows,
     verdict,
 )
-from dtrak.app.figures import NEUTRAL, cost_figure, distance_boxes, lds_bars, lds_curves
+from dtrak.app.evaluation_figures import cost_figure, distance_boxes, lds_bars, lds_curves
+from dtrak.app.figures import NEUTRAL
 from dtrak.app.published import DATASETS, published
 from dtrak.app.removals import effect, removal_means, removal_title, removal_values
 from dtrak.app.widgets import current_service, hand_over_to_app

@@ -19,7 +19,7 @@ from dtrak.app.evaluate import (
     table_rows,
     verdict,
 )
-from dtrak.app.figures import distance_boxes, lds_bars, lds_curves
+from dtrak.app.evaluation_figures import distance_boxes, lds_bars, lds_curves
 from dtrak.evaluation.results import Evaluation, FamilyRow, Naming, Row
 from dtrak.methods.settings import Setting
 
