@@ -1,0 +1,91 @@
+"""Home by Streamlit's test client: the example, what a study needs, and what starts without torch."""
+
+import subprocess
+import sys
+import threading
+import time
+
+from streamlit.testing.v1 import AppTest
+
+from dtrak.app.elements import plain
+from dtrak.app.example import first_example, write_example
+from dtrak.config import ROOT, load_study
+from dtrak.evaluation.series import removal_series
+from dtrak.execution.engines import Local
+from dtrak.methods.attributor import Attributor
+from tests.pages.client import text
+
+
+def test_home(app):
+    app.run()
+    assert not app.exception
+    assert "14 training images" in text(app)
+
+
+def test_home_shows_the_example_and_what_happens_without_its_sources(app, tiny):
+    attributor = Attributor(tiny)
+    removal_series(attributor, *first_example(attributor), Local(1))
+    write_example(tiny)
+    app.run()
+    assert not app.exception
+    assert "unrelated images" in text(app)
+    app.select_slider(key="removed").set_value(1).run()
+    assert not app.exception
+    assert "without 1 random images" in text(app)
+
+
+def test_home_and_about_do_without_what_is_slow_to_import(tiny, source, monkeypatch):
+    monkeypatch.setenv("DTRAK_CONFIGS", str(source))
+    program = """
+import sys, dtrak.app.widgets
+from streamlit.testing.v1 import AppTest
+dtrak.app.widgets.load = lambda: None
+app = AppTest.from_file("app.py", default_timeout=60).run()
+titles = [app.title[0].value, app.switch_page("pages/about.py").run().title[0].value]
+assert not app.exception
+slow = {"torch", "diffusers", "peft", "transformers", "faiss", "scipy", "numba"}
+print(*titles, *slow & sys.modules.keys(), sep=";")
+"""
+    found = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "Which training images shaped this one?;About"
+
+
+def test_what_needs_torch_waits_for_it(monkeypatch):
+    def script():
+        import dtrak.app.widgets
+
+        dtrak.app.widgets.wait_until_loaded()
+
+    loading = threading.Thread(target=time.sleep, args=(1,))
+    loading.start()
+    monkeypatch.setattr("dtrak.app.widgets.load", lambda: loading)
+    assert not AppTest.from_function(script).run().exception
+    assert not loading.is_alive()
+
+
+def test_home_without_an_index_gives_the_command(app, monkeypatch, tmp_path):
+    monkeypatch.setenv("DTRAK_WORKSPACE", str(tmp_path))
+    app.run()
+    assert not app.exception
+    assert "index_builder build tiny" in app.code[0].value
+
+
+def test_a_study_of_the_paper_says_what_it_needs(monkeypatch, tmp_path):
+    monkeypatch.setenv("DTRAK_WORKSPACE", str(tmp_path))
+    app = AppTest.from_file(ROOT / "app.py", default_timeout=60)
+    app.run()
+    app.selectbox(key="study").set_value("cifar2").run()
+    assert not app.exception
+    assert [line.split()[3] for line in app.code[0].value.splitlines()] == ["prepare", "train", "build"]
+    assert "uoft-cs/cifar10" in text(app)
+    assert "1 A100" in text(app)
+    assert plain(load_study("cifar2").description) in text(app)
+
+
+def test_a_study_is_described_on_home_and_in_the_sidebar(monkeypatch, tmp_path):
+    monkeypatch.setenv("DTRAK_WORKSPACE", str(tmp_path))
+    app = AppTest.from_file(ROOT / "app.py", default_timeout=60).run()
+    description = plain(load_study("demo").description)
+    assert description
+    assert description in [caption.value for caption in app.sidebar.caption]
+    assert description in [element.value for element in app.main.markdown]
