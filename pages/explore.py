@@ -5,7 +5,6 @@ from typing import Any
 import streamlit as st
 
 from dtrak.analysis.map import KINDS, self_influence
-from dtrak.analysis.significance import null_of
 from dtrak.app.elements import explain, plain
 from dtrak.app.explore import COLOURS, colour_values, group_text
 from dtrak.app.figures import map_figure
@@ -53,7 +52,7 @@ with right:
         if setting is not None and colour == "self-influence":
             extra = service.answer_of_study(setting, self_influence)
         elif setting is not None and colour == "hubness":
-            extra = service.answer_of_study(setting, null_of)
+            extra = service.evidence.null(setting)
         with st.spinner("Computing the map…"):
             found = service.map(kind)
     except DtrakError as reason:

@@ -138,7 +138,7 @@ gallery(tiles(shown, table), "proponent", "creator_images")
 columns = st.columns(2)
 columns[0].download_button(
     "Download statement (HTML)",
-    to_html(
+    lambda: to_html(
         study.title or study.name, METHODS[name].title, measured, standing,
         [(data_url(table.pixels[table.rows[s.record.id]], 96), s.record.caption or s.record.id) for s in shown],
         [(data_url(run.pixels, 96), run.title) for run in runs], study.data.credit or "",
@@ -147,7 +147,7 @@ columns[0].download_button(
 )  # fmt: skip
 columns[1].download_button(
     "Download statement (JSON)",
-    to_json(study.name, name, measured, standing, [run.settings.as_dict() for run in runs if run.settings]),
+    lambda: to_json(study.name, name, measured, standing, [run.settings.as_dict() for run in runs if run.settings]),
     f"statement-{study.name}.json", "application/json", on_click="ignore", key="statement-json", width="stretch",
 )  # fmt: skip
 st.caption(f"Not a share of authorship. All images weigh the same. {plain(study.data.credit or '')}")

@@ -87,8 +87,12 @@ class EvidenceJobs:
 
     def _compute(self, run: Run, setting: Setting, top: int, job: Job) -> Evidence:
         job.progress(0, 2)
+        null: Null | None
         if run.region is None:
-            null, reason = self._null(setting)
+            try:
+                null, reason = self.null(setting), ""
+            except DtrakError as error:  # not defined for this method, or its features are still being computed
+                null, reason = None, error.message
         else:
             null, reason = None, "It compares whole images; this ranking is about a part of one."
         job.progress(1, 2)
@@ -103,11 +107,14 @@ class EvidenceJobs:
 
         return Evidence(null, self._cache.of((run.key, setting.text, top), stable), reason)
 
-    def _null(self, setting: Setting) -> tuple[Null | None, str]:
-        try:
-            return self._cache.of(setting.text, lambda: null_of(self._attributor, setting)), ""
-        except DtrakError as error:  # not defined for this method, or its features are still being computed
-            return None, error.message
+    def null(self, setting: Setting) -> Null:
+        """The null distribution of a setting.
+
+        Raises:
+            DtrakError: the method has no significance test, or features are not built.
+        """
+        found: Null = self._cache.of(setting.text, lambda: null_of(self._attributor, setting))
+        return found
 
     def _is_large(self, setting: Setting) -> bool:
         if not METHODS[setting.method].uses_features:

@@ -40,7 +40,7 @@ from dtrak.utils.errors import DtrakError
 from dtrak.utils.files import digest
 from dtrak.utils.latest import Latest
 
-ANSWERS_KEPT = 64
+ANSWERS_KEPT, ANSWERS_OF_STUDY_KEPT = 64, 8
 DUPLICATES_LIMIT = 5_000
 REVERSE_RUNS = 50
 TRUTH_PARTS = ("evaluation.json", "counterfactual.json")
@@ -71,6 +71,7 @@ class StudyService:
         self.runs = RunStore(self.folder.runs)
         self.lock = threading.RLock()
         self._answers = Latest[Any](ANSWERS_KEPT)
+        self._answers_of_study = Latest[Any](ANSWERS_OF_STUDY_KEPT)
         self._judges: tuple[SubsetTruth, QuerySet] | None = None
 
     @functools.cached_property
@@ -212,13 +213,12 @@ class StudyService:
     def answer_of_study(self, setting: Setting, question: Callable[[Attributor, Setting], T]) -> T:
         """``question(attributor, setting)``, kept like the answers about images."""
         with self.lock:
-            key = ("", setting.text, question)
-            return self._answers.of(key, lambda: question(self.attributor, setting))
+            return self._answers_of_study.of((setting.text, question), lambda: question(self.attributor, setting))
 
     def map(self, kind: Kind) -> Map:
         """The map of the training images; the first call computes it."""
         with self.lock:
-            return self._answers.of(("map", kind), lambda: map_of(self.attributor, kind))
+            return self._answers_of_study.of(kind, lambda: map_of(self.attributor, kind))
 
     def lane(self, run: Run, setting: Setting, title: str, measured: str = "") -> Lane:
         """The scores of all training images for a run whose features are computed."""
@@ -272,10 +272,6 @@ class StudyService:
     def retraining(self) -> RetrainingJobs:
         """Retrainings without some images, and exact influence."""
         return RetrainingJobs(self.folder, self.attributor.table, self.query)
-
-    def pixel_scores(self, run: Run) -> Scores:
-        """The pixel cosine of each training image, what looking alike explains."""
-        return self.attributor.scores(Setting("pixel-cos"), self.query(run), {})[0]
 
     def saved_scores(self, setting: Setting) -> list[tuple[Run, Scores]]:
         """The latest images of the present model that the setting can score and has features of, with their scores.

@@ -98,7 +98,11 @@ class Table:
         return column[self.rows[sample_id]].as_py()
 
     def fingerprint(self) -> str:
-        """A digest of the training rows' ids, names and pixels, which features depend on."""
+        """A digest of the training rows' ids, names and pixels, which features depend on; pixels are read once."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
         pixels = hashlib.sha256(np.ascontiguousarray(self.pixels[: self.train_size]).tobytes()).hexdigest()
         return digest([self.train_ids, self.names[: self.train_size], pixels])
 

@@ -37,5 +37,5 @@ def enlarged_png(pixels: UInt8[np.ndarray, "r r 3"], size: int = TILE) -> bytes:
             Image.Resampling.NEAREST if image.width < SMOOTH else Image.Resampling.LANCZOS,
         )
     buffer = io.BytesIO()
-    image.save(buffer, "PNG")
+    image.save(buffer, "PNG", compress_level=1)  # half the time for a sixth more bytes, which stay on this machine
     return buffer.getvalue()

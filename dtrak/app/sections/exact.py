@@ -6,12 +6,13 @@ from scipy.stats import spearmanr
 from dtrak.app.elements import explain
 from dtrak.app.jobs import retraining_queue
 from dtrak.app.runs import Run
-from dtrak.app.service import StudyService
+from dtrak.app.service import StudyService, all_scores
 from dtrak.app.views import tiles
 from dtrak.app.widgets import gallery, show_end, wait_for
 from dtrak.evaluation.exact import SMOOTH
 from dtrak.methods.exact import check_exact
 from dtrak.methods.ranking import Ranking, top_scored
+from dtrak.methods.settings import Setting
 from dtrak.utils.errors import DtrakError
 
 SHOWN = 6
@@ -32,7 +33,8 @@ def exact_section(service: StudyService, run: Run, answer: Ranking) -> None:
         _compute(service, run)
         return
     scores, growth = found
-    correlation, pixels = (float(spearmanr(s, scores).statistic) for s in (answer.scores, service.pixel_scores(run)))
+    looks, _ = service.answer(run, Setting("pixel-cos"), all_scores)
+    correlation, pixels = (float(spearmanr(s, scores).statistic) for s in (answer.scores, looks))
     st.markdown(
         f"Rank correlation of the ranking above with the exact influence on this image: **{correlation:.2f}** over "
         f"{len(scores)} training images. Pixel cosine alone has {pixels:.2f}; chance stays within "
