@@ -56,7 +56,7 @@ def split_by_timestep(attributor: Attributor, setting: Setting, query: Query, fe
     Raises:
         DtrakError: the setting's timesteps are not stored separately, or its score is not a sum of parts.
     """
-    method, side, readout, damping = _linear(attributor, setting)
+    method, side, readout, damping = linear(attributor, setting)
     if not side.apart:
         raise DtrakError(
             "The timesteps of this setting are not stored separately.",
@@ -78,7 +78,7 @@ def split_by_block(
     Raises:
         DtrakError: the blocks were not computed for this setting, or its score is not a sum of parts.
     """
-    method, side, readout, damping = _linear(attributor, setting)
+    method, side, readout, damping = linear(attributor, setting)
     source = side.sources[0]
     feature = features.get(attributor.needs(setting, query)[0].key)
     whole = len(side.sources) == 1 and source.whole
@@ -116,7 +116,7 @@ def stability(attributor: Attributor, setting: Setting, query: Query, features: 
     Raises:
         DtrakError: the setting's timesteps are not stored separately, or its score is not a sum of parts.
     """
-    method, side, readout, _ = _linear(attributor, setting)
+    method, side, readout, _ = linear(attributor, setting)
     parts = attributor.query_parts(side, features)
     if len(parts) < 2:
         raise DtrakError(
@@ -196,7 +196,12 @@ def near_duplicates(
     return first[component]
 
 
-def _linear(attributor: Attributor, setting: Setting) -> tuple[GradientMethod, Side, Readout, float | None]:
+def linear(attributor: Attributor, setting: Setting) -> tuple[GradientMethod, Side, Readout, float | None]:
+    """The method of a setting whose score is linear in one model's features, these features, and λ.
+
+    Raises:
+        DtrakError: the score is no such sum, or features are missing.
+    """
     method = METHODS[setting.method]
     if not isinstance(method, GradientMethod) or not method.splits:
         raise DtrakError(

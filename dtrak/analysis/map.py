@@ -10,8 +10,10 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float, Int
 
+from dtrak.analysis.evidence import linear
 from dtrak.methods.attributor import Attributor
 from dtrak.methods.embeddings import Embedder, train_embeddings
+from dtrak.methods.registry import METHODS
 from dtrak.methods.settings import Setting
 from dtrak.methods.training_side import TrainingSide
 from dtrak.study.folder import StudyFolder
@@ -97,10 +99,9 @@ def self_influence(attributor: Attributor, setting: Setting) -> Float[np.ndarray
     """φₙᵀ (ΦᵀΦ + λI)⁻¹ φₙ of every training image, in [0, 1): high for images unlike all others.
 
     Raises:
-        DtrakError: the setting has no kernel, or features are missing.
+        DtrakError: the method has no kernel or several models, or features are missing.
     """
-    (side, *_) = attributor.sides(setting)
-    readout = attributor.readout(side)
-    damping = readout.damping(0.1 if setting.damping is None else setting.damping)
-    assert damping is not None
+    _, _, readout, damping = linear(attributor, setting)
+    if damping is None:
+        raise DtrakError(f"{METHODS[setting.method].title} has no kernel.", hint="Choose D-TRAK or TRAK.")
     return readout.kernel.leverages(readout.features, damping)
