@@ -12,7 +12,7 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Float, Int
 
-from dtrak.analysis.significance import LEVEL, unrelated_scores
+from dtrak.analysis.significance import LEVEL, rank_p, unrelated_scores, without_own
 from dtrak.data import Record
 from dtrak.methods.attributor import Attributor
 from dtrak.methods.settings import Setting
@@ -86,29 +86,36 @@ class ShareNull:
         return cls(creators, codes, shares, tuple(kinds))
 
     @cached_property
-    def tops(self) -> Float[np.ndarray, " q"]:
-        """The statistic of each unrelated image, without its own part in mean and spread."""
-        count, mean, spread = len(self.shares), self.shares.mean(0), self.shares.std(0)
-        others = (count * mean - self.shares) / (count - 1)
-        variance = (count * (spread**2 + mean**2) - self.shares**2) / (count - 1) - others**2
-        return ((self.shares - others) / _floored(np.sqrt(np.maximum(variance, 0)), self._least)).max(1)
+    def expected(self) -> Float[np.ndarray, " creators"]:
+        """The mean share of each creator."""
+        return self.shares.mean(0)
+
+    @cached_property
+    def tops(self) -> dict[str, Float[np.ndarray, " images"]]:
+        """The statistic of each unrelated image by kind, ascending; without its own part in mean and spread."""
+        others, apart = without_own(self.shares, self.expected, self.shares.std(0), len(self.shares))
+        found, kinds = ((self.shares - others) / np.maximum(apart, self._least)).max(1), np.array(self.kinds)
+        return {kind: np.sort(found[kinds == kind]) for kind in dict.fromkeys(self.kinds)}
 
     @cached_property
     def _least(self) -> float:
         """The least spread: a creator whom no unrelated image gives anything would divide by almost 0."""
         return 0.1 * float(np.median(self.shares.std(0))) or 1e-6
 
+    @cached_property
+    def _spread(self) -> Float[np.ndarray, " creators"]:
+        return np.maximum(self.shares.std(0), self._least)
+
+    @cached_property
+    def _around(self) -> Float[np.ndarray, "2 creators"]:
+        return np.quantile(self.shares - self.expected, [0.025, 0.975], axis=0)
+
     def entry(self, observed: Float[np.ndarray, " creators"]) -> Ledger:
         """The ledger of one picture."""
-        mean, spread = self.shares.mean(0), _floored(self.shares.std(0), self._least)
-        statistic = (observed - mean) / spread
-        p_values = np.zeros(len(mean))
-        for kind in dict.fromkeys(self.kinds):  # the test must hold against each kind
-            of_kind = self.tops[np.array(self.kinds) == kind]
-            p_values = np.maximum(p_values, (1 + (of_kind >= statistic[:, None]).sum(1)) / (1 + len(of_kind)))
-        excess = np.where(p_values <= LEVEL, np.maximum(observed - mean, 0), 0.0)
-        around = np.quantile(self.shares - mean, [0.025, 0.975], axis=0)
-        low, high = (np.where(excess > 0, np.clip(excess - a, 0, 1), 0.0) for a in (around[1], around[0]))
+        statistic = (observed - self.expected) / self._spread
+        p_values = np.max([rank_p(tops, statistic) for tops in self.tops.values()], axis=0)  # against each kind
+        excess = np.where(p_values <= LEVEL, np.maximum(observed - self.expected, 0), 0.0)
+        low, high = (np.where(excess > 0, np.clip(excess - a, 0, 1), 0.0) for a in self._around[::-1])
         tested = [(float(p), int(p <= LEVEL)) for p in p_values]
         return _ledger(self, observed, tested, excess, low, high, 1)
 
@@ -140,10 +147,6 @@ def shares_by(
     """
     positive = np.maximum(scores, 0)
     return np.bincount(codes, positive, creators) / (positive.sum() or 1.0)
-
-
-def _floored(spread: Float[np.ndarray, "*q creators"], least: float) -> Float[np.ndarray, "*q creators"]:
-    return np.maximum(spread, least)
 
 
 def ledger(null: ShareNull, scores: Sequence[Float[np.ndarray, " n"]]) -> tuple[Ledger, list[Ledger]]:
@@ -197,7 +200,7 @@ def _ledger(
     high: np.ndarray,
     pictures: int,
 ) -> Ledger:
-    expected, counts = null.shares.mean(0), np.bincount(null.codes, minlength=len(null.creators))
+    expected, counts = null.expected, np.bincount(null.codes, minlength=len(null.creators))
     found = [
         Credit(creator, int(counts[i]), float(observed[i]), float(expected[i]), *tested[i],
                *(float(v[i]) for v in (credited, low, high)))

@@ -54,11 +54,10 @@ class Null:
         places = min(HUB_PLACES, lists.shape[1])
         first = np.argpartition(-z, places - 1, axis=1)[:, :places]
         order = np.argsort(-np.take_along_axis(z, first, 1), axis=1, kind="stable")
-        count, tops = len(z), defaultdict[str, list[float]](list)
-        for row, kind in zip(z, kinds, strict=True):  # mean and variance of the others, in closed form
-            others = (count * mean - row) / (count - 1)
-            variance = (count * (spread**2 + mean**2) - row**2) / (count - 1) - others**2
-            tops[kind].append(float(((row - others) / _floored(np.sqrt(np.maximum(variance, 0)))).max()))
+        tops = defaultdict[str, list[float]](list)
+        for row, kind in zip(z, kinds, strict=True):
+            others, apart = without_own(row, mean, spread, len(z))
+            tops[kind].append(float(((row - others) / _floored(apart)).max()))
         by_kind = {kind: np.sort(values) for kind, values in tops.items()}
         return cls(mean, _floored(spread), by_kind, np.take_along_axis(first, order, 1))
 
@@ -79,7 +78,7 @@ class Null:
     def judge(self, scores: Scores) -> "Verdict":
         """The significance of a query's scores."""
         statistic = self.statistic(scores)
-        p_values = np.max([_rank_p(tops, statistic) for tops in self.tops.values()], axis=0)
+        p_values = np.max([rank_p(tops, statistic) for tops in self.tops.values()], axis=0)
         return Verdict(float(p_values.min()), p_values, self.text, self.size)
 
 
@@ -120,8 +119,22 @@ class Verdict:
         }
 
 
-def _rank_p(tops: Float[np.ndarray, " images"], statistic: Scores) -> Scores:
-    """(1 + number of null statistics at least as large) / (1 + number of null statistics)."""
+def without_own(
+    own: Float[np.ndarray, "*q n"], mean: Float[np.ndarray, " n"], spread: Float[np.ndarray, " n"], count: int
+) -> tuple[Float[np.ndarray, "*q n"], Float[np.ndarray, "*q n"]]:
+    """Mean and standard deviation of the others, in closed form from those of all.
+
+    Args:
+        own: what is left out.
+        mean, spread: of all ``count``.
+    """
+    others = (count * mean - own) / (count - 1)
+    variance = (count * (spread**2 + mean**2) - own**2) / (count - 1) - others**2
+    return others, np.sqrt(np.maximum(variance, 0))
+
+
+def rank_p(tops: Float[np.ndarray, " images"], statistic: Float[np.ndarray, " m"]) -> Float[np.ndarray, " m"]:
+    """(1 + number of null statistics at least as large) / (1 + number of null statistics), which ascend."""
     at_least = len(tops) - np.searchsorted(tops, statistic, side="left")
     return (1 + at_least) / (1 + len(tops))
 

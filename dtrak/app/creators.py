@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from dtrak.analysis.ledger import UNKNOWN
+from dtrak.analysis.ledger import UNKNOWN, creators_of, shares_by
 from dtrak.app.exports import template
 from dtrak.data import Record
 from dtrak.evaluation.counterfactual import mean_with_interval
@@ -59,17 +59,14 @@ def standings(records: Sequence[Record], scores: Sequence[Float[np.ndarray, " n"
         records: of the training images.
         scores: of the training images, one array per picture.
     """
-    names = [record.creator or UNKNOWN for record in records]
+    creators, codes = creators_of(records)
+    counts, shares = np.bincount(codes), np.stack([shares_by(len(creators), codes, row) for row in scores])
     found = []
-    for creator in sorted(set(names)):
-        mine = np.array([name == creator for name in names])
-        shares = [float(mean_shares([row])[mine].sum()) for row in scores]
-        data = float(mine.mean())
-        total, low, high = mean_with_interval(np.array(shares))
+    for place, creator in enumerate(creators):
+        count, data = int(counts[place]), float(counts[place] / len(codes))
+        total, low, high = mean_with_interval(shares[:, place])
         found.append(
-            Standing(
-                creator, int(mine.sum()), data, total, low, high, total / data, low / data, high / data, len(scores)
-            )
+            Standing(creator, count, data, total, low, high, total / data, low / data, high / data, len(scores))
         )
     return sorted(found, key=lambda s: (-s.total, s.creator))
 
