@@ -24,7 +24,7 @@ from dtrak.data import Record
 from dtrak.execution.threads import task_threads
 from dtrak.models.base import DiffusionModel
 from dtrak.models.loading import load_study_model
-from dtrak.models.sampling import GenerationSettings, generate
+from dtrak.models.sampling import GenerationSettings, generate_all
 from dtrak.study.folder import StudyFolder
 from dtrak.utils.noise import keyed_generator
 
@@ -115,7 +115,7 @@ def sheet(images: Images, columns: int = 16) -> Image.Image:
 def draw(model: DiffusionModel, captions: list[str], guidance: float) -> Images:
     """One image for each caption, with seeds 0, 1, …"""
     settings = [GenerationSettings(seed, 50, caption, guidance) for seed, caption in enumerate(captions)]
-    return np.concatenate([generate(model, settings[i : i + BATCH]) for i in range(0, len(settings), BATCH)])
+    return generate_all(model, settings)
 
 
 def measure(folder: StudyFolder, count: int, guidance: float | None, out: Path) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 >>> import dtrak
 >>> study = dtrak.open_study("demo").build()
->>> picture = study.generate(seed=6)
+>>> picture = study.generate(seed=100064, prompt="unamused face, OpenMoji")
 >>> study.attribute(picture, method="dtrak").proponents
 
 Names load when they are used: importing dtrak takes no torch.

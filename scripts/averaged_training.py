@@ -30,7 +30,7 @@ class Schedule:
 
 
 class Training:
-    """AdamW with a moving average of the weights, a log line every 100 steps, and a state on disk.
+    """AdamW with a moving average of the weights, a log line every 200 steps, and a state on disk.
 
     Args:
         modules: what is trained.

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
+from dtrak.analysis.evidence import hubs
 from dtrak.analysis.map import Map
-from dtrak.analysis.significance import Null
+from dtrak.analysis.significance import HUB_PLACES, Null
 from dtrak.data import Table
+from dtrak.evaluation.whatif import predict
 from dtrak.utils.text import percent
 
 COLOURS = {
@@ -36,8 +38,7 @@ def colour_values(
     if colour == "self-influence" and isinstance(extra, np.ndarray):
         return [float(extra[row]) for row in rows]
     if colour == "hubness" and isinstance(extra, Null):
-        counts = np.bincount(extra.first.ravel(), minlength=table.train_size) / len(extra.first)
-        return [float(counts[row]) for row in rows]
+        return hubs(extra, HUB_PLACES).share[rows].tolist()
     field = "label" if colour == "label" else "creator"
     return [getattr(table.records[row], field) or "unknown" for row in rows]
 
@@ -49,8 +50,7 @@ def group_text(table: Table, rows: Sequence[int], scores: Float[np.ndarray, " n"
     text = f"{len(rows)} image{'s' if len(rows) > 1 else ''} ({whose})."
     if scores is None:
         return text
-    positive = np.maximum(scores, 0)
-    share = float(positive[list(rows)].sum() / (positive.sum() or 1.0))
+    share = predict(scores, rows).share
     expected = len(rows) / len(scores)
     holds = f"{percent(share)} of the positive scores by {method}"
     return f"{text} They hold {holds}, and are {percent(expected)} of the images."

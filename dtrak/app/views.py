@@ -13,7 +13,7 @@ from dtrak.analysis.evidence import STABLE, Hubs, Split, Stability
 from dtrak.analysis.significance import Verdict
 from dtrak.app.elements import describe
 from dtrak.data import Record, Table
-from dtrak.methods.ranking import Ranking, Scored
+from dtrak.methods.ranking import Scored
 from dtrak.utils.images import data_url
 from dtrak.utils.text import percent
 
@@ -192,12 +192,6 @@ def effective_number(scores: Float[np.ndarray, " n"]) -> float:
         return 0.0
     share = positive / positive.sum()
     return float(np.exp(-(share * np.log(share)).sum()))
-
-
-def z_score(ranking: Ranking) -> float:
-    """How far the top score is above the mean, in standard deviations of all scores."""
-    spread = float(ranking.scores.std()) or 1.0
-    return (float(ranking.scores.max()) - float(ranking.scores.mean())) / spread
 
 
 POWER_STEPS = tuple(step / 4 for step in range(-16, 17))  # log₁₀ λ of sliders

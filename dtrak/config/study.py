@@ -217,13 +217,12 @@ class UnrelatedConfig(_Frozen):
 class ExampleConfig(_Frozen):
     """A generated image that a build saves, so that no page is empty; a study's first one is shown on Home.
 
-    ``label`` is a class or a prompt; ``note`` says what the image is an example of.
+    ``label`` is a class or a prompt.
     """
 
     seed: int = Field(ge=0)
     label: str | None = None
     steps: int = Field(50, gt=0)
-    note: str = ""
 
 
 class FeatureConfig(_Frozen):

@@ -29,7 +29,8 @@ from dtrak.methods.query import QuerySet, load_query_set
 from dtrak.methods.settings import Setting
 from dtrak.study.folder import StudyFolder, check_retrainable, truth_folders
 from dtrak.utils.errors import DtrakError
-from dtrak.utils.files import atomic_write, read_json, write_json
+from dtrak.utils.files import read_json, write_json
+from dtrak.utils.images import write_png
 from dtrak.utils.noise import keyed_generator
 
 METHODS_COMPARED = ("dtrak", "trak", "pixel-ridge")
@@ -185,13 +186,13 @@ def counterfactual(
     root = truth_folders(folder)[0]
     pairs = []
     for number in numbers:
-        _write_png(root / PICTURES / before_name(number, everything.folder(folder).name), before[number])
+        write_png(root / PICTURES / before_name(number, everything.folder(folder).name), before[number])
     for kind in COMPARED:
         for number in (n for n in numbers if (kind, n) in plans):
             removal = plans[kind, number]
             (after,) = drawn(folder, removal, [settings[number]])
             name = f"{number:03d}-{kind.replace(':', '-')}-{removal.folder(folder).name[:8]}.png"
-            _write_png(root / PICTURES / name, after)
+            write_png(root / PICTURES / name, after)
             distance, cosine = compare(attributor, before[number], after[None])
             old, new = (loss_of(folder, r, settings[number]) for r in (everything, removal))
             change = None if old is None or new is None else new - old
@@ -276,8 +277,3 @@ def load_counterfactuals(folder: StudyFolder) -> Counterfactuals | None:
             pairs = tuple(Pair(**{**pair, "after": tuple(pair["after"])}) for pair in content["pairs"])
             return Counterfactuals(pairs, content["behind"], root, what_changed(folder, content["behind"]))
     return None
-
-
-def _write_png(path: Path, pixels: UInt8[np.ndarray, "r r 3"]) -> None:
-    with atomic_write(path) as file:
-        Image.fromarray(pixels).save(file, "PNG", optimize=True)

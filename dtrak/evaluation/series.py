@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from dtrak.evaluation.counterfactual import matched
 from dtrak.evaluation.removal import Removal, Task, draw_all, drawn
@@ -22,7 +21,8 @@ from dtrak.methods.query import Query
 from dtrak.methods.settings import Setting
 from dtrak.models.sampling import GenerationSettings
 from dtrak.study.folder import StudyFolder, check_retrainable, truth_folders
-from dtrak.utils.files import atomic_write, read_json, write_json
+from dtrak.utils.files import read_json, write_json
+from dtrak.utils.images import write_png
 from dtrak.utils.noise import keyed_generator
 
 SHARES = (0.0, 0.05, 0.25)  # of the training images
@@ -82,8 +82,7 @@ def removal_series(
         names = []
         for kind, removal in zip(("sources", "random"), both, strict=True):
             names.append(f"{count:04d}-{kind}.png")
-            with atomic_write(root / PICTURES / names[-1]) as file:
-                Image.fromarray(drawn(folder, removal, [query.settings])[0]).save(file, "PNG", optimize=True)
+            write_png(root / PICTURES / names[-1], drawn(folder, removal, [query.settings])[0])
         found.append(Without(count, *names))
     behind = {"settings": query.settings.as_dict(), "setting": setting.text, **model_and_data(folder)}
     write_json(root / FILE, {"without": [asdict(one) for one in found], "behind": behind})

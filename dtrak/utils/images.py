@@ -8,6 +8,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from dtrak.utils.files import atomic_write
+
 TILE = 128  # tile size, pixels
 SMOOTH = 48  # images at least this wide are enlarged smoothly
 
@@ -39,3 +41,9 @@ def enlarged_png(pixels: UInt8[np.ndarray, "r r 3"], size: int = TILE) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "PNG", compress_level=1)  # half the time for a sixth more bytes, which stay on this machine
     return buffer.getvalue()
+
+
+def write_png(path: Path, pixels: UInt8[np.ndarray, "r r 3"]) -> None:
+    """Write a small PNG file, all of it or nothing."""
+    with atomic_write(path) as file:
+        Image.fromarray(pixels).save(file, "PNG", optimize=True)
