@@ -23,9 +23,12 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.features import Captioned  # noqa: E402
 from dtrak.build.plan import count_passes  # noqa: E402
 from dtrak.config import FeatureConfig, TrainingConfig, load_study  # noqa: E402
 from dtrak.gradients.extractor import FeatureExtractor  # noqa: E402
+from dtrak.models.base import DiffusionModel  # noqa: E402
+from dtrak.models.blank import new_network  # noqa: E402
 from dtrak.models.pixel import PixelModel, new_scheduler, new_unet  # noqa: E402
 from dtrak.models.sampling import GenerationSettings, generate  # noqa: E402
 from dtrak.training.adjoint import Replay  # noqa: E402
@@ -119,18 +122,37 @@ def accuracy(place: Place) -> Rows:
 
 def speed(place: Place) -> Rows:
     """Features a second against a plain forward and backward pass, and the paper's index extrapolated."""
+    yield from speed_of(place, "CIFAR-2", place.model(), 5000)
+
+
+def speed_of_lora(place: Place) -> Rows:
+    """The same for ArtBench's LoRA of Stable Diffusion."""
+    if place.small:
+        return
+    study = load_study("artbench2")
+    model = Captioned(new_network(study).network, new_scheduler(), study.resolution).to(place.device)
+    yield from speed_of(place, "ArtBench-2", model, 5000)
+
+
+def speed_of(place: Place, title: str, model: DiffusionModel, images: int) -> Rows:
+    """Features a second of a model.
+
+    Args:
+        images: of the index that is extrapolated.
+    """
     timesteps = 2 if place.small else 10
     for tf32 in (False, True):
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
-        model, word = place.model(), "TF32" if tf32 else "float32"
+        word = "TF32" if tf32 else "float32"
         x = torch.randn(model.latent_shape, device=place.device)
         parameters = list(model.parameters().values())
         steps = torch.arange(0, 1000, 1000 // timesteps, device=place.device)
         batch = x.expand(len(steps), *x.shape)
         noise = torch.randn_like(batch)
+        condition = model.condition([None] * len(steps))
 
         def floor() -> object:
-            prediction = model.predict(model.add_noise(batch, noise, steps), steps, None)  # noqa: B023
+            prediction = model.predict(model.add_noise(batch, noise, steps), steps, condition)  # noqa: B023
             return torch.autograd.grad((prediction - noise).square().mean(), parameters)  # noqa: B023
 
         least = place.seconds(floor)
@@ -139,11 +161,12 @@ def speed(place: Place) -> Rows:
             extractor = FeatureExtractor(model, configs[:count])
             took = place.seconds(lambda: extractor(x, "a", None))  # noqa: B023
             yield (
-                f"{count} output function{'s' if count > 1 else ''}, K = {timesteps}, {word}",
+                f"{title}, {count} output function{'s' if count > 1 else ''}, K = {timesteps}, {word}",
                 f"{1 / took:.1f} images a second, {took / least:.2f} × a plain pass, peak {place.peak()}",
             )
         if not place.small:
-            yield f"CIFAR-2's index (5,000 images, K = 100), from K = 10, {word}", f"{5000 * 10 * took / 60:.0f} min"
+            minutes = images * 10 * took / 60
+            yield f"index of {title} ({images:,} images, K = 100), from K = 10, {word}", f"{minutes:.0f} min"
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
 
 
@@ -184,8 +207,8 @@ def estimates(place: Place) -> Rows:
 
 
 STEPS: dict[str, Callable[[Place], Rows]] = {
-    "tests": tests, "accuracy": accuracy, "speed": speed, "sampling": sampling, "training": training,
-    "estimates": estimates,
+    "tests": tests, "accuracy": accuracy, "speed": speed, "speed-lora": speed_of_lora, "sampling": sampling,
+    "training": training, "estimates": estimates,
 }  # fmt: skip
 
 

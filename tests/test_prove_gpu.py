@@ -30,6 +30,6 @@ def test_the_script_tests_itself_and_goes_on(tmp_path):
     assert "tests: done before" in said
     assert "failed" not in said
     steps = json.loads((tmp_path / "gpu.json").read_text())["steps"]
-    assert set(steps) == {"tests", "accuracy", "speed", "sampling", "training", "estimates"}
+    assert set(steps) == {"tests", "accuracy", "speed", "speed-lora", "sampling", "training", "estimates"}
     assert float(steps["accuracy"][0][1].split(",")[0]) < 1e-4
     assert (ROOT / "docs" / "gpu.md").read_text() == table
