@@ -65,6 +65,24 @@ class Loader:
     blank: Callable[[int, Path | None], Blank]
     lora_modules: tuple[str, ...] = DiffusionModel.lora_modules
 
+    @classmethod
+    def of(cls, kind: Any, model: "type[PipelineModel]", blank: Callable[[int, Path | None], Blank]) -> "Loader":
+        """The loader of a family whose pipeline is read as a whole.
+
+        Args:
+            kind: the pipeline's class.
+        """
+
+        def load(
+            path: Path, resolution: int, adapter: Path | None, dtype: torch.dtype, prompts: Sequence[str],
+            guidance: float,
+        ) -> DiffusionModel:  # fmt: skip
+            pipe = load_pipe(kind, path, dtype)
+            network = with_adapter(kind, getattr(pipe, model.part), model.part, adapter)
+            return model(pipe, network, resolution, dtype, prompts, guidance)
+
+        return cls(load, blank, model.lora_modules)
+
 
 class PipelineConditioner(Conditioner):
     """Conditioning of several parts, such as token and pooled embeddings, kept as one tensor per prompt.
@@ -138,6 +156,7 @@ class PipelineModel(DiffusionModel):
         network: its network, with its LoRA.
         dtype: type of the frozen weights.
         prompts: suggested prompts.
+        guidance: the guidance scale that a distilled network takes as input; others ignore it.
 
     Attributes:
         part: name of the network among the pipeline's parts, and its prefix in LoRA files.
@@ -147,7 +166,10 @@ class PipelineModel(DiffusionModel):
     part: ClassVar[str] = "transformer"
     extra: tuple[Any, ...] = ()
 
-    def __init__(self, pipe: Any, network: Any, resolution: int, dtype: torch.dtype, prompts: Sequence[str] = ()):
+    def __init__(
+        self, pipe: Any, network: Any, resolution: int, dtype: torch.dtype, prompts: Sequence[str] = (),
+        guidance: float = 1.0,
+    ):  # fmt: skip
         self.pipe = pipe
         encoders = [part for name, part in sorted(pipe.components.items()) if _is_encoder(name, part)]
         conditioner = PipelineConditioner(self.embed, self.embed_free, encoders, dtype, prompts)

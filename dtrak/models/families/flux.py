@@ -12,28 +12,24 @@ from diffusers import FluxPipeline, FluxTransformer2DModel
 from torch import Tensor
 
 from dtrak.models.base import Network
-from dtrak.models.families.base import Blank, Loader, Parts, PipelineModel, load_pipe, with_adapter
+from dtrak.models.families.base import Blank, Loader, Parts, PipelineModel
 from dtrak.models.process import FlowMatching
 from dtrak.utils.errors import DtrakError
 from dtrak.utils.files import read_note
 
 TOKENS, TOKENS_SCHNELL = 512, 256  # of T5
-MODULES = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out",
-           "ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2")  # fmt: skip
 
 
 class Flux(PipelineModel):
-    """FLUX.1.
+    """FLUX.1."""
 
-    Args:
-        guidance: the guidance scale that the network takes as input, if it takes one.
-    """
-
-    lora_modules = MODULES
+    lora_modules = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out",
+                    "ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2")  # fmt: skip
 
     def __init__(
-        self, pipe: Any, network: Any, resolution: int, dtype: torch.dtype, prompts: Sequence[str], guidance: float
-    ):
+        self, pipe: Any, network: Any, resolution: int, dtype: torch.dtype, prompts: Sequence[str] = (),
+        guidance: float = 1.0,
+    ):  # fmt: skip
         super().__init__(pipe, network, resolution, dtype, prompts)
         _, height, width = self.latent_shape
         if height % 2 or width % 2:
@@ -79,15 +75,6 @@ def predict(
     return found.reshape(n, -1, height, width)
 
 
-def load(
-    path: Path, resolution: int, adapter: Path | None, dtype: torch.dtype, prompts: Sequence[str], guidance: float
-) -> Flux:
-    """Load a pipeline and a LoRA; see :class:`Loader`."""
-    pipe = load_pipe(FluxPipeline, path, dtype)
-    network = with_adapter(FluxPipeline, pipe.transformer, "transformer", adapter)
-    return Flux(pipe, network, resolution, dtype, prompts, guidance)
-
-
 def blank(resolution: int, path: Path | None) -> Blank:
     """See :class:`Loader`."""
     given = read_note(path / "transformer" / "config.json") if path else {}
@@ -104,4 +91,4 @@ def blank(resolution: int, path: Path | None) -> Blank:
     return Blank(network, x, lambda: predict(network, x, torch.zeros(1), told, guidance))
 
 
-LOADER = Loader(load, blank, MODULES)
+LOADER = Loader.of(FluxPipeline, Flux, blank)

@@ -3,7 +3,6 @@
 Predictions are velocities v = ε − x₀; the network takes the time as 1000 σ.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +11,18 @@ from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 from torch import Tensor
 
 from dtrak.models.base import Network
-from dtrak.models.families.base import Blank, Loader, Parts, PipelineModel, load_pipe, with_adapter
+from dtrak.models.families.base import Blank, Loader, Parts, PipelineModel
 from dtrak.models.process import FlowMatching
 from dtrak.utils.errors import DtrakError
 from dtrak.utils.files import read_note
 
 TOKENS = 256  # of T5; CLIP adds 77
-MODULES = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 
 
 class StableDiffusion3(PipelineModel):
     """Stable Diffusion 3 or 3.5."""
 
-    lora_modules = MODULES
+    lora_modules = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 
     @torch.no_grad()
     def embed(self, prompt: str) -> Parts:
@@ -52,15 +50,6 @@ class StableDiffusion3(PipelineModel):
         return network(hidden_states=x, timestep=times, **told).sample
 
 
-def load(
-    path: Path, resolution: int, adapter: Path | None, dtype: torch.dtype, prompts: Sequence[str], guidance: float
-) -> StableDiffusion3:
-    """Load a pipeline and a LoRA; see :class:`Loader`."""
-    pipe = load_pipe(StableDiffusion3Pipeline, path, dtype)
-    network = with_adapter(StableDiffusion3Pipeline, pipe.transformer, "transformer", adapter)
-    return StableDiffusion3(pipe, network, resolution, dtype, prompts)
-
-
 def blank(resolution: int, path: Path | None) -> Blank:
     """See :class:`Loader`; Stable Diffusion 3.5 medium's size without a path."""
     given = read_note(path / "transformer" / "config.json") if path else {}
@@ -76,4 +65,4 @@ def blank(resolution: int, path: Path | None) -> Blank:
     return Blank(network, x, lambda: network(hidden_states=x, timestep=torch.zeros(1), **told).sample)
 
 
-LOADER = Loader(load, blank, MODULES)
+LOADER = Loader.of(StableDiffusion3Pipeline, StableDiffusion3, blank)

@@ -1,6 +1,5 @@
 """Stable Diffusion XL: an ε- or v-prediction UNet, conditioned on two CLIPs and on the image's size."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ from diffusers import DDPMScheduler, StableDiffusionXLPipeline, UNet2DConditionM
 from torch import Tensor
 
 from dtrak.models.base import Network
-from dtrak.models.families.base import Blank, Loader, Parts, PipelineModel, load_pipe, with_adapter
+from dtrak.models.families.base import Blank, Loader, Parts, PipelineModel
 from dtrak.models.process import NoiseProcess, variance_preserving
 from dtrak.utils.errors import DtrakError
 from dtrak.utils.files import read_note
@@ -64,15 +63,6 @@ class StableDiffusionXL(PipelineModel):
         return network(x, times, encoder_hidden_states=tokens, added_cond_kwargs=added).sample
 
 
-def load(
-    path: Path, resolution: int, adapter: Path | None, dtype: torch.dtype, prompts: Sequence[str], guidance: float
-) -> StableDiffusionXL:
-    """Load a pipeline and a LoRA; see :class:`Loader`."""
-    pipe = load_pipe(StableDiffusionXLPipeline, path, dtype)
-    network = with_adapter(StableDiffusionXLPipeline, pipe.unet, "unet", adapter)
-    return StableDiffusionXL(pipe, network, resolution, dtype, prompts)
-
-
 def blank(resolution: int, path: Path | None) -> Blank:
     """See :class:`Loader`."""
     given = read_note(path / "unet" / "config.json") if path else {}
@@ -87,4 +77,4 @@ def blank(resolution: int, path: Path | None) -> Blank:
     )
 
 
-LOADER = Loader(load, blank)
+LOADER = Loader.of(StableDiffusionXLPipeline, StableDiffusionXL, blank)
