@@ -2,11 +2,15 @@
 
 import contextlib
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
+from jaxtyping import Float
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
+from torch import Tensor
+from torch.nn import functional as F
 
 from dtrak.config import TrainingConfig
 from dtrak.models.base import DiffusionModel
@@ -82,3 +86,42 @@ def lora_merged(network: torch.nn.Module, scale: float = 1.0) -> Iterator[None]:
         for merging in layers:
             merging.unmerge()
             kept[merging].data.copy_(before[merging])
+
+
+@contextlib.contextmanager
+def lora_folded(network: torch.nn.Module) -> Iterator[None]:
+    """Compute layers as ``(W + BA) x`` instead of ``W x + B (A x)`` within the block, where that is less work.
+
+    The same function, with the same gradients of A and B up to rounding: for training.
+    """
+    layers: list[Any] = [m for m in network.modules() if isinstance(m, LoraLayer) and _folds(m)]
+    for layer in layers:
+        layer.forward = partial(_folded, layer)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
+
+
+def _folds(layer: Any) -> bool:
+    """Whether folding is possible and saves work: W's gradient costs one pass, A and B cost three smaller ones."""
+    base, names = layer.get_base_layer(), [name for name in layer.active_adapters if name in layer.lora_A]
+    plain = isinstance(base, torch.nn.Linear) or (
+        isinstance(base, torch.nn.Conv2d) and base.groups == 1 and base.padding_mode == "zeros"
+    )
+    if not plain or len(names) != 1 or layer.merged or layer.disable_adapters or names[0] in layer.lora_variant:
+        return False
+    if base.weight.dtype != torch.float32 or not isinstance(layer.lora_dropout[names[0]], torch.nn.Identity):
+        return False
+    rows, columns = base.weight.flatten(1).shape
+    return bool(3 * layer.r[names[0]] * (rows + columns) > rows * columns)
+
+
+def _folded(layer: Any, x: Float[Tensor, "n ..."]) -> Float[Tensor, "n ..."]:
+    base = layer.get_base_layer()
+    (name,) = (name for name in layer.active_adapters if name in layer.lora_A)
+    weight = base.weight + layer.get_delta_weight(name)
+    if isinstance(base, torch.nn.Linear):
+        return F.linear(x, weight, base.bias)
+    return F.conv2d(x, weight, base.bias, base.stride, base.padding, base.dilation)

@@ -22,6 +22,7 @@ from torch import Tensor
 from dtrak.config import TrainingConfig
 from dtrak.execution.memory import with_smaller_batches
 from dtrak.models.base import DiffusionModel, underflow_scale
+from dtrak.models.lora import lora_folded
 from dtrak.training.dropout import keyed_dropout
 from dtrak.utils.files import write_bytes
 from dtrak.utils.noise import keyed_generator
@@ -267,7 +268,8 @@ class Run:
         """The training objective of a part of a batch, and each sample's unweighted loss."""
         model, config = self.model, self.config
         autocast = torch.autocast(model.device.type, torch.bfloat16, enabled=config.precision == "bf16")
-        with autocast, keyed_dropout(model.network, config.dropout, config.dropout_modules, part.keys):
+        dropout = keyed_dropout(model.network, config.dropout, config.dropout_modules, part.keys)
+        with autocast, dropout, lora_folded(model.network):
             x_t = model.add_noise(part.x, part.noise, part.timesteps)
             prediction = model.predict(x_t, part.timesteps, part.condition)
         target = model.process.target(part.x, part.noise, part.timesteps)
