@@ -11,7 +11,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from dtrak.config import TruthConfig
-from dtrak.evaluation.subsets import pair_losses
+from dtrak.evaluation.subsets import judged_losses
 from dtrak.methods.exact import check_exact, folder_of, path_of
 from dtrak.methods.query import Query
 from dtrak.models.base import DiffusionModel
@@ -61,7 +61,7 @@ class Checked:
 def query_loss(model: DiffusionModel, query: Query, truth: TruthConfig) -> Callable[[], Tensor]:
     """The loss that retrained models are measured by, as a differentiable function of the model's present weights."""
     x = model.encode(query.pixels[None]).to(model.device)
-    return lambda: pair_losses(model, query, x, truth.pairs).mean()
+    return lambda: judged_losses(model, query, x, truth.pairs).mean()
 
 
 def exact_influence(

@@ -24,6 +24,7 @@ from torch import Tensor
 from dtrak.config import TruthConfig
 from dtrak.execution.memory import with_smaller_batches
 from dtrak.execution.threads import task_threads
+from dtrak.gradients.losses import pair_losses
 from dtrak.methods.attributor import Attributor
 from dtrak.methods.query import Query, QuerySet, generated_settings, load_query_set, save_query_set
 from dtrak.methods.subsets import Family, belongs_to, subset_mask
@@ -34,7 +35,7 @@ from dtrak.study.folder import StudyFolder, check_retrainable, model_digest, tru
 from dtrak.training.study import training_run
 from dtrak.utils.errors import DtrakError
 from dtrak.utils.files import read_json, write_json
-from dtrak.utils.noise import feature_noise, keyed_generator
+from dtrak.utils.noise import keyed_generator
 
 MOST_HELDOUT = 1000
 NOISE_SEED = 1  # features use 0
@@ -93,20 +94,16 @@ def query_set(
     return asked
 
 
-def pair_losses(
+def judged_losses(
     model: DiffusionModel, query: Query, x: Float[Tensor, "1 *shape"], pairs: Sequence[tuple[int, int]]
 ) -> Float[Tensor, " pairs"]:
-    """mean((ε_θ − ε)²) of a query at some (timestep, draw) pairs with keyed noise; differentiable in the weights.
+    """A query's losses by which retrained models are compared: with other noise than features have.
 
     Args:
         x: the encoded query.
+        pairs: (timestep, draw) pairs.
     """
-    noise = torch.from_numpy(feature_noise(NOISE_SEED, query.id, pairs, tuple(x.shape[1:]))).to(x.device)
-    times = torch.tensor([t for t, _ in pairs], device=x.device)
-    condition = model.condition([query.label])
-    told = None if condition is None else condition.expand(len(pairs), *condition.shape[1:])
-    prediction = model.predict(model.add_noise(x, noise, times), times, told)
-    return (prediction - model.process.target(x, noise, times)).square().flatten(1).mean(1)
+    return pair_losses(model, x, query.id, query.label, pairs, NOISE_SEED)
 
 
 @torch.no_grad()
@@ -121,7 +118,7 @@ def query_losses(
 
             def total(size: int, query: Query = query, x: Tensor = x) -> np.ndarray:
                 chunks = [config.pairs[start : start + size] for start in range(0, len(config.pairs), size)]
-                return torch.cat([pair_losses(model, query, x, chunk) for chunk in chunks]).cpu().numpy()
+                return torch.cat([judged_losses(model, query, x, chunk) for chunk in chunks]).cpu().numpy()
 
             losses, size = with_smaller_batches(total, size)
             found.append(losses)

@@ -8,7 +8,7 @@ so it is a second opinion on models that were not trained here; a query costs a 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -18,7 +18,7 @@ import numpy as np
 from dtrak.config import LAST, FeatureConfig
 from dtrak.methods.base import LOSS, Features, Method, Need, Scores
 from dtrak.utils.files import digest, write_npy
-from dtrak.utils.noise import feature_noise, keyed_generator
+from dtrak.utils.noise import keyed_generator
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -82,21 +82,28 @@ def _forgotten(identity: dict[str, Any], study: Attributor, query: Query) -> Que
     return QueryFeature((after - before).astype(np.float32)[None], identity)
 
 
-def forget(model: DiffusionModel, query: Query, fisher: Float[np.ndarray, " weights"], batch_size: int = 16) -> None:
+def forget(
+    model: DiffusionModel, query: Query, fisher: Float[np.ndarray, " weights"], batch_size: int = TIMESTEPS
+) -> None:
     """Raise the query's loss by ``RISE``, to first order, in ``STEPS`` steps; changes the model's weights.
 
     Args:
         fisher: from :func:`fisher_diagonal`.
+        batch_size: timesteps in a pass; fewer where memory is insufficient.
     """
     import torch
+
+    from dtrak.execution.memory import with_smaller_batches
 
     parameters: list[Tensor] = list(model.parameters().values())
     sizes = [p.numel() for p in parameters]
     weights = torch.from_numpy(1 / (fisher + FLOOR * (fisher.mean() or 1.0))).float().to(model.device).split(sizes)
-    x = model.encode(query.pixels[None])[0].to(model.device)
-    start = None
+    x = model.encode(query.pixels[None]).to(model.device)
+    start, size = None, batch_size
     for _ in range(STEPS):
-        value, gradients = _loss_and_gradients(model, x, query.id, query.label, batch_size)
+        (value, gradients), size = with_smaller_batches(
+            partial(_loss_and_gradients, model, x, query.id, query.label), size
+        )
         start = value if start is None else start
         steps = [g * w.view_as(g) for g, w in zip(gradients, weights, strict=True)]
         slope = sum(float((g * s).sum()) for g, s in zip(gradients, steps, strict=True))
@@ -110,12 +117,19 @@ def training_losses(study: TrainingSide, model: DiffusionModel) -> Float[np.ndar
     """The mean loss of each training image at ``TIMESTEPS`` timesteps, with keyed noise."""
     import torch
 
-    table, found = study.table, []
-    with torch.no_grad():
+    from dtrak.execution.memory import with_smaller_batches
+    from dtrak.models.lora import lora_merged
+
+    table, found, size = study.table, [], study.batch_size
+    with torch.no_grad(), lora_merged(model.network):
         for row in range(table.train_size):
-            x = model.encode(table.pixels[row][None])[0].to(model.device)
-            parts = _losses(model, x, table.records[row].id, table.names[row], TIMESTEPS)
-            found.append(float(torch.cat([part.detach() for part in parts]).mean()))
+            x = model.encode(table.pixels[row][None]).to(model.device)
+
+            def total(size: int, row: int = row, x: Tensor = x) -> float:
+                return sum(float(p.sum()) for p in _losses(model, x, table.records[row].id, table.names[row], size))
+
+            value, size = with_smaller_batches(total, size)
+            found.append(value / TIMESTEPS)
     return np.array(found)
 
 
@@ -123,12 +137,17 @@ def fisher_diagonal(study: TrainingSide, model: DiffusionModel) -> Float[np.ndar
     """The mean square of the gradients of some training images' losses, in the order of the tuned weights."""
     import torch
 
+    from dtrak.execution.memory import with_smaller_batches
+
     table = study.table
     rows = keyed_generator("fisher", 0, "").permutation(table.train_size)[:IMAGES].tolist()
     total = torch.zeros(sum(p.numel() for p in model.parameters().values()), dtype=torch.float64)
+    size = study.batch_size
     for row in rows:
-        x = model.encode(table.pixels[row][None])[0].to(model.device)
-        _, gradients = _loss_and_gradients(model, x, table.records[row].id, table.names[row], TIMESTEPS)
+        x = model.encode(table.pixels[row][None]).to(model.device)
+        (_, gradients), size = with_smaller_batches(
+            partial(_loss_and_gradients, model, x, table.records[row].id, table.names[row]), size
+        )
         total += torch.cat([g.flatten() for g in gradients]).double().cpu().square()
     return (total / len(rows)).numpy()
 
@@ -147,20 +166,13 @@ def _loss_and_gradients(
     return total, sums
 
 
-def _losses(model: DiffusionModel, x: Tensor, sample_id: str, label: str | None, batch_size: int) -> Sequence[Tensor]:
-    """The loss at each timestep, a batch of timesteps at a time."""
-    import torch
+def _losses(model: DiffusionModel, x: Tensor, sample_id: str, label: str | None, batch_size: int) -> Iterator[Tensor]:
+    """The losses at ``TIMESTEPS`` timesteps, a batch of timesteps at a time, each to be used before the next."""
+    from dtrak.gradients.losses import pair_losses
 
-    timesteps, told, found = CONFIG.timestep_list(model.num_timesteps), model.condition([label]), []
-    for start in range(0, len(timesteps), batch_size):
-        chosen = timesteps[start : start + batch_size]
-        noise = torch.from_numpy(feature_noise(0, sample_id, [(t, 0) for t in chosen], tuple(x.shape))).to(x.device)
-        t = torch.tensor(chosen, device=x.device)
-        images = x.expand(len(chosen), *x.shape)
-        condition = None if told is None else told.expand(len(chosen), *told.shape[1:])
-        predicted = model.predict(model.add_noise(images, noise, t), t, condition)
-        found.append((predicted - model.process.target(images, noise, t)).square().flatten(1).mean(1))
-    return found
+    pairs = [(t, 0) for t in CONFIG.timestep_list(model.num_timesteps)]
+    for start in range(0, len(pairs), batch_size):
+        yield pair_losses(model, x, sample_id, label, pairs[start : start + batch_size])
 
 
 def _kept(study: TrainingSide, name: str, make: Any) -> np.ndarray:
