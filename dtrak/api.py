@@ -203,6 +203,7 @@ class Study:
         top: int = 10,
         label: str | None = None,
         region: Region | Sequence[float] | None = None,
+        exhaustive: bool = False,
         **choices: Any,
     ) -> Ranking:
         """Rank the training images by their influence on one picture.
@@ -214,6 +215,8 @@ class Study:
             top: how many proponents and opponents to list at most.
             label: class or prompt to read an uploaded picture as.
             region: the part that is asked about: left, top, right and bottom from 0 to 1; default all of it.
+            exhaustive: score all training images at once; by default the index is searched where it covers the
+                method, and ``ranking.scores`` are computed when asked for.
             choices: of the ablations: output, timesteps, strategy, draws, projection_dim, projection_seed,
                 checkpoint, normaliser.
 
@@ -225,7 +228,7 @@ class Study:
         if region is not None:
             query = replace(query, region=region if isinstance(region, Region) else Region(*region))
         features = self.attributor.features(query, [setting], by_block=False)
-        return self.attributor.attribute(query, features, setting, top)
+        return self.attributor.attribute(query, features, setting, top, exhaustive)
 
     def significance(self, ranking: Ranking) -> Verdict:
         """Whether a whole picture's scores exceed those of unrelated images, and for which training images.

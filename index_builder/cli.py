@@ -232,6 +232,9 @@ def attribute(
         typer.Option(help="Ask about a part: left,top,right,bottom from 0 to 1.", show_default=False),
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="Number of proponents and of opponents to print.")] = 10,
+    exhaustive: Annotated[
+        bool, typer.Option("--exhaustive", help="Score all training images instead of searching the index.")
+    ] = False,
     device: DeviceOption = "cpu",
     as_json: JsonOption = False,
 ) -> None:
@@ -259,7 +262,8 @@ def attribute(
     if region is not None:
         query = replace(query, region=Region.parse(region))
         described |= {"region": region}
-    answer = attributor.attribute(query, attributor.features(query, [setting], by_block=False), setting, top)
+    features = attributor.features(query, [setting], by_block=False)
+    answer = attributor.attribute(query, features, setting, top, exhaustive)
     measured = reliability(load_evaluation(attributor.folder), setting, query.settings is not None).text
     try:
         if query.region is not None:

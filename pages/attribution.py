@@ -220,7 +220,7 @@ with right:
         show_error(error)
         st.stop()
     null, stable = (evidence.null, evidence.stable) if evidence else (None, None)
-    verdict = None if null is None else null.judge(answer.scores)
+    verdict = evidence.verdict if evidence else None
     damp = bool(st.session_state.get("damp")) and answer.method.uses_features
     if evidence:
         with place:

@@ -50,8 +50,10 @@ class Split:
     timesteps: list[int]
 
 
-def split_by_timestep(attributor: Attributor, setting: Setting, query: Query, features: Features) -> Split:
-    """Split the scores of all training images by (timestep, draw) pair of the query.
+def split_by_timestep(
+    attributor: Attributor, setting: Setting, query: Query, features: Features, rows: Sequence[int] | None = None
+) -> Split:
+    """Split the scores of some training images, or of all, by (timestep, draw) pair of the query.
 
     Raises:
         DtrakError: the setting's timesteps are not stored separately, or its score is not a sum of parts.
@@ -64,7 +66,7 @@ def split_by_timestep(attributor: Attributor, setting: Setting, query: Query, fe
         )
     parts = attributor.query_parts(side, features)
     used = [p for source in side.sources for p, w in zip(source.config.pairs(), source.weights, strict=True) if w]
-    scores = _part_scores(method.divided_by(setting), readout, damping, parts)
+    scores = _part_scores(method.divided_by(setting), readout, damping, parts, rows)
     names = [f"t = {t}" + (f", draw {draw + 1}" if draw else "") for t, draw in used]
     order = sorted(range(len(used)), key=lambda i: used[i])
     return Split([names[i] for i in order], scores[order], [used[i][0] for i in order])

@@ -8,9 +8,10 @@ from functools import partial
 from typing import Any
 
 from dtrak.analysis.evidence import Stability, stability
-from dtrak.analysis.significance import Null, null_of
+from dtrak.analysis.significance import Null, Verdict, null_of
 from dtrak.app.jobs import Job, queue_beside
 from dtrak.app.runs import Run
+from dtrak.index.faiss_index import MANY_NUMBERS
 from dtrak.methods.attributor import Attributor, Features
 from dtrak.methods.query import Query
 from dtrak.methods.registry import METHODS
@@ -18,7 +19,6 @@ from dtrak.methods.settings import Setting
 from dtrak.utils.errors import DtrakError
 from dtrak.utils.latest import Latest
 
-LARGE = 2**26  # numbers in Φ (N · k); above it, evidence is computed by a job
 CACHE_SIZE = 64
 
 
@@ -28,11 +28,13 @@ class Evidence:
 
     Attributes:
         null: null distribution of the significance test; None if there is none.
+        verdict: its outcome for this ranking.
         stable: stability under resampling; None for methods without it.
         reason: why there is no significance test.
     """
 
     null: Null | None
+    verdict: Verdict | None
     stable: Stability | None
     reason: str = ""
 
@@ -96,16 +98,20 @@ class EvidenceJobs:
         else:
             null, reason = None, "It compares whole images; this ranking is about a part of one."
         job.progress(1, 2)
-        features = self._features(run, [setting])
+        features, query = self._features(run, [setting]), self._query(run)
         assert features is not None
+        verdict = None
+        if null is not None:
+            judge, scores = null.judge, partial(self._attributor.scores, setting, query, features)
+            verdict = self._cache.of((run.key, setting.text, "verdict"), lambda: judge(scores()[0]))
 
         def stable() -> Stability | None:
             try:
-                return stability(self._attributor, setting, self._query(run), features, top)
+                return stability(self._attributor, setting, query, features, top)
             except DtrakError:  # not defined for this method
                 return None
 
-        return Evidence(null, self._cache.of((run.key, setting.text, top), stable), reason)
+        return Evidence(null, verdict, self._cache.of((run.key, setting.text, top), stable), reason)
 
     def null(self, setting: Setting) -> Null:
         """The null distribution of a setting.
@@ -119,4 +125,4 @@ class EvidenceJobs:
     def _is_large(self, setting: Setting) -> bool:
         if not METHODS[setting.method].uses_features:
             return False
-        return self._attributor.table.train_size * self._attributor.sides(setting)[0].dim > LARGE
+        return self._attributor.table.train_size * self._attributor.sides(setting)[0].dim > MANY_NUMBERS

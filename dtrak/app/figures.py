@@ -32,9 +32,14 @@ def literal(text: str) -> str:
 
 
 def score_strip(ranking: Ranking) -> go.Figure:
-    """A low histogram of all scores with log counts and marks for what is listed; a range of scores can be boxed."""
-    scores: Float[np.ndarray, " n"] = ranking.scores
-    limit = 1.05 * (float(np.abs(scores).max()) or 1.0)
+    """A low histogram of all scores with log counts and marks for what is listed; a range of scores can be boxed.
+
+    In large studies the scores are those of a random sample of the training images, as the axis then says.
+    """
+    scores, images = ranking.sample, ranking.table.train_size
+    listed = [abs(s.score) for s in (*ranking.proponents[:1], *ranking.opponents[:1])]
+    limit = 1.05 * (max(float(np.abs(scores).max()), *listed, 0.0) or 1.0)
+    drawn = f"{len(scores):,} of {images:,} training images, drawn at random"
     counts, edges = np.histogram(scores, HISTOGRAM_BINS, (-limit, limit))  # the browser gets counts only
     figure = go.Figure()
     figure.add_bar(
@@ -61,7 +66,10 @@ def score_strip(ranking: Ranking) -> go.Figure:
         showlegend=False,
         dragmode="select",
         selectdirection="h",
-        xaxis={"title": f"{ranking.unit} of all {len(scores):,} training images", "title_standoff": 2},
+        xaxis={
+            "title": f"{ranking.unit} of {drawn if len(scores) < images else f'all {images:,} training images'}",
+            "title_standoff": 2,
+        },
         yaxis={"type": "log", "dtick": 1, "title": "images", "fixedrange": True},
     )
     return figure

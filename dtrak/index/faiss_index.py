@@ -23,6 +23,7 @@ from dtrak.linalg.conjugate_gradients import KrylovKernel, fits, kernel_of
 from dtrak.linalg.kernel import LARGE, Kernel, multiply, row_norms, row_slices
 from dtrak.utils.errors import DtrakError
 from dtrak.utils.files import atomic_write, read_json, read_note, sha256_file, write_json, write_npy
+from dtrak.utils.noise import keyed_generator
 
 TRAINING_ROWS = 65_536  # rows that a quantiser is trained on
 CANDIDATES = 1000  # approximate results that are re-ranked exactly, at least
@@ -33,6 +34,8 @@ FLAT = "Flat"
 EXACT = "Set index_factory: Flat (exact, and fast enough below a million rows)."
 SMALL, SAMPLED = 2**26, 64  # bytes of files that are hashed when opened; rows that are checked in others
 MOST_NUMBERS = 2**28  # elements that a quantiser is trained on, at most
+MANY_NUMBERS = 2**26  # of Φ: above it, a pass over all rows takes long
+FEWEST_DRAWN, NUMBERS_DRAWN = 2000, 2**23  # of the sample of rows that stands for all: rows at least, and numbers
 
 
 def _check_files(folder: Path, hashes: dict[str, str]) -> None:
@@ -186,16 +189,13 @@ class IndexedRows:
         """
         wanted = min(top if self.exact else max(candidates or self.candidates, 2 * top), self.index.ntotal)
         seen = queries if self.white is None else np.stack([self.white.of_query(q) for q in queries])
-        found = zip(*self.index.search(np.ascontiguousarray(seen, dtype=np.float32), wanted), strict=True)
-        return [self._ranked(q, rows, products, top) for q, (products, rows) in zip(queries, found, strict=True)]
+        _, found = self.index.search(np.ascontiguousarray(seen, dtype=np.float32), wanted)
+        return [self._ranked(q, rows, top) for q, rows in zip(queries, found, strict=True)]
 
     def _ranked(
-        self, q: Float[np.ndarray, " k"], rows: np.ndarray, products: np.ndarray, top: int
-    ) -> tuple[Int[np.ndarray, " t"], Float[np.ndarray, " t"]]:
-        found = rows >= 0  # approximate indexes may return fewer
-        if self.exact:
-            return rows[found], products[found]
-        rows = np.sort(rows[found])  # read the file sequentially
+        self, q: Float[np.ndarray, " k"], rows: np.ndarray, top: int
+    ) -> tuple[Int[np.ndarray, " t"], Float64[np.ndarray, " t"]]:
+        rows = np.sort(rows[rows >= 0])  # approximate indexes may return fewer; read the file sequentially
         products = multiply(self.features[rows], q)
         best = np.argsort(-products, kind="stable")[:top]
         return rows[best], products[best]
@@ -282,20 +282,38 @@ class AttributionIndex:
                 hint="Rebuild the study so that index and model match: python -m index_builder build STUDY",
             )
 
-    def search(self, q: Float[np.ndarray, " k"], top: int) -> tuple[Int[np.ndarray, " t"], Float[np.ndarray, " t"]]:
+    @property
+    def is_large(self) -> bool:
+        """Whether a pass over all rows takes long."""
+        return self.features.size > MANY_NUMBERS
+
+    def search(self, q: Float[np.ndarray, " k"], top: int) -> tuple[Int[np.ndarray, " t"], Float64[np.ndarray, " t"]]:
         """The rows with the ``top`` largest inner products with ``q``, and these products, descending.
 
-        Candidates of an approximate index are re-ranked by their exact products.
+        What the index finds is ranked by products with the raw rows in float64.
         """
         return self._indexed.search(q[None], top)[0]
 
-    def both_ends(self, q: Float[np.ndarray, " k"], top: int) -> tuple[Int[np.ndarray, " t"], Int[np.ndarray, " t"]]:
-        """The rows with the ``top`` largest and with the ``top`` smallest inner products with ``q``.
+    def both_ends(
+        self, q: Float[np.ndarray, " k"], top: int
+    ) -> list[tuple[Int[np.ndarray, " t"], Float64[np.ndarray, " t"]]]:
+        """The rows with the ``top`` largest and with the ``top`` smallest inner products with ``q``, and these.
 
-        Equal to :meth:`search` for q and for −q, in one call.
+        Equal to :meth:`search` for q and, with the sign turned, for −q, in one call.
         """
-        (largest, _), (smallest, _) = self._indexed.search(np.stack([q, -q]), top)
-        return largest, smallest
+        largest, (rows, products) = self._indexed.search(np.stack([q, -q]), top)
+        return [largest, (rows, -products)]
+
+    def sampled(self, q: Float[np.ndarray, " k"]) -> Float64[np.ndarray, " s"]:
+        """The inner products with a fixed random sample of rows, which is read once."""
+        return multiply(self._sample, q)
+
+    @cached_property
+    def _sample(self) -> Float[np.ndarray, "s k"]:
+        rows, columns = self.features.shape
+        count = min(rows, max(FEWEST_DRAWN, NUMBERS_DRAWN // columns))
+        drawn = np.sort(keyed_generator("sampled rows", 0, "").choice(rows, count, replace=False))
+        return np.ascontiguousarray(self.features[drawn])
 
     def scores(self, query: QueryFeature, damping: float | None) -> Float64[np.ndarray, " n"]:
         """Exact scores of all training samples; inner products without damping.

@@ -116,12 +116,15 @@ class Attributor(TrainingSide):
         """
         self._check_region(setting, query)
         scores, damping = METHODS[setting.method].scores(self, setting, query, features)
-        if not np.abs(scores).max() < LARGEST:  # also false for NaN
+        self._check_plausible(scores)
+        return scores, damping
+
+    def _check_plausible(self, scores: Float[np.ndarray, " some"]) -> None:
+        if not np.abs(scores).max(initial=0) < LARGEST:  # also false for NaN
             raise DtrakError(
                 "The scores are not finite, or too large to be right: a file of the study is damaged.",
                 hint=f"python -m index_builder verify {self.folder.study.name} --repair, then build again.",
             )
-        return scores, damping
 
     @staticmethod
     def _check_region(setting: Setting, query: Query) -> None:
@@ -129,21 +132,45 @@ class Attributor(TrainingSide):
         if query.region is not None and not method.regional:
             raise DtrakError(f"{method.title} cannot be asked about a part of an image.", hint="Choose D-TRAK or TRAK.")
 
-    def attribute(self, query: Query, features: Features, setting: Setting | str = "dtrak", top: int = 10) -> Ranking:
-        """Rank all training samples for a query; takes milliseconds.
+    def attribute(
+        self,
+        query: Query,
+        features: Features,
+        setting: Setting | str = "dtrak",
+        top: int = 10,
+        exhaustive: bool = False,
+    ) -> Ranking:
+        """Rank the training samples for a query; takes milliseconds.
+
+        Both ends come from the index where it covers the setting; all scores are then computed when they are asked
+        for.
 
         Args:
             features: from :meth:`features`.
             setting: a setting, or a method's name for its defaults.
             top: maximum number of proponents and of opponents.
+            exhaustive: score all training samples instead of searching.
 
         Raises:
             DtrakError: features or models that the method needs are missing.
         """
         setting = Setting(setting) if isinstance(setting, str) else setting
-        scores, damping = self.scores(setting, query, features)
-        ends = METHODS[setting.method].ends(self, setting, query, features, damping, top)
-        return Ranking(setting, damping, self.fingerprint(setting), self.table, scores, top, ends=ends)
+        self._check_region(setting, query)
+        method = METHODS[setting.method]
+        found = None if exhaustive else method.search(self, setting, query, features, top)
+        if found is None:
+            scores, damping = self.scores(setting, query, features)
+            return Ranking(setting, damping, self.fingerprint(setting), self.table, scores, top)
+        self._check_plausible(np.concatenate(found.scores))
+        return Ranking(
+            setting,
+            found.damping,
+            self.fingerprint(setting),
+            self.table,
+            lambda: self.scores(setting, query, features)[0],
+            top,
+            search=found,
+        )
 
     def of_query(self, source: Source, features: Features) -> QueryFeature:
         """The query's feature that matches a stored feature set.

@@ -27,9 +27,27 @@ if TYPE_CHECKING:
     from dtrak.methods.training_side import TrainingSide
 Features = dict[str, "QueryFeature"]  # features of one query, by ``Need.key``
 Scores = Float64[np.ndarray, " n"]
-Ends = tuple[Int[np.ndarray, " top"], Int[np.ndarray, " top"]]
 Damping = float | Literal["auto"] | None
 Normaliser = Literal["none", "norm", "influence", "cosine"]
+
+
+@dataclass(frozen=True)
+class Search:
+    """What an index tells of a ranking without a pass over all rows.
+
+    Attributes:
+        rows: the rows with the largest scores, descending, and those with the smallest, ascending.
+        scores: their exact scores.
+        damping: the λ used.
+        sample: gives the exact scores of a fixed random sample of the rows.
+        large: whether a pass over all rows takes long.
+    """
+
+    rows: tuple[Int[np.ndarray, " top"], Int[np.ndarray, " top"]]
+    scores: tuple[Float64[np.ndarray, " top"], Float64[np.ndarray, " top"]]
+    damping: float | None
+    sample: Callable[[], Float64[np.ndarray, " s"]]
+    large: bool
 
 
 @dataclass(frozen=True)
@@ -144,10 +162,8 @@ class Method(ABC):
         """
         return [np.stack([self.scores(study, setting, query, {})[0] for query in asked.queries])]
 
-    def ends(
-        self, study: Attributor, setting: Setting, query: Query, features: Features, damping: float | None, top: int
-    ) -> Ends | None:
-        """The top and bottom rows of the ranking from the index; None if the index does not cover the setting."""
+    def search(self, study: Attributor, setting: Setting, query: Query, features: Features, top: int) -> Search | None:
+        """Both ends of the ranking from the index; None if the index does not cover the setting."""
         return None
 
     def note(self, study: TrainingSide) -> str:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from dtrak.config import Split
-from dtrak.methods.base import LOSS, PARK, SQUARE, ZHENG, Damping, Ends, Features, Method, Need, Normaliser, Scores
+from dtrak.methods.base import LOSS, PARK, SQUARE, ZHENG, Damping, Features, Method, Need, Normaliser, Scores, Search
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Float64
@@ -158,9 +159,7 @@ class GradientMethod(Method):
                 totals[i] = totals[i] + scores / len(sides)
         return totals
 
-    def ends(
-        self, study: Attributor, setting: Setting, query: Query, features: Features, damping: float | None, top: int
-    ) -> Ends | None:
+    def search(self, study: Attributor, setting: Setting, query: Query, features: Features, top: int) -> Search | None:
         """See :class:`Method`; the index covers only the feature sets it was built of, without a normaliser."""
         sides = self.sides(study, setting)
         if self.residual or len(sides) > 1 or self.divided_by(setting) != "none":
@@ -171,7 +170,10 @@ class GradientMethod(Method):
         if not indexed or side.dim != source.config.projection_dim:
             return None
         index = study.indexed(source.config)
-        return index.both_ends(index.searchable(study.of_query(source, features), damping), top)
+        damping = study.readout(side).damping(self.wanted_damping(setting))
+        q = index.searchable(study.of_query(source, features), damping)
+        (largest, high), (smallest, low) = index.both_ends(q, top)
+        return Search((largest, smallest), (high, low), damping, partial(index.sampled, q), index.is_large)
 
 
 METHODS: tuple[Method, ...] = (

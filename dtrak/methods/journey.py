@@ -87,7 +87,7 @@ class TrajectoryMethod(GradientMethod):
             rows[place] = np.load(kept)
         return [rows]
 
-    def ends(self, *_: Any) -> None:
+    def search(self, *_: Any) -> None:
         """None: the index does not cover these query features."""
         return None
 

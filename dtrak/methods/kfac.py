@@ -108,7 +108,7 @@ class EkfacMethod(GradientMethod):
         """Refused, as :meth:`row_scores`."""
         return self.row_scores()
 
-    def ends(self, *_: Any) -> None:
+    def search(self, *_: Any) -> None:
         """None: the index does not cover these query features."""
         return None
 

@@ -5,7 +5,7 @@ change the order (subtracting hubs, merging near-duplicates) return a new rankin
 """
 
 import html
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from dtrak.data import Record, Table
-from dtrak.methods.base import Method
+from dtrak.methods.base import Method, Search
 from dtrak.methods.registry import METHODS
 from dtrak.methods.settings import Setting
 from dtrak.utils.images import data_url
@@ -70,27 +70,54 @@ class Ranking:
         damping: the λ used, of the first model if there are several; None without a kernel.
         fingerprint: of the feature sets it was computed from.
         table: the study's table, training rows first.
-        scores: score of every training sample, in row order.
+        given: score of every training sample, in row order, or what computes them.
         top: maximum number of listed proponents and of opponents.
         unit: unit of the scores: the method's own, or standard deviations ("z-score") after subtracting hubs.
         groups: group of each training row if near-duplicates are merged; each group is listed once.
-        ends: top and bottom rows from an index search; None to sort all rows.
+        search: both ends as an index found them; None to sort all rows.
+        rows: the only rows that may be listed; None for all.
     """
 
     setting: Setting
     damping: float | None
     fingerprint: str
     table: Table
-    scores: Float[np.ndarray, " n"]
+    given: Float[np.ndarray, " n"] | Callable[[], Float[np.ndarray, " n"]]
     top: int = 10
     unit: Unit = "score"
     groups: Int[np.ndarray, " n"] | None = None
-    ends: tuple[Int[np.ndarray, " top"], Int[np.ndarray, " top"]] | None = None
+    search: Search | None = None
+    rows: Int[np.ndarray, " some"] | None = None
 
     @property
     def method(self) -> Method:
         """The setting's method."""
         return METHODS[self.setting.method]
+
+    @cached_property
+    def scores(self) -> Float[np.ndarray, " n"]:
+        """The score of every training sample, in row order; a pass over all of them if an index found the ends."""
+        return self.given() if callable(self.given) else self.given
+
+    @property
+    def large(self) -> bool:
+        """Whether :attr:`scores` take long, so that a page asks for :attr:`sample` instead."""
+        return self.search is not None and self.search.large
+
+    @cached_property
+    def sample(self) -> Float[np.ndarray, " some"]:
+        """The scores of a fixed random sample of the training samples where all take long; else all."""
+        return self.search.sample() if self.search is not None and self.large else self.scores
+
+    def score_and_place(self, row: int) -> tuple[float, int]:
+        """The score of a training row and its place from 1; a search that listed it knows both."""
+        if self.search is not None:
+            for end, (rows, scores) in enumerate(zip(self.search.rows, self.search.scores, strict=True)):
+                if row in rows:
+                    place = int(np.flatnonzero(rows == row)[0])
+                    return float(scores[place]), self.table.train_size - place if end else place + 1
+        score = self.scores[row]
+        return float(score), 1 + int((self.scores > score).sum() + (self.scores[:row] == score).sum())
 
     @cached_property
     def proponents(self) -> list[Scored]:
@@ -104,16 +131,16 @@ class Ranking:
 
     def merged(self, groups: Int[np.ndarray, " n"] | None) -> "Ranking":
         """The ranking with near-duplicates merged; unchanged for None."""
-        return self if groups is None else replace(self, groups=groups, ends=None)
+        return self if groups is None else replace(self, given=self.scores, groups=groups, search=None)
 
     def rescored(self, scores: Float[np.ndarray, " n"], unit: Unit) -> "Ranking":
         """The same samples ranked by other scores."""
-        return replace(self, scores=scores, unit=unit, ends=None)
+        return replace(self, given=scores, unit=unit, search=None)
 
     def within(self, low: float, high: float) -> "Ranking":
         """The same ranking, listing only samples with scores from ``low`` to ``high``."""
         rows = np.flatnonzero((self.scores >= low) & (self.scores <= high))
-        return replace(self, ends=(rows, rows))
+        return replace(self, given=self.scores, rows=rows)
 
     def order(self) -> list[int]:
         """Training rows by descending score; only the first row of each group."""
@@ -151,10 +178,10 @@ class Ranking:
 
     def __repr__(self) -> str:
         listed = ", ".join(f"{s.record.id} {s.score:+.3g}" for s in self.proponents[:3])
-        return f"<Ranking by {self.setting.title} of {len(self.scores)} training images: {listed}, …>"
+        return f"<Ranking by {self.setting.title} of {self.table.train_size} training images: {listed}, …>"
 
     def _repr_html_(self) -> str:
-        parts = [f"<p>{html.escape(self.setting.title)}, {len(self.scores)} training images</p>"]
+        parts = [f"<p>{html.escape(self.setting.title)}, {self.table.train_size} training images</p>"]
         for title, side in (("Proponents", self.proponents), ("Opponents", self.opponents)):
             pictures = "".join(
                 f"<figure style='display:inline-block;margin:4px;width:96px'>"
@@ -170,10 +197,13 @@ class Ranking:
 
     def _side(self, end: int) -> list[Scored]:
         sign = 1 - 2 * end
-        rows = None
-        if self.ends is not None:
-            rows = sorted(self.ends[end].tolist(), key=lambda row: (-sign * self.scores[row], row))
-        return top_scored(self.scores, self.table, self.top, sign, self.groups, rows)
+        if self.rows is not None:
+            rows = sorted(self.rows.tolist(), key=lambda row: (-sign * self.scores[row], row))
+            return top_scored(self.scores, self.table, self.top, sign, self.groups, rows)
+        if self.search is None:
+            return top_scored(self.scores, self.table, self.top, sign, self.groups)
+        found = zip(self.search.rows[end].tolist(), self.search.scores[end].tolist(), strict=True)
+        return [Scored(self.table.records[row], score) for row, score in found if sign * score > 0][: self.top]
 
 
 def _entry(scored: Scored) -> dict[str, Any]:

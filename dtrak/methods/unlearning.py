@@ -113,7 +113,7 @@ def forget(
             torch._foreach_add_(parameters, steps, alpha=RISE * start / STEPS / slope)
 
 
-def training_losses(study: TrainingSide, model: DiffusionModel) -> Float[np.ndarray, " n"]:
+def training_losses(study: Attributor, model: DiffusionModel) -> Float[np.ndarray, " n"]:
     """The mean loss of each training image at ``TIMESTEPS`` timesteps, with keyed noise."""
     import torch
 
@@ -133,7 +133,7 @@ def training_losses(study: TrainingSide, model: DiffusionModel) -> Float[np.ndar
     return np.array(found)
 
 
-def fisher_diagonal(study: TrainingSide, model: DiffusionModel) -> Float[np.ndarray, " weights"]:
+def fisher_diagonal(study: Attributor, model: DiffusionModel) -> Float[np.ndarray, " weights"]:
     """The mean square of the gradients of some training images' losses, in the order of the tuned weights."""
     import torch
 

@@ -61,8 +61,11 @@ def test_search_finds_proponents_and_opponents(store, tmp_path, damping):
     q = index.kernel.precondition(index.features, query.vector, damping)
     assert index.search(q, 7)[0].tolist() == np.argsort(-expected)[:7].tolist()
     assert index.search(-q, 7)[0].tolist() == np.argsort(expected)[:7].tolist()
-    for end, sign in zip(index.both_ends(q, 7), (1, -1), strict=True):
-        assert end.tolist() == index.search(sign * q, 7)[0].tolist()
+    for (rows, scores), sign in zip(index.both_ends(q, 7), (1, -1), strict=True):
+        found, products = index.search(sign * q, 7)
+        assert rows.tolist() == found.tolist()
+        assert scores.tolist() == (sign * products).tolist()
+        np.testing.assert_allclose(scores, expected[rows], rtol=1e-6, atol=1e-9 * np.abs(expected).max())
 
 
 def test_another_fingerprint_is_refused_by_field(store, tmp_path):

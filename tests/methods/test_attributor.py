@@ -59,6 +59,27 @@ def test_scores_and_ranks_equal_the_oracle(tiny, attributor, query, method, damp
     assert [s.record.id for s in answer.opponents] == [tiny.table.train_ids[i] for i in worst]
 
 
+@pytest.mark.parametrize("damping", [None, 0.03, "auto"])
+@pytest.mark.parametrize("name", ["dtrak", "trak", "grad-dot"])
+def test_a_search_finds_what_scoring_all_images_finds(attributor, query, monkeypatch, name, damping):
+    if name == "grad-dot" and damping is not None:
+        return
+    setting = Setting(name, damping=damping)
+    features = attributor.features(query, [setting])
+    expected = attributor.attribute(query, features, setting, 6, exhaustive=True)
+    assert expected.search is None
+    found = attributor.attribute(query, features, setting, 6)
+    with monkeypatch.context() as patch:
+        patch.setattr(type(attributor), "scores", None)  # a page that lists sources asks for no other scores
+        assert found.damping == pytest.approx(expected.damping)
+        for one, other in ((found.proponents, expected.proponents), (found.opponents, expected.opponents)):
+            assert [s.record.id for s in one] == [s.record.id for s in other]
+            np.testing.assert_allclose([s.score for s in one], [s.score for s in other], rtol=1e-6)
+        np.testing.assert_allclose(np.sort(found.search.sample()), np.sort(expected.scores), rtol=1e-5)
+    np.testing.assert_array_equal(found.scores, expected.scores)
+    assert found.score_and_place(0)[1] == expected.score_and_place(0)[1]
+
+
 def test_journey_trak_looks_along_the_path(attributor):
     settings = GenerationSettings(3, 6, "round")
     query = generate_query(attributor, settings)

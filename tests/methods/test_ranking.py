@@ -7,10 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from dtrak.app.exports import to_csv, to_html, to_json
 from dtrak.app.figures import score_strip
 from dtrak.data import Record, Table
+from dtrak.methods.base import Search
 from dtrak.methods.ranking import Ranking
 from dtrak.methods.settings import Setting
 
@@ -28,10 +30,41 @@ def test_both_ends_are_listed_strongest_first():
     assert ids(RANKING.opponents) == ["r3", "r4"]
 
 
-def test_rows_that_a_search_found_are_ordered_by_their_exact_scores():
-    found = replace(RANKING, ends=(np.array([2, 1]), np.array([4, 3])))
+def searched(large=True):
+    """The ranking as an index finds it; its scores must not be asked for."""
+
+    def refuse():
+        raise AssertionError("all scores were asked for")
+
+    found = Search(
+        (np.array([1, 2]), np.array([3, 4])), (np.array([4.0, 3.0]), np.array([-2.0, -1.0])), 0.1,
+        lambda: np.array([3.0, -1.0]), large,
+    )  # fmt: skip
+    return replace(RANKING, given=refuse, search=found)
+
+
+def test_what_a_search_found_is_shown_without_all_scores():
+    found = searched()
     assert ids(found.proponents) == ids(RANKING.proponents)
     assert ids(found.opponents) == ids(RANKING.opponents)
+    assert found.as_dict() == RANKING.as_dict()
+    for row in (1, 2, 3, 4):
+        assert found.score_and_place(row) == RANKING.score_and_place(row)
+    figure = score_strip(found)
+    assert sum(figure.data[0].y) == 2
+    assert figure.layout.xaxis.title.text == "score of 2 of 5 training images, drawn at random"
+    assert max(figure.data[0].x) > 4 - 0.2  # the marks are inside
+    with pytest.raises(AssertionError):
+        found.score_and_place(0)
+
+
+def test_a_search_in_a_small_study_shows_all_scores():
+    found = replace(searched(large=False), given=lambda: RANKING.scores)
+    assert sum(score_strip(found).data[0].y) == 5
+    assert found.score_and_place(0) == (1.0, 3)
+    merged = found.merged(np.array([0, 1, 1, 2, 3]))
+    assert ids(merged.proponents) == ["r1", "r0"]
+    assert ids(found.within(-1.5, 3.5).proponents) == ["r2", "r0"]
 
 
 def test_only_scores_inside_a_range_are_listed():

@@ -96,7 +96,7 @@ def test_the_timeline_shows_a_source_for_each_timestep(app, run):
 
 
 def test_attribution_in_a_large_study_ranks_before_the_significance_test(app, run, monkeypatch):
-    monkeypatch.setattr("dtrak.app.evidence.LARGE", 0)
+    monkeypatch.setattr("dtrak.app.evidence.MANY_NUMBERS", 0)
     held = threading.Event()
     monkeypatch.setattr("dtrak.app.evidence.null_of", lambda *a: held.wait(30) and null_of(*a))
     app.run()

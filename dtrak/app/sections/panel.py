@@ -27,9 +27,9 @@ def sample_panel(service: StudyService, run: Run, answer: Ranking, verdict: Verd
         st.image(enlarged_png(table.pixels[row], 256), width="stretch", alt=describe(record))
         st.markdown(f"**{plain(record.caption or record.id)}**")
         by = " · ".join(plain(part) for part in (record.label, record.creator, record.licence) if part)
-        place = int(ranks(answer.scores)[row]) + 1
+        score, place = answer.score_and_place(row)
         p_value = "" if verdict is None else f", p = {verdict.p_values[row]:.2g}"
-        st.markdown(f"{by}  \nScore {format_score(answer.scores[row])}, rank {place} of {len(answer.scores)}{p_value}")
+        st.markdown(f"{by}  \nScore {format_score(score)}, rank {place:,} of {table.train_size:,}{p_value}")
         if (exact := service.retraining.exact(run)) is not None:
             st.caption(f"Exact influence {format_score(exact[0][row])}, rank {int(ranks(exact[0])[row]) + 1}.")
         _by_timestep(service, run, answer, row)
@@ -46,10 +46,10 @@ def sample_panel(service: StudyService, run: Run, answer: Ranking, verdict: Verd
 
 def _by_timestep(service: StudyService, run: Run, answer: Ranking, row: int) -> None:
     try:
-        split = service.answer(run, answer.setting, split_by_timestep)
+        split = service.answer(run, answer.setting, split_by_timestep, (row,))
     except DtrakError:
         return
-    st.plotly_chart(part_bars(split.timesteps, split.scores[:, row].tolist()), key="panel-timesteps",
+    st.plotly_chart(part_bars(split.timesteps, split.scores[:, 0].tolist()), key="panel-timesteps",
                     alt="The parts of this image's score by timestep")  # fmt: skip
 
 

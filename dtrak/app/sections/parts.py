@@ -31,10 +31,12 @@ def evidence_section(service: StudyService, run: Run, answer: Ranking, stable: S
                     label_visibility="collapsed")  # fmt: skip
     shown = answer.proponents[:SHOWN]
     try:
-        if kind == kinds[0]:
+        rows = tuple(answer.table.rows[s.record.id] for s in shown)
+        if kind == kinds[0] and answer.large:  # to rank by a band of timesteps takes passes over all images
+            _bars(service.answer(run, answer.setting, split_by_timestep, rows), range(len(rows)), shown, "timestep")
+        elif kind == kinds[0]:
             st.fragment(_timesteps)(service.answer(run, answer.setting, split_by_timestep), answer.table, shown)
         elif kind == kinds[1]:
-            rows = tuple(answer.table.rows[s.record.id] for s in shown)
             split = service.answer(run, answer.setting, split_by_block, rows)
             _bars(split, range(len(rows)), shown, "network block")
         elif pending:
