@@ -113,7 +113,7 @@ def test_attribution_in_a_large_study_ranks_before_the_significance_test(app, ru
     assert "resamples" in text(app)
 
 
-def test_the_exact_influence_is_computed_and_compared(app, run):
+def test_the_exact_influence_is_computed_and_compared_and_what_if_uses_it(app, run, monkeypatch):
     visit(app, "attribution", run=run.id)
     app.segmented_control(key="section").set_value("exact").run()
     assert "differentiates through the whole training" in text(app)
@@ -122,3 +122,10 @@ def test_the_exact_influence_is_computed_and_compared(app, run):
     app.run()
     assert not app.exception
     assert "Rank correlation of the ranking above with the exact influence" in text(app)
+    app.segmented_control(key="section").set_value("what-if").run()
+    assert not app.exception
+    assert "Exact influence predicts" in text(app)
+    monkeypatch.setattr("dtrak.app.sections.what_if.SMOOTH", 0.0)
+    app.run()
+    assert "D-TRAK predicts" in text(app)
+    assert "The exact influence is not used" in text(app)

@@ -1,5 +1,7 @@
 """The what-if section: predict how removing training images changes an image, and retrain without them on request."""
 
+from dataclasses import replace
+
 import numpy as np
 import streamlit as st
 
@@ -9,9 +11,11 @@ from dtrak.app.runs import Run
 from dtrak.app.service import StudyService
 from dtrak.app.widgets import pinned, show_end, show_error, wait_for
 from dtrak.evaluation.counterfactual import compare
+from dtrak.evaluation.exact import SMOOTH
 from dtrak.evaluation.whatif import predict
 from dtrak.methods.ranking import Ranking
 from dtrak.methods.registry import METHODS
+from dtrak.methods.settings import Setting
 from dtrak.study.folder import check_retrainable
 from dtrak.utils.errors import DtrakError
 from dtrak.utils.images import enlarged_png
@@ -21,8 +25,15 @@ TOP, PINNED, CREATOR, CLASS, HAND = "Top proponents", "Pinned", "Creator", "Clas
 
 
 def what_if(service: StudyService, run: Run, answer: Ranking) -> None:
-    """Choose training images, see the predicted effect of removing them, and retrain without them."""
+    """Choose training images, see the predicted effect of removing them, and retrain without them.
+
+    The prediction is by the exact influence where it was computed and the training is smooth, else by the ranking.
+    """
     st.markdown("Choose training images to remove and see the predicted effect on this image.")
+    exact = service.retraining.exact(run)
+    usable = exact is not None and exact[1] <= SMOOTH
+    if exact is not None and usable:
+        answer = replace(answer, setting=Setting("exact"), damping=None).rescored(exact[0], "score")
     removed = _choose(service, answer)
     table = service.attributor.table
     if not removed:
@@ -38,6 +49,8 @@ def what_if(service: StudyService, run: Run, answer: Ranking) -> None:
     )
     st.caption("Linear prediction: the sum of the removed images' scores. "
                + plain(service.reliability(answer.setting, run).text))  # fmt: skip
+    if exact is not None and not usable:
+        st.caption("The exact influence is not used: this training is not smooth, so it says little about removals.")
     if run.settings is None:
         st.info("Only images generated here can be regenerated.")
         return
