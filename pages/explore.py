@@ -6,7 +6,7 @@ import streamlit as st
 
 from dtrak.analysis.map import KINDS, self_influence
 from dtrak.app.elements import explain, plain
-from dtrak.app.explore import COLOURS, colour_values, group_text
+from dtrak.app.explore import COLOURS, colour_values, group_text, groups_of
 from dtrak.app.figures import map_figure
 from dtrak.app.service import ranking
 from dtrak.app.views import tiles
@@ -36,6 +36,9 @@ with left:
         if run is not None:
             st.image(enlarged_png(run.pixels, 192), width=160, alt=f"The query: {run.title}")
             st.markdown(f"**{plain(run.title)}**")
+    groups = groups_of(table)
+    group = st.selectbox("List", [None, *groups], format_func=lambda title: title or "What is selected on the map",
+                         key="map_group", help="All images of a creator or a class, without a pointer.")  # fmt: skip
     st.caption(
         "Images that are alike lie close together, by gradients of the model or by what they show; distances between "
         "far groups mean nothing. Drag a lasso or a box around images to list them."
@@ -71,7 +74,7 @@ with right:
         selection_mode=("lasso", "box", "points"), alt="Map of the training images",
     )  # fmt: skip
     chosen = sorted({point["customdata"][0] for point in event.get("selection", {}).get("points", [])})
-    rows = [table.rows[i] for i in chosen if i in table.rows]
+    rows = groups[group] if group else [table.rows[i] for i in chosen if i in table.rows]
     if not rows:
         st.caption("No image is selected.")
         st.stop()

@@ -43,6 +43,18 @@ def colour_values(
     return [getattr(table.records[row], field) or "unknown" for row in rows]
 
 
+def groups_of(table: Table) -> dict[str, list[int]]:
+    """The training rows of each creator and each class, by a title; for listing without a pointer."""
+    found: dict[str, list[int]] = {}
+    for field, kind in (("creator", "Creator"), ("label", "Class")):
+        rows: dict[str, list[int]] = {}
+        for row, record in enumerate(table.records[: table.train_size]):
+            rows.setdefault(getattr(record, field) or "unknown", []).append(row)
+        if len(rows) > 1:
+            found |= {f"{kind}: {name}": rows[name] for name in sorted(rows)}
+    return found
+
+
 def group_text(table: Table, rows: Sequence[int], scores: Float[np.ndarray, " n"] | None, method: str) -> str:
     """How many images are selected, of whom, and what they hold of a picture's positive scores."""
     of = Counter(table.records[row].creator or "unknown" for row in rows).most_common(3)

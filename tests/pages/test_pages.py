@@ -4,6 +4,7 @@ from importlib.metadata import PackageNotFoundError
 
 import pytest
 
+from dtrak.app.explore import groups_of
 from dtrak.app.service import study_service
 from tests.pages.client import text, visit
 
@@ -23,6 +24,10 @@ def test_explore(app, run):
         assert not app.exception
     app.radio(key="map_kind").set_value("images").run()
     assert not app.exception
+    title, rows = next(iter(groups_of(study_service("tiny").attributor.table).items()))
+    app.selectbox(key="map_group").set_value(title).run()
+    assert not app.exception
+    assert f"{len(rows)} images" in text(app)
 
 
 def test_sample(app, tiny):
