@@ -1,11 +1,11 @@
 """Train the demo's base, a tiny Stable Diffusion, from scratch on drawings that are not faces.
 
-    python scripts/train_base.py base.parquet OUT [--autoencoder-seconds S] [--network-seconds S]
+    python scripts/train_base.py base.parquet OUT [--autoencoder-seconds S] [--network-seconds S] [--start BASE]
 
 Three parts, each skipped where OUT already has it: a tokenizer (BPE on the captions), an autoencoder
 (64×64×3 → 16×16×8), and a UNet with cross-attention trained together with its text encoder. The result is a
 ``StableDiffusionPipeline`` in half precision. Runs on a GPU in minutes, on a processor in hours; every minute the
-state is saved, and a run that was killed goes on from there.
+state is saved, and a run that was killed goes on from there. ``--start`` goes on from the weights of an earlier base.
 """
 
 import argparse
@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from averaged_training import Schedule, Training
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -73,9 +74,14 @@ def new_scheduler() -> DDPMScheduler:
     return DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear", clip_sample=False)
 
 
+def narrow(device: torch.device) -> bool:
+    """Whether bfloat16 is fast: on a GPU, and on processors with matrix units for it."""
+    return device.type == "cuda" or torch.cpu._is_amx_tile_supported()
+
+
 def compiled(module: nn.Module, device: torch.device) -> Callable[..., Any]:
-    """The module as ``torch.compile`` makes it, on a GPU; a processor takes it as it is."""
-    return torch.compile(module) if device.type == "cuda" else module
+    """The module as ``torch.compile`` makes it, where bfloat16 is fast: half the time; else as it is."""
+    return torch.compile(module) if narrow(device) else module
 
 
 def pixels_of(table: list[dict[str, Any]]) -> Tensor:
@@ -111,7 +117,7 @@ def train_autoencoder(pixels: Tensor, device: torch.device, state: Path, seconds
         chosen = torch.randint(len(pixels), (batch,), generator=random, device=device)
         x = (pixels[chosen].float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
         noise = torch.randn(batch, CHANNELS, SIDE // 4, SIDE // 4, generator=random, device=device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=narrow(device)):
             drawn, mean, log_variance = network(x, noise)
         across, down = (F.l1_loss(a, b) for a, b in zip(differences(drawn), differences(x), strict=True))
         divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
@@ -152,9 +158,16 @@ def train_network(
     state: Path,
     seconds: float,
     steps: int,
+    start: Path | None,
 ) -> tuple[UNet2DConditionModel, CLIPTextModel]:
     """ε-prediction with min-SNR weights (Hang et al., 2023), network and text encoder together."""
     unet, text = new_network().to(device), new_text_encoder(tokenizer).to(device)
+    if start is not None:
+        for module, part in ((unet, "unet"), (text, "text_encoder")):
+            module.load_state_dict(type(module).from_pretrained(start / part).float().state_dict())
+    # Attention in bfloat16 over so few tokens is slow in PyTorch's fused kernel for processors.
+    if device.type == "cpu" and narrow(device):
+        unet.set_attn_processor(AttnProcessor())
     network = compiled(unet, device)
     mean, deviation = latents
     alphas = new_scheduler().alphas_cumprod.to(device)
@@ -177,8 +190,8 @@ def train_network(
         noise = torch.randn(x.shape, **draw)
         alpha = alphas[timesteps].view(-1, 1, 1, 1)
         noisy = alpha.sqrt() * x + (1 - alpha).sqrt() * noise
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            condition = text(tokens[which, chosen])[0]
+        condition = text(tokens[which, chosen])[0]
+        with torch.autocast(device.type, torch.bfloat16, enabled=narrow(device)):
             predicted = network(noisy, timesteps, encoder_hidden_states=condition).sample.float()
         weights = (GAMMA * (1 - alphas[timesteps]) / alphas[timesteps]).clamp(max=1)
         return (weights * (predicted - noise).square().flatten(1).mean(1)).mean()
@@ -216,6 +229,7 @@ def main() -> None:
     parser.add_argument("--network-seconds", type=float, default=0)
     parser.add_argument("--autoencoder-steps", type=int, default=6000)
     parser.add_argument("--network-steps", type=int, default=20000)
+    parser.add_argument("--start", type=Path, help="an earlier base whose network and text encoder to go on from")
     parser.add_argument("--only", choices=("tokenizer", "autoencoder", "network"))
     arguments = parser.parse_args()
     out: Path = arguments.out
@@ -239,10 +253,12 @@ def main() -> None:
     if "network" in missing and (out / "vae").is_dir():
         print("network", flush=True)
         vae = AutoencoderKL.from_pretrained(out / "vae", torch_dtype=torch.float32).to(device)
+        vae.register_to_config(_name_or_path="")  # no path of this machine
         latents = posterior(vae, pixels.to(device))
         unet, text = train_network(
-            table, latents, tokenizer, device, out / "network.pt", arguments.network_seconds, arguments.network_steps
-        )
+            table, latents, tokenizer, device, out / "network.pt", arguments.network_seconds, arguments.network_steps,
+            arguments.start,
+        )  # fmt: skip
         scheduler = DDIMScheduler.from_config(new_scheduler().config, set_alpha_to_one=False, steps_offset=1)
         pipeline = StableDiffusionPipeline(
             vae, text, tokenizer, unet, scheduler, None, None, requires_safety_checker=False
