@@ -33,8 +33,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt requirements-ray
 
 test: $(VENV)/.installed-dev ## install and run all tests, including browser tests
 	sh scripts/chromium.sh
-	$(BIN)/python -m pytest -n 2 --dist loadscope -m "not browser and not ray"
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "browser or ray"
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 lint: $(VENV)/.installed-dev ## run ruff and mypy
 	$(BIN)/ruff check .

@@ -266,12 +266,16 @@ def context(browser):
 
 
 def pytest_collection_modifyitems(items):
-    """Mark what drives a browser or starts Ray; Ray's files share a worker, as two clusters disturb each other."""
+    """Mark what drives a browser or starts Ray, and group tests for workers, those that take longest first.
+
+    A file's tests share a worker, and Ray's files do, as two clusters disturb each other.
+    """
     for item in items:
-        name = item.path.name
+        name, group = item.path.name, str(item.path)
         if name.startswith("test_browser"):
             item.add_marker(pytest.mark.browser)
-            item.add_marker(pytest.mark.xdist_group("browser"))
         if name in ("test_engines.py", "test_remote.py"):
             item.add_marker(pytest.mark.ray)
-            item.add_marker(pytest.mark.xdist_group("ray"))
+            group = "ray"
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: not (item.get_closest_marker("browser") or item.get_closest_marker("ray")))
