@@ -311,8 +311,14 @@ def all_scores(
 
 
 def ranking(attributor: Attributor, setting: Setting, query: Query, features: Features, top: int) -> Ranking:
-    """The ranking of all training images; a question for :meth:`StudyService.ask`."""
-    return attributor.attribute(query, features, setting, top)
+    """The ranking of the training images; a question for :meth:`StudyService.ask`.
+
+    Where that is quick, all scores are computed at once: the histogram shows them, and other threads wait meanwhile.
+    """
+    found = attributor.attribute(query, features, setting, top)
+    if not found.large:
+        _ = found.scores
+    return found
 
 
 @functools.lru_cache(maxsize=2)
