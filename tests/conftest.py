@@ -236,8 +236,9 @@ def server(built, source):
         process.kill()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser():
+    """Chromium; closed after a file, as Playwright's event loop is in the way of other tests."""
     path = chromium()
     assert path, "Chromium is needed: sh scripts/chromium.sh"
     arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
