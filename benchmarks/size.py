@@ -55,7 +55,8 @@ def draw(like: Like, rows: int, dim: int, seed: int) -> np.ndarray:
 
 def fill(folder: Path, like: Like, rows: int, dim: int, dtype: str) -> FeatureStore:
     """A store of synthetic features."""
-    identity = {"output": "loss", "projection": {"dim": dim}, "dtype": dtype, "like": like.name, "rows": rows}
+    projection = {"kind": "sparse", "dim": dim}
+    identity = {"output": "loss", "projection": projection, "dtype": dtype, "like": like.name, "rows": rows}
     store = FeatureStore.create(folder, identity, rows, shard_size(rows))
     for shard in store.missing():
         store.write(shard, draw(like, len(store.shard_rows(shard)), dim, shard))
