@@ -196,15 +196,15 @@ def exclusive(folder: Path, what: str) -> Iterator[None]:
         DtrakError: another process holds the lock.
     """
     lock = FileLock(folder / ".lock")
-    try:
-        with _disk_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
+    with _disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
             lock.acquire(timeout=0)
-    except Timeout as error:
-        raise DtrakError(
-            f"Another process is working on {what}.",
-            hint="Wait for it to finish, or stop it; then run the same command again.",
-        ) from error
+        except Timeout as error:  # an OSError too, but nothing is wrong with the disk
+            raise DtrakError(
+                f"Another process is working on {what}.",
+                hint="Wait for it to finish, or stop it; then run the same command again.",
+            ) from error
     try:
         yield
     finally:
