@@ -2,6 +2,7 @@
 
 import re
 import tomllib
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -34,3 +35,9 @@ def test_the_lock_pins_what_the_requirements_ask_for():
     for name, version in re.findall(r"^([A-Za-z0-9._-]+)==(.+)$", "\n".join(listed("requirements-base.txt")), re.M):
         assert locked[name.lower()] == version.strip(), name
     assert "--index" not in (ROOT / "requirements.lock").read_text()
+
+
+def test_no_folder_of_tests_is_left_out(pytestconfig):
+    patterns = pytestconfig.getini("norecursedirs")
+    folders = {path.parent for path in (ROOT / "tests").rglob("test_*.py")}
+    assert [f for f in folders if any(fnmatch(f.name, pattern) for pattern in patterns)] == []

@@ -7,7 +7,9 @@ import pytest
 import yaml
 
 from dtrak.config import load_study
+from dtrak.index.faiss_index import AttributionIndex
 from dtrak.methods.attributor import Attributor
+from dtrak.methods.registry import METHODS
 from dtrak.methods.settings import Setting
 from dtrak.study.folder import StudyFolder
 from dtrak.utils.errors import DtrakError
@@ -105,12 +107,16 @@ def test_a_large_index_is_checked_by_its_norms(copy, monkeypatch):
         Attributor(StudyFolder(load_study(str(study)))).index("dtrak")
 
 
-def test_implausible_scores_are_refused(attributor, query, monkeypatch):
-    features = attributor.features(query, [Setting("dtrak")])
-    for value in (1e35, np.nan):
-        monkeypatch.setattr(attributor, "scores", lambda *a, value=value: (np.array([0.0, value]), 1.0))
-        with pytest.raises(DtrakError, match="damaged"):
-            attributor.attribute(query, features, "dtrak")
+@pytest.mark.parametrize("value", [1e35, np.nan])
+def test_implausible_scores_are_refused(attributor, query, monkeypatch, value):
+    features, method = attributor.features(query, [Setting("dtrak")]), type(METHODS["dtrak"])
+    monkeypatch.setattr(method, "scores", lambda *a: (np.array([0.0, value]), 1.0))
+    with pytest.raises(DtrakError, match="damaged"):
+        attributor.attribute(query, features, "dtrak", exhaustive=True)
+    found = [(np.array([0]), np.array([value])), (np.array([1]), np.array([-1.0]))]
+    monkeypatch.setattr(AttributionIndex, "both_ends", lambda *a: found)
+    with pytest.raises(DtrakError, match="damaged"):
+        attributor.attribute(query, features, "dtrak")
 
 
 def test_damaged_data_are_named_before_the_features(copy):

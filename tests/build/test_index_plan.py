@@ -25,7 +25,7 @@ def real_like(rows, seed, dim=DIM, slope=0.5):
 
 
 def identity(dtype):
-    return {"output": "loss", "projection": {"dim": DIM}, "dtype": dtype}
+    return {"output": "loss", "projection": {"kind": "sparse", "dim": DIM}, "dtype": dtype}
 
 
 @pytest.fixture(scope="module", params=["float32", "float16"])
@@ -40,7 +40,7 @@ def store(request, tmp_path_factory):
 
 @pytest.mark.parametrize("factory", ["Flat", "SQfp16", "SQ8", "White64,SQ8", "White64,PQ64x4fs", "IVF64,SQ8"])
 def test_both_ends_are_found_with_exact_products(store, tmp_path, factory, monkeypatch):
-    monkeypatch.setattr("dtrak.index.faiss_index.CANDIDATES", 300)
+    monkeypatch.setattr("dtrak.index.indexed_rows.CANDIDATES", 300)
     index = AttributionIndex(build_index(store, tmp_path, factory), store)
     assert index.features.dtype == store.dtype
     np.testing.assert_array_equal(index.features, store.read().astype(store.dtype))
@@ -76,7 +76,7 @@ def test_whitened_coordinates_keep_inner_products():
 
 
 def test_whitening_finds_what_a_quantiser_of_raw_rows_misses(monkeypatch):
-    monkeypatch.setattr("dtrak.index.faiss_index.CANDIDATES", 200)
+    monkeypatch.setattr("dtrak.index.indexed_rows.CANDIDATES", 200)
     rows, queries = real_like(20_000, 0, 256, 0.75), real_like(20, 1, 256, 0.75)  # as of D-TRAK
     kernel = Kernel.decompose(rows)
     of_32_bytes = ("PQ64x4fs", "White64,PQ64x4fs")
