@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from dtrak.index.faiss_index import CANDIDATES, FLAT, PROBES, SHARE, IndexedRows, split_white
+from dtrak.index.indexed_rows import CANDIDATES, FLAT, PROBES, SHARE, IndexedRows, split_white
 from dtrak.index.store import FeatureStore
 from dtrak.index.whitening import TYPICAL
 from dtrak.linalg.conjugate_gradients import fits, solver_choice
