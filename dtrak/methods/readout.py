@@ -1,6 +1,6 @@
 """Scores of one model's training features Φ for a query's feature: Φ (ΦᵀΦ + λI)⁻¹ φ(x)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -21,17 +21,17 @@ class Readout:
 
     Args:
         features: Φ.
-        residuals: rₙ = √mean((ε_θ − ε)²), for DAS.
+        residuals: computes rₙ = √mean((ε_θ − ε)²), which only DAS needs.
         kernel: the kernel of Φ, if already known.
     """
 
     def __init__(
         self,
         features: Float[np.ndarray, "n k"],
-        residuals: Float[np.ndarray, " n"] | None = None,
+        residuals: Callable[[], Float[np.ndarray, " n"]] | None = None,
         kernel: Kernel | KrylovKernel | None = None,
     ):
-        self.features, self.residuals = features, residuals
+        self.features, self._residuals = features, residuals
         self._kernel = kernel
         self._halves: dict[int | None, Readout] = {}
         self._factors: dict[float, tuple[np.ndarray, bool]] = {}
@@ -153,10 +153,10 @@ class Readout:
         residual: bool,
     ) -> Float64[np.ndarray, "*q n"]:
         if residual:
-            if damping is None or self.residuals is None:
+            if damping is None or self._residuals is None:
                 raise DtrakError("This method needs a damping λ and stored residuals.", hint="Set a damping.")
             leverages = self.kernel.leverages(self.features, damping)
-            scores = (scores * self.residuals / np.maximum(1 - leverages, NEAR_ONE)) ** 2
+            scores = (scores * self._residuals() / np.maximum(1 - leverages, NEAR_ONE)) ** 2
         if normaliser == "cosine":
             norms = np.linalg.norm(queries.astype(np.float64), axis=-1, keepdims=True)
             scores = scores / np.where(norms > 0, norms, 1.0)

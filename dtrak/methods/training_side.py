@@ -1,7 +1,7 @@
 """The training side of a study: its models, feature stores and indexes, and Φ with its kernel for any setting."""
 
 from collections.abc import Callable
-from functools import cached_property
+from functools import cache, cached_property, partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -215,13 +215,13 @@ class TrainingSide:
         return digest([side.dim, *([self.fingerprint_of(s.config), s.weights, s.derived] for s in side.sources)])
 
     def _read(self, side: Side) -> Readout:
-        source = side.sources[0]
+        source, residuals = side.sources[0], cache(partial(self._residuals, side))
         if not (len(side.sources) == 1 and source.whole and side.dim == source.config.projection_dim):
-            return Readout(self._sum(side), self._residuals(side))
+            return Readout(self._sum(side), residuals)
         if source.config in self.folder.study.features:
             index = self.indexed(source.config)
-            return Readout(index.features, self._residuals(side), index.kernel)
-        return Readout(self.store(source.config).read(), self._residuals(side))
+            return Readout(index.features, residuals, index.kernel)
+        return Readout(self.store(source.config).read(), residuals)
 
     def _residuals(self, side: Side) -> Float[np.ndarray, " n"]:
         """rₙ = √mean((ε_θ − ε)²), the mean over elements and the side's pairs."""
