@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from dtrak.methods.training_side import TrainingSide
     from dtrak.models.base import DiffusionModel
 
-VERSION = 1  # raise it whenever the scores change
+VERSION = 2  # raise it whenever the scores change
 TIMESTEPS = 10
 STEPS, RISE = 5, 0.5  # steps of forgetting, and how much they raise the query's loss, to first order
 IMAGES, FLOOR = 128, 0.1  # of the Fisher diagonal: training images, and what is added, relative to its mean
