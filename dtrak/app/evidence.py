@@ -100,10 +100,9 @@ class EvidenceJobs:
         job.progress(1, 2)
         features, query = self._features(run, [setting]), self._query(run)
         assert features is not None
-        verdict = None
-        if null is not None:
-            judge, scores = null.judge, partial(self._attributor.scores, setting, query, features)
-            verdict = self._cache.of((run.key, setting.text, "verdict"), lambda: judge(scores()[0]))
+
+        def verdict() -> Verdict | None:
+            return None if null is None else null.judge(self._attributor.scores(setting, query, features)[0])
 
         def stable() -> Stability | None:
             try:
@@ -111,7 +110,9 @@ class EvidenceJobs:
             except DtrakError:  # not defined for this method
                 return None
 
-        return Evidence(null, verdict, self._cache.of((run.key, setting.text, top), stable), reason)
+        key = (run.key, setting.text)
+        judged = self._cache.of((*key, null is None), verdict)  # the null may still be computed
+        return Evidence(null, judged, self._cache.of((*key, top, "stable"), stable), reason)
 
     def null(self, setting: Setting) -> Null:
         """The null distribution of a setting.
