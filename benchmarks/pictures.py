@@ -1,14 +1,16 @@
 """``python -m benchmarks.pictures STUDY OUT``: are a study's generated images good, and are they copies?
 
-Generates images for captions drawn from the training images, and writes to OUT: contact sheets, and ``pictures.json``
-with three numbers. A small network trained on real images tells how often the label (the style) and the expression
-that were asked for are recognised, beside its accuracy on held-out real images. The nearest training image of each
-generated one tells copies: images closer to a training image than the autoencoder's own reconstructions are.
+Generates images for captions drawn from the training images, and writes to OUT: contact sheets, and ``pictures.json``.
+A small network trained on real images tells how often the label (the style) and the expression that were asked for are
+recognised, beside its accuracy on held-out real images and what histograms of colour alone tell of the label. The
+nearest training image of each generated one tells copies: images closer to a training image than the autoencoder's own
+reconstructions are.
 """
 
 import argparse
 import itertools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,9 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -86,6 +91,20 @@ def accuracies(judge: Judge, x: Float[Tensor, "n 3 r r"], answers: list[Int[Tens
     return [float((out.argmax(1) == a)[a >= 0].float().mean()) for out, a in zip(found, answers, strict=True)]
 
 
+def by_colour(
+    training: Images, labels: Int[np.ndarray, " n"], others: Sequence[tuple[Images, Int[np.ndarray, " m"]]]
+) -> list[float]:
+    """How often a label follows from histograms of colour alone, for some sets of images: the trivial explanation."""
+    rule = make_pipeline(StandardScaler(), LogisticRegression(max_iter=3000)).fit(histograms(training), labels)
+    return [float(rule.score(histograms(images), asked)) for images, asked in others]
+
+
+def histograms(images: Images) -> Float[np.ndarray, "n bins"]:
+    """The share of pixels in eight bins of each channel."""
+    bins = images.reshape(len(images), -1, 3) // 32
+    return np.stack([[np.mean(row[:, c] == b) for c in range(3) for b in range(8)] for row in bins])
+
+
 def nearest(images: Images, training: Images) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, " n"]]:
     """For each image the nearest training image, and the root mean square of their difference in [0, 1]."""
     flat = training.reshape(len(training), -1).astype(np.float32) / 255
@@ -138,6 +157,10 @@ def measure(folder: StudyFolder, count: int, guidance: float | None, out: Path) 
     judge = train_judge(as_input(pixels[: table.train_size]), answers(training))
     real = accuracies(judge, as_input(pixels[table.train_size :]), answers(heldout))
     made = accuracies(judge, as_input(drawn), answers(asked))
+    styles = np.array([labels[record.label] for record in table.records if record.label is not None])
+    wanted = np.array([labels[record.label] for record in asked if record.label is not None])
+    size = table.train_size
+    colour = by_colour(pixels[:size], styles[:size], [(pixels[size:], styles[size:]), (drawn, wanted)])
     again = model.decode(model.encode(pixels[: table.train_size]))
     own = np.sqrt(np.square(again.astype(np.float32) - pixels[: table.train_size]).mean((1, 2, 3))) / 255
     limit = float(np.quantile(own, 0.99))
@@ -149,6 +172,7 @@ def measure(folder: StudyFolder, count: int, guidance: float | None, out: Path) 
     return {
         "images": count, "guidance": guidance or folder.study.guidance,
         "label": {"held-out real images": real[0], "generated": made[0]},
+        "label by colours alone": {"held-out real images": colour[0], "generated": colour[1]},
         "expression": {"held-out real images": real[1], "generated": made[1]},
         "copies": {"limit": limit, "generated": int((far < limit).sum()), "held-out real images": int(
             (far_heldout < limit).sum())},
