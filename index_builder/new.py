@@ -11,6 +11,7 @@ from index_builder.terminal import errors
 
 RESOLUTIONS = {"StableDiffusionPipeline": 512}  # where the LoRA does not say; 1024 for others
 MOST = 1024
+ALIKE = {"Flux2KleinPipeline": "Flux2Pipeline"}  # their LoRAs do not always say which of the two they are for
 
 
 def new(
@@ -46,8 +47,9 @@ def new(
         errors.print(f"The LoRA has {ranks}. " + (f"Trained on: {found.base}. " if found.base else "")
                      + (f"Frequent words: {', '.join(found.words)}." if found.words else ""), markup=False)  # fmt: skip
         if found.text_encoder:
-            errors.print("It also adapts a text encoder; that part is left out.")
-        if family and found.family and family != found.family:
+            errors.print("It also adapts a text encoder: features are gradients of the network's part only.")
+        made = found.family
+        if family and made and ALIKE.get(family, family) != ALIKE.get(made, made):
             raise DtrakError(
                 f"The LoRA seems to be made for a {found.family}, but the base is a {family}.",
                 hint="Give the base model that the LoRA was trained on.",
@@ -59,7 +61,7 @@ def new(
     side = resolution or min(MOST, (found.resolution if found else None) or RESOLUTIONS.get(family, MOST))
     place = {"path": str(Path(base).resolve())} if local else {"hub": base}
     adapter = str(lora.resolve())
-    dtype = "bfloat16" if "Flux" in family else "float32"
+    dtype = "bfloat16" if family and not family.startswith("StableDiffusion") else "float32"
     content = {
         "title": path.stem,
         "data": {"kind": "imagefolder", "path": str(images.resolve()), "holdout": 0},

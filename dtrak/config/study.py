@@ -99,7 +99,7 @@ class ModelConfig(_Frozen):
     YAML file it may be "auto": "text-to-image" for what is on the hub or has a text encoder.
     ``hub`` names a model on the Hugging Face Hub, used instead of ``path``. ``dtype`` is that of the frozen
     weights; tuned weights and gradients are in float32. ``guidance_input`` is the guidance scale that
-    guidance-distilled networks (FLUX.1 dev) take as input.
+    guidance-distilled networks (FLUX.1 dev, FLUX.2 dev) take as input.
     ``checkpoints`` are earlier checkpoints of the model (TracInCP, GAS); ``ensemble`` are models trained on
     other halves of the data (ensemble methods). Each is a directory of the same kind as the model itself.
     """

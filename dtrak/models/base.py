@@ -127,6 +127,10 @@ class DiffusionModel(ABC):
         prediction = self.call(network, x_t, timesteps, told)
         return prediction if prediction.dtype == torch.float64 else prediction.float()
 
+    def guided(self, toward: Tensor, away: Tensor, scale: float) -> Tensor:
+        """Classifier-free guidance (Ho & Salimans, 2022): ``away + scale · (toward − away)``."""
+        return away + scale * (toward - away)
+
     def call(self, network: Network, x: Tensor, times: Tensor, told: dict[str, Tensor | None]) -> Tensor:
         """The output of ``network``, in its own type.
 

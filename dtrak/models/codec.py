@@ -2,6 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -121,13 +122,27 @@ class VaeCodec(Codec):
     preview_every = 10  # decoding costs more than the step itself
 
     def __init__(self, vae: Any, resolution: int):
-        factor = 2 ** (len(vae.config.block_out_channels) - 1)
+        factor = self.factor_of(vae)
         if resolution % factor:
             raise DtrakError(f"Resolution {resolution} is not a multiple of the VAE's factor {factor}.")
         self.vae = vae.eval()
-        self.shape = (vae.config.latent_channels, resolution // factor, resolution // factor)
-        self._scale: float = vae.config.scaling_factor
-        self._shift: float = getattr(vae.config, "shift_factor", None) or 0.0
+        self.shape = (self.channels_of(vae), resolution // factor, resolution // factor)
+
+    def factor_of(self, vae: Any) -> int:
+        """Pixels along an input's pixel."""
+        return int(2 ** (len(vae.config.block_out_channels) - 1))
+
+    def channels_of(self, vae: Any) -> int:
+        """Channels of an input."""
+        return int(vae.config.latent_channels)
+
+    def normalised(self, latents: Float[Tensor, "n c g g"]) -> Float[Tensor, "n d s s"]:
+        """Latents of the VAE to inputs of the network."""
+        return (latents - (getattr(self.vae.config, "shift_factor", None) or 0.0)) * self.vae.config.scaling_factor
+
+    def restored(self, x: Float[Tensor, "n d s s"]) -> Float[Tensor, "n c g g"]:
+        """The inverse of :meth:`normalised`."""
+        return x / self.vae.config.scaling_factor + (getattr(self.vae.config, "shift_factor", None) or 0.0)
 
     def to(self, device: torch.device | str) -> None:
         """See :class:`Codec`."""
@@ -136,12 +151,12 @@ class VaeCodec(Codec):
     @torch.no_grad()
     def encode(self, pixels: Pixels) -> Float[Tensor, "n c s s"]:
         """See :class:`Codec`."""
-        return torch.cat([(p.mode() - self._shift) * self._scale for p in self._posteriors(pixels)]).float()
+        return torch.cat([self.normalised(mean) for mean, _ in self._posteriors(pixels)]).float()
 
     @torch.no_grad()
     def decode(self, x: Float[Tensor, "n c s s"]) -> Pixels:
         """See :class:`Codec`."""
-        rows = [self.vae.decode(row[None].to(self.vae.dtype) / self._scale + self._shift).sample for row in x]
+        rows = [self._decoded(self.restored(row[None].to(self.vae.dtype))) for row in x]
         return _to_pixels(torch.cat(rows).float().cpu())
 
     @torch.no_grad()
@@ -149,7 +164,7 @@ class VaeCodec(Codec):
         """Mean and standard deviation of the posterior of each image, then (with ``flips``) of its mirror image."""
         pixels = np.asarray(pixels)
         sides = [
-            torch.cat([torch.stack([p.mean, p.std], dim=1).float().cpu() for p in self._posteriors(images)])
+            torch.cat([torch.stack([mean, std], dim=1).float().cpu() for mean, std in self._posteriors(images)])
             for images in ([pixels, pixels[:, :, ::-1]] if flips else [pixels])
         ]
         return torch.cat(sides, dim=1)
@@ -160,13 +175,83 @@ class VaeCodec(Codec):
         """See :class:`Codec`."""
         mean, deviation = kept[2:] if flip else kept[:2]
         noise = torch.from_numpy(random.standard_normal(tuple(mean.shape), np.float32))
-        return (mean + deviation * noise - self._shift) * self._scale
+        return self.normalised((mean + deviation * noise)[None])[0]
 
-    def _posteriors(self, pixels: Pixels) -> Any:
+    def _posteriors(self, pixels: Pixels) -> Iterator[tuple[Tensor, Tensor]]:
         for start in range(0, len(pixels), IMAGES_A_PASS):
             part = np.array(pixels[start : start + IMAGES_A_PASS])
             x = torch.from_numpy(part).permute(0, 3, 1, 2).float() / 127.5 - 1
-            yield self.vae.encode(x.to(self.vae.device, self.vae.dtype)).latent_dist
+            yield self._encoded(x.to(self.vae.device, self.vae.dtype))
+
+    def _encoded(self, images: Float[Tensor, "n 3 h h"]) -> tuple[Tensor, Tensor]:
+        found = self.vae.encode(images).latent_dist
+        return found.mean, found.std
+
+    def _decoded(self, latents: Float[Tensor, "n c g g"]) -> Float[Tensor, "n 3 h h"]:
+        decoded: Tensor = self.vae.decode(latents).sample
+        return decoded
+
+
+class FoldedVaeCodec(VaeCodec):
+    """FLUX.2's ``AutoencoderKLFlux2``: 2×2 latents folded into channels, normalised by its batch-norm statistics."""
+
+    def factor_of(self, vae: Any) -> int:
+        """See :class:`VaeCodec`."""
+        return 2 * super().factor_of(vae)
+
+    def channels_of(self, vae: Any) -> int:
+        """See :class:`VaeCodec`."""
+        return 4 * super().channels_of(vae)
+
+    def normalised(self, latents: Float[Tensor, "n c g g"]) -> Float[Tensor, "n d s s"]:
+        """See :class:`VaeCodec`."""
+        mean, deviation = self._statistics(latents)
+        return (F.pixel_unshuffle(latents, 2) - mean) / deviation
+
+    def restored(self, x: Float[Tensor, "n d s s"]) -> Float[Tensor, "n c g g"]:
+        """See :class:`VaeCodec`."""
+        mean, deviation = self._statistics(x)
+        return F.pixel_shuffle(x * deviation + mean, 2)
+
+    def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        batch_norm, epsilon = self.vae.bn, self.vae.config.batch_norm_eps
+        mean = batch_norm.running_mean.to(like).reshape(-1, 1, 1)
+        return mean, (batch_norm.running_var.to(like).reshape(-1, 1, 1) + epsilon).sqrt()
+
+
+class FrameVaeCodec(VaeCodec):
+    """Qwen-Image's ``AutoencoderKLQwenImage``: a video VAE, given one frame, with a mean and a scale a channel."""
+
+    def factor_of(self, vae: Any) -> int:
+        """See :class:`VaeCodec`."""
+        return int(2 ** len(vae.config.temperal_downsample))
+
+    def channels_of(self, vae: Any) -> int:
+        """See :class:`VaeCodec`."""
+        return int(vae.config.z_dim)
+
+    def normalised(self, latents: Float[Tensor, "n c g g"]) -> Float[Tensor, "n d s s"]:
+        """See :class:`VaeCodec`."""
+        mean, deviation = self._statistics(latents)
+        return (latents - mean) / deviation
+
+    def restored(self, x: Float[Tensor, "n d s s"]) -> Float[Tensor, "n c g g"]:
+        """See :class:`VaeCodec`."""
+        mean, deviation = self._statistics(x)
+        return x * deviation + mean
+
+    def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        config = self.vae.config
+        mean, deviation = (torch.tensor(numbers).to(like) for numbers in (config.latents_mean, config.latents_std))
+        return mean.reshape(-1, 1, 1), deviation.reshape(-1, 1, 1)
+
+    def _encoded(self, images: Float[Tensor, "n 3 h h"]) -> tuple[Tensor, Tensor]:
+        found = self.vae.encode(images[:, :, None]).latent_dist
+        return found.mean[:, :, 0], found.std[:, :, 0]
+
+    def _decoded(self, latents: Float[Tensor, "n c g g"]) -> Float[Tensor, "n 3 h h"]:
+        decoded: Tensor = self.vae.decode(latents[:, :, None]).sample
+        return decoded[:, :, 0]
 
 
 def _to_pixels(images: Float[Tensor, "n 3 h w"]) -> Pixels:

@@ -1,7 +1,7 @@
 """LoRA (Hu et al., ICLR 2022) by peft: adding it to a network, and scaling its strength."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -38,13 +38,23 @@ def with_lora(unet: torch.nn.Module, config: TrainingConfig, classes: bool = Fal
     lora = LoraConfig(
         r=config.rank,
         lora_alpha=config.alpha,  # type: ignore[arg-type]
-        target_modules=list(config.lora_modules),
+        target_modules=_targets(unet, config.lora_modules),
         modules_to_save=["class_embedding"] if classes else None,
         init_lora_weights="gaussian" if config.lora_init == "gaussian" else True,
     )
     network = get_peft_model(unet, lora)
     network.config = unet.config
     return network
+
+
+def _targets(network: torch.nn.Module, suffixes: Sequence[str]) -> list[str]:
+    """Suffixes for peft; those that also end a container's name become the full names of the layers among them."""
+    targets: list[str] = []
+    for suffix in suffixes:
+        ended = {name: m for name, m in network.named_modules() if name == suffix or name.endswith(f".{suffix}")}
+        layers = [name for name, module in ended.items() if isinstance(module, torch.nn.Linear | torch.nn.Conv2d)]
+        targets += [suffix] if len(layers) in (0, len(ended)) else layers
+    return targets
 
 
 @contextlib.contextmanager

@@ -12,8 +12,9 @@ from dtrak.utils.errors import DtrakError
 
 DOWN = re.compile(r"(lora_A|lora_down|lora\.down|_lora\.down)(\.default)?\.weight$")
 BASES = {  # words in trainers' metadata or in tensor names, most specific first → pipeline class
-    "flux2": "Flux2Pipeline", "flux.2": "Flux2Pipeline", "flux": "FluxPipeline", "single_transformer_blocks":
-    "FluxPipeline", "double_blocks": "FluxPipeline", "sd3": "StableDiffusion3Pipeline", "sdxl":
+    "klein": "Flux2KleinPipeline", "flux2": "Flux2Pipeline", "flux.2": "Flux2Pipeline", "to_qkv_mlp_proj":
+    "Flux2Pipeline", "flux": "FluxPipeline", "single_transformer_blocks": "FluxPipeline", "double_blocks":
+    "FluxPipeline", "sd3": "StableDiffusion3Pipeline", "sdxl":
     "StableDiffusionXLPipeline", "stable-diffusion-xl": "StableDiffusionXLPipeline", "lora_te2":
     "StableDiffusionXLPipeline", "qwen": "QwenImagePipeline", "z-image": "ZImagePipeline", "zimage": "ZImagePipeline",
     "sd_v1": "StableDiffusionPipeline", "stable-diffusion-v1": "StableDiffusionPipeline",

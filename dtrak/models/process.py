@@ -5,6 +5,7 @@ noise levels between those; a floating-point time is 1000 σ itself.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -222,19 +223,22 @@ class FlowMatching(NoiseProcess):
         scheduler: a diffusers ``FlowMatchEulerDiscreteScheduler``.
         tokens: image tokens, which set the dynamic shift of the sampler.
         even: whether the pipeline asks its sampler for evenly spaced noise levels from 1 to 1/steps.
+        shift: the sampler's dynamic shift μ by (tokens, steps); the scheduler's own rule, linear in tokens, for None.
 
     Raises:
         DtrakError: the scheduler is another one.
     """
 
-    def __init__(self, scheduler: Any, tokens: int, even: bool = False):
+    def __init__(
+        self, scheduler: Any, tokens: int, even: bool = False, shift: Callable[[int, int], float] | None = None
+    ):
         known = type(scheduler) is FlowMatchEulerDiscreteScheduler
         if not known or scheduler.config.num_train_timesteps != TIMES:
             raise DtrakError(
                 f"The model's scheduler is {type(scheduler).__name__}, which is not supported.",
                 hint=f"Use a model with FlowMatchEulerDiscreteScheduler and num_train_timesteps {TIMES}.",
             )
-        self._scheduler, self._tokens, self._even = scheduler, tokens, even
+        self._scheduler, self._tokens, self._even, self._shift = scheduler, tokens, even, shift
         fresh: Any = FlowMatchEulerDiscreteScheduler.from_config(scheduler.config)
         self.schedule = self.sigmas = fresh.sigmas.flip(0).float()
         self.steps = len(self.sigmas)
@@ -273,13 +277,15 @@ class FlowMatching(NoiseProcess):
 
     def sampler(self, steps: int, clips: bool) -> Sampler:
         """Euler steps, as the pipeline takes them."""
-        return _Euler(FlowMatchEulerDiscreteScheduler.from_config(self._scheduler.config), steps, self._even, self._mu)
+        fresh = FlowMatchEulerDiscreteScheduler.from_config(self._scheduler.config)
+        return _Euler(fresh, steps, self._even, self._mu(steps))
 
-    @property
-    def _mu(self) -> float | None:
+    def _mu(self, steps: int) -> float | None:
         config = self._scheduler.config
         if not config.use_dynamic_shifting:
             return None
+        if self._shift:
+            return self._shift(self._tokens, steps)
         slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
         return config.base_shift + slope * (self._tokens - config.base_image_seq_len)
 

@@ -100,7 +100,7 @@ def sample(model: DiffusionModel, settings: Sequence[GenerationSettings]) -> Ite
             noise = model.predict(x, t, condition)
             if free is not None:
                 away = model.predict(x, t, free)
-                noise = away + first.guidance * (noise - away)
+                noise = model.guided(noise, away, first.guidance)
         stepped = sampler.step(noise, timestep, x)
         x = stepped.x
         yield SamplingStep(done, first.steps, timestep, x, stepped.x0)

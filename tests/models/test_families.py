@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from diffusers import DDIMScheduler, DDPMScheduler
-from peft import get_peft_model_state_dict
+from diffusers import DDIMScheduler, DDPMScheduler, StableDiffusionXLPipeline
+from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 from dtrak.build.features import build_features, build_indexes
@@ -75,6 +75,29 @@ def trainers_loss(model, name, x0, noise, t):
         )
         predicted = pipe.transformer(noisy, tokens, pooled, timesteps, return_dict=False)[0]
         return (predicted - (noise - x0)).square().mean()
+    if name.startswith("flux2"):
+        tokens, places = pipe.encode_prompt(PROMPTS, device="cpu", max_sequence_length=512)
+        predicted = pipe.transformer(
+            hidden_states=pipe._pack_latents(noisy), timestep=timesteps / 1000,
+            guidance=torch.full((2,), 3.5) if name == "flux2" else None, encoder_hidden_states=tokens, txt_ids=places,
+            img_ids=pipe._prepare_latent_ids(noisy), return_dict=False,
+        )[0]  # fmt: skip
+        predicted = pipe._unpack_latents_with_ids(predicted, pipe._prepare_latent_ids(noisy))
+        return (predicted - (noise - x0)).square().mean()
+    if name == "qwen-image":
+        tokens, mask = pipe.encode_prompt(PROMPTS, device="cpu")
+        packed = pipe._pack_latents(noisy[:, None], *noisy.shape)
+        predicted = pipe.transformer(
+            hidden_states=packed, encoder_hidden_states=tokens, encoder_hidden_states_mask=mask,
+            timestep=timesteps / 1000, img_shapes=[(1, SIDE // 4, SIDE // 4)] * 2, return_dict=False,
+        )[0]  # fmt: skip
+        predicted = pipe._unpack_latents(predicted, SIDE, SIDE, pipe.vae_scale_factor)[:, :, 0]
+        return (predicted - (noise - x0)).square().mean()
+    if name == "z-image":
+        tokens, _ = pipe.encode_prompt(list(PROMPTS), device="cpu", do_classifier_free_guidance=False)
+        given = list(noisy.unsqueeze(2).unbind(dim=0))
+        predicted = -torch.stack(pipe.transformer(given, (1000 - timesteps) / 1000, tokens, return_dict=False)[0])
+        return (predicted.squeeze(2) - (noise - x0)).square().mean()
     most = 512 if pipe.transformer.config.guidance_embeds else 256
     tokens, pooled, places = pipe.encode_prompt(PROMPTS, None, device="cpu", max_sequence_length=most)
     n, channels, height, width = noisy.shape
@@ -89,15 +112,29 @@ def trainers_loss(model, name, x0, noise, t):
     return (predicted - (noise - x0)).square().mean()
 
 
+@torch.no_grad()
+def trainers_latents(pipe, name, images):
+    """The clean latents as diffusers' training scripts compute them."""
+    config = pipe.vae.config
+    if name == "qwen-image":
+        mean, std = (
+            torch.tensor(numbers).view(1, -1, 1, 1, 1) for numbers in (config.latents_mean, config.latents_std)
+        )
+        return ((pipe.vae.encode(images.unsqueeze(2)).latent_dist.mode() - mean) * (1.0 / std)).squeeze(2)
+    shown = pipe.vae.encode(images).latent_dist.mode()
+    if name.startswith("flux2"):
+        mean, variance = pipe.vae.bn.running_mean.view(1, -1, 1, 1), pipe.vae.bn.running_var.view(1, -1, 1, 1)
+        return (pipe._patchify_latents(shown) - mean) / torch.sqrt(variance + config.batch_norm_eps)
+    return (shown - (config.shift_factor or 0)) * config.scaling_factor
+
+
 @pytest.mark.parametrize("name", PIPELINES)
 def test_the_objective_is_the_familys_training_loss(written, name):
     model = loaded(written, name)
     random = torch.Generator().manual_seed(1)
     images = torch.from_numpy(pixels(2)).permute(0, 3, 1, 2).float() / 127.5 - 1
-    shown = model.pipe.vae.encode(images).latent_dist.mode()
-    config = model.pipe.vae.config
-    x0 = (shown - (config.shift_factor or 0)) * config.scaling_factor
-    torch.testing.assert_close(model.encode(pixels(2)), x0.detach())
+    x0 = trainers_latents(model.pipe, name, images)
+    torch.testing.assert_close(model.encode(pixels(2)), x0)
     noise, t = torch.randn(x0.shape, generator=random), torch.tensor([130, 871])
     recipe = TrainingConfig(batch_size=2, min_snr_gamma=None, class_dropout=0)
     run = Run(model, recipe, model.codec.training_inputs(pixels(2)), ["a", "b"], PROMPTS)
@@ -113,28 +150,41 @@ def test_the_sampler_is_the_pipelines(written, name):
     if name.startswith("sdxl"):
         trained = DDPMScheduler.from_config(pipe.scheduler.config).config
         pipe.scheduler = DDIMScheduler.from_config(trained, clip_sample=False)
-    scale = 1.0 if name.startswith("flux") else 2.0
+    scale = 1.0 if name in ("flux", "flux-schnell", "flux2") else 2.0
     settings = GenerationSettings(3, steps, PROMPTS[0], scale)
     for step in sample(model, [settings]):
         last = step
     noise = initial_noise([3], model.latent_shape)
     given = {"num_inference_steps": steps, "output_type": "latent", "height": SIDE, "width": SIDE}
     pipe.set_progress_bar_config(disable=True)
-    if name.startswith("flux"):
+    wanted = last.x
+    if name == "flux2":
+        found = pipe(prompt=PROMPTS[0], latents=noise, guidance_scale=3.5, **given).images
+        found = pipe._unpack_latents_with_ids(found, pipe._prepare_latent_ids(noise))
+    elif name == "flux2-klein":
+        found = pipe(prompt=PROMPTS[0], latents=noise, guidance_scale=scale, **given).images
+        wanted = model.codec.restored(last.x)
+    elif name == "qwen-image":
+        packed = pipe._pack_latents(noise[:, None], *noise.shape)
+        found = pipe(PROMPTS[0], negative_prompt="", latents=packed, true_cfg_scale=scale, **given).images
+        found = pipe._unpack_latents(found, SIDE, SIDE, pipe.vae_scale_factor)[:, :, 0]
+    elif name == "z-image":
+        found = pipe(PROMPTS[0], latents=noise, guidance_scale=scale - 1, **given).images
+    elif name.startswith("flux"):
         packed = pipe._pack_latents(noise, *noise.shape)
         most = 512 if name == "flux" else 256
         found = pipe(PROMPTS[0], latents=packed, guidance_scale=3.5, max_sequence_length=most, **given).images
         found = pipe._unpack_latents(found, SIDE, SIDE, pipe.vae_scale_factor)
     else:
         found = pipe(PROMPTS[0], latents=noise, guidance_scale=scale, **given).images
-    torch.testing.assert_close(last.x, found, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(wanted, found, rtol=1e-4, atol=1e-5)
     assert model.decode(last.x).shape == (1, SIDE, SIDE, 3)
 
 
 OUTPUTS = ["loss", "mean-squared-l2-norm", "noise-mean-squared-l2-norm", "image-mean-squared-l2-norm", "image-mean"]
 
 
-@pytest.mark.parametrize("name", ["sdxl-v", "sd3", "flux"])
+@pytest.mark.parametrize("name", ["sdxl-v", "sd3", "flux", "flux2", "qwen-image", "z-image"])
 def test_gradients_equal_plain_ones_in_double_precision(written, name):
     modules = loader_of(written / name).lora_modules
     model = add_lora(loaded(written, name), TrainingConfig(method="lora", rank=2, alpha=2, lora_modules=modules))
@@ -181,7 +231,10 @@ def oracle_output(model, name, output, x_t, predicted, x0, noise, times):
     return (shown if output.endswith("-mean") else shown.square()).flatten(1).mean(1)
 
 
-@pytest.mark.parametrize("name", ["sdxl", "sd3", "flux"])
+WHOLE = ["sdxl", "sd3", "flux", "flux2-klein", "qwen-image", "z-image"]
+
+
+@pytest.mark.parametrize("name", WHOLE)
 def test_from_a_pipeline_to_an_answer(tmp_path, monkeypatch, name):
     monkeypatch.setenv("DTRAK_WORKSPACE", str(tmp_path / "workspace"))
     write_pipeline(name, tmp_path / "base")
@@ -211,7 +264,7 @@ def test_from_a_pipeline_to_an_answer(tmp_path, monkeypatch, name):
     assert load_study_model(StudyFolder(folder.study)).fingerprint() != model.fingerprint()
 
 
-@pytest.mark.parametrize("name", ["sdxl", "sd3", "flux"])
+@pytest.mark.parametrize("name", WHOLE)
 def test_loras_of_diffusers_have_the_strength_that_their_notes_say(written, tmp_path, name):
     modules = loader_of(written / name).lora_modules
     recipe = TrainingConfig(method="lora", rank=2, alpha=6, lora_modules=modules)
@@ -228,6 +281,37 @@ def test_loras_of_diffusers_have_the_strength_that_their_notes_say(written, tmp_
     again = loader_of(written / name).load(written / name, SIDE, tmp_path, torch.float32, PROMPTS, 3.5)
     x, t, told = model.encode(pixels(1)), torch.tensor([500]), model.condition(PROMPTS[:1])
     torch.testing.assert_close(again.predict(x, t, told), model.predict(x, t, told))
+
+
+def test_a_loras_part_for_text_encoders_is_added(written, tmp_path):
+    path = written / "sdxl"
+    pipe = StableDiffusionXLPipeline.from_pretrained(path)
+    layers = {}
+    for part in ("unet", "text_encoder", "text_encoder_2"):
+        network = getattr(pipe, part)
+        network.add_adapter(LoraConfig(r=2, lora_alpha=6, target_modules=["to_q", "q_proj"]))
+        for name, parameter in network.named_parameters():
+            if "lora_" in name:
+                torch.nn.init.normal_(parameter, std=0.3)
+        layers[f"{part}_lora_layers"] = get_peft_model_state_dict(network)
+        layers[f"{part}_lora_adapter_metadata"] = {"r": 2, "lora_alpha": 6, "target_modules": ["to_q", "q_proj"]}
+    StableDiffusionXLPipeline.save_lora_weights(tmp_path, **layers)
+    model = loader_of(path).load(path, SIDE, tmp_path, torch.float32, PROMPTS, 1.0)
+    tokens, _, pooled, _ = pipe.encode_prompt(PROMPTS[0], device="cpu", do_classifier_free_guidance=False)
+    told = model.conditioner.told(model.condition(PROMPTS[:1]))
+    torch.testing.assert_close(told["encoder_hidden_states"], tokens)
+    bare = loader_of(path).load(path, SIDE, None, torch.float32, PROMPTS, 1.0)
+    assert not torch.allclose(bare.conditioner.told(bare.condition(PROMPTS[:1]))["encoder_hidden_states"], tokens)
+    assert all("lora_" in key for key in model.parameters())
+    noise, t = torch.randn(1, *model.latent_shape, generator=torch.Generator().manual_seed(0)), torch.tensor([400])
+    added = {"text_embeds": pooled, "time_ids": torch.tensor([[SIDE, SIDE, 0, 0, SIDE, SIDE]], dtype=torch.float32)}
+    wanted = pipe.unet(noise, t, tokens, added_cond_kwargs=added, return_dict=False)[0]
+    torch.testing.assert_close(model.predict(noise, t, model.condition(PROMPTS[:1])), wanted)
+    state = load_file(tmp_path / "pytorch_lora_weights.safetensors")
+    other = {key.replace("text_encoder_2", "text_encoder_3"): value for key, value in state.items()}
+    save_file(other, tmp_path / "other.safetensors")
+    with pytest.raises(DtrakError, match="text_encoder_3"):
+        loader_of(path).load(path, SIDE, tmp_path / "other.safetensors", torch.float32, PROMPTS, 1.0)
 
 
 def test_what_would_be_left_out_silently_is_refused(written, tmp_path):
@@ -251,8 +335,9 @@ def test_elbo_weights_follow_the_static_shift(written):
         torch.testing.assert_close(process.elbo_weights(torch.tensor([t]))[0].double(), wanted, rtol=1e-3, atol=1e-9)
 
 
-@pytest.mark.parametrize(("name", "part"), [("sdxl", "unet"), ("flux", "transformer"), ("sd3", "transformer")])
-def test_a_lora_file_of_diffusers_is_read(written, tmp_path, name, part):
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_lora_file_of_diffusers_is_read(written, tmp_path, name):
+    part = "unet" if name == "sdxl" else "transformer"
     modules = loader_of(written / name).lora_modules
     model = add_lora(loaded(written, name), TrainingConfig(method="lora", rank=2, alpha=2, lora_modules=modules))
     for parameter in model.parameters().values():

@@ -15,6 +15,10 @@ FAMILIES = {
     "StableDiffusionXLPipeline": ("sdxl", "Stable Diffusion XL"),
     "StableDiffusion3Pipeline": ("sd3", "Stable Diffusion 3 and 3.5"),
     "FluxPipeline": ("flux", "FLUX.1"),
+    "Flux2Pipeline": ("flux2", "FLUX.2 dev"),
+    "Flux2KleinPipeline": ("flux2_klein", "FLUX.2 klein"),
+    "QwenImagePipeline": ("qwen_image", "Qwen-Image"),
+    "ZImagePipeline": ("z_image", "Z-Image"),
 }
 
 

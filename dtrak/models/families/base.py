@@ -10,12 +10,14 @@ import hashlib
 import math
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError, safe_open
@@ -78,7 +80,7 @@ class Loader:
             guidance: float,
         ) -> DiffusionModel:  # fmt: skip
             pipe = load_pipe(kind, path, dtype)
-            network = with_adapter(kind, getattr(pipe, model.part), model.part, adapter)
+            network = with_adapter(kind, getattr(pipe, model.part), model.part, adapter, pipe.components)
             return model(pipe, network, resolution, dtype, prompts, guidance)
 
         return cls(load, blank, model.lora_modules)
@@ -160,10 +162,12 @@ class PipelineModel(DiffusionModel):
 
     Attributes:
         part: name of the network among the pipeline's parts, and its prefix in LoRA files.
+        codec_class: the codec of its VAE.
         extra: what else the prediction depends on, for fingerprints.
     """
 
     part: ClassVar[str] = "transformer"
+    codec_class: ClassVar[type[VaeCodec]] = VaeCodec
     extra: tuple[Any, ...] = ()
 
     def __init__(
@@ -171,9 +175,9 @@ class PipelineModel(DiffusionModel):
         guidance: float = 1.0,
     ):  # fmt: skip
         self.pipe = pipe
-        encoders = [part for name, part in sorted(pipe.components.items()) if _is_encoder(name, part)]
-        conditioner = PipelineConditioner(self.embed, self.embed_free, encoders, dtype, prompts)
-        codec = VaeCodec(pipe.vae, resolution)
+        self.encoders = [part for name, part in sorted(pipe.components.items()) if _is_encoder(name, part)]
+        conditioner = PipelineConditioner(self.embed, self.embed_free, self.encoders, dtype, prompts)
+        codec = self.codec_class(pipe.vae, resolution)
         super().__init__(network, codec, conditioner, self.process_of(pipe, codec.shape), resolution)
         self.dtype = dtype
 
@@ -197,7 +201,7 @@ class PipelineModel(DiffusionModel):
         words = {n: part.get_vocab() for n, part in self.pipe.components.items() if hasattr(part, "get_vocab")}
         return digest([
             type(self.pipe).__name__, {name: state_digest(part) for name, part in sorted(parts.items())},
-            [plain_config(network), plain_config(self.pipe.vae)], lora_scaling(network), words,
+            [plain_config(network), plain_config(self.pipe.vae)], lora_scaling(network, *self.encoders), words,
             self.process.schedule.cpu().tolist(), self.resolution, *self.extra,
         ])  # fmt: skip
 
@@ -206,6 +210,23 @@ class PipelineModel(DiffusionModel):
         network: Any = self.network
         with atomic_files(folder) as scratch:
             save_adapter(network, scratch, dtype)
+
+
+def tokens_of(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n hw c"]:
+    """The pixels of inputs as a sequence, row by row."""
+    return x.flatten(2).transpose(1, 2)
+
+
+def image_of(tokens: Float[Tensor, "n hw c"], like: Float[Tensor, "n d h w"]) -> Float[Tensor, "n c h w"]:
+    """The inverse of :func:`tokens_of`, with the sides of ``like``."""
+    return tokens.transpose(1, 2).unflatten(2, like.shape[2:])
+
+
+def padded(tokens: Float[Tensor, "t d"], length: int) -> tuple[Float[Tensor, "length d"], Float[Tensor, " length"]]:
+    """Token embeddings filled up with zeros to ``length``, and which of them are real (1, else 0)."""
+    missing = length - len(tokens)
+    real = torch.ones(len(tokens), device=tokens.device)
+    return F.pad(tokens, (0, 0, 0, missing)), F.pad(real, (0, missing))
 
 
 def _is_encoder(name: str, part: Any) -> bool:
@@ -217,9 +238,12 @@ def plain_config(part: Any) -> dict[str, str]:
     return {key: str(value) for key, value in dict(part.config).items() if not key.startswith("_")}
 
 
-def lora_scaling(network: torch.nn.Module) -> dict[str, list[float]]:
-    """The strength of each LoRA layer."""
-    return {name: list(m.scaling.values()) for name, m in network.named_modules() if isinstance(m, LoraLayer)}
+def lora_scaling(network: torch.nn.Module, *encoders: torch.nn.Module) -> dict[str, list[float]]:
+    """The strength of each LoRA layer of a network and of its text encoders."""
+    layers = dict(network.named_modules())
+    for number, encoder in enumerate(encoders):
+        layers |= {f"text_encoder {number} {name}": module for name, module in encoder.named_modules()}
+    return {name: list(m.scaling.values()) for name, m in layers.items() if isinstance(m, LoraLayer)}
 
 
 def state_digest(module: torch.nn.Module) -> str:
@@ -254,12 +278,17 @@ def load_pipe(kind: Any, path: Path, dtype: torch.dtype) -> Any:
     return pipe
 
 
-def with_adapter(kind: Any, network: Any, part: str, adapter: Path | None) -> torch.nn.Module:
+def with_adapter(
+    kind: Any, network: Any, part: str, adapter: Path | None, components: Mapping[str, Any] = MappingProxyType({})
+) -> torch.nn.Module:
     """The network with a LoRA, whose parameters are the tuned ones, in float32; all weights are tuned without one.
+
+    What a LoRA file holds for text encoders is added to them, frozen.
 
     Args:
         kind: the pipeline's class, which knows the formats of LoRA files.
         adapter: a peft adapter's directory, or a LoRA file or a directory that holds one.
+        components: the pipeline's parts by name.
 
     Raises:
         DtrakError: there is no such LoRA, or it was made for another model.
@@ -267,7 +296,7 @@ def with_adapter(kind: Any, network: Any, part: str, adapter: Path | None) -> to
     network.requires_grad_(adapter is None)
     if adapter is None:
         return network
-    network = _adapted(kind, network, part, adapter)
+    network = _adapted(kind, network, part, adapter, components)
     for name, parameter in network.named_parameters():
         tuned = "lora_" in name
         parameter.requires_grad_(tuned)
@@ -276,7 +305,7 @@ def with_adapter(kind: Any, network: Any, part: str, adapter: Path | None) -> to
     return network.eval()  # new layers come in training mode, with their dropout
 
 
-def _adapted(kind: Any, network: Any, part: str, adapter: Path) -> Any:
+def _adapted(kind: Any, network: Any, part: str, adapter: Path, components: Mapping[str, Any]) -> Any:
     peft = (adapter / "adapter_config.json").is_file()
     file = adapter / LORA_FILE if adapter.is_dir() else adapter
     if not peft and (not file.is_file() or file.suffix != ".safetensors"):
@@ -288,8 +317,8 @@ def _adapted(kind: Any, network: Any, part: str, adapter: Path) -> Any:
         if peft:
             return load_peft(network, adapter)
         state, alphas, metadata = _read_lora(kind, network, part, file)
-        if any(name.startswith("text_encoder") for name in state):
-            warnings.warn(f"{file} also adapts the text encoder; only its {part} weights are used.", stacklevel=2)
+        for name in sorted({key.split(".")[0] for key in state if key.startswith("text_encoder")}):
+            _adapt_encoder(kind, components.get(name), name, state, alphas, metadata)
         wanted = {name for name in state if name.startswith(f"{part}.")}
         if not wanted:
             raise ValueError(f"it has no weights for the {part}")
@@ -304,6 +333,21 @@ def _adapted(kind: Any, network: Any, part: str, adapter: Path) -> Any:
             f"The LoRA {adapter} does not match the model: {error}", hint="Use a LoRA made for this base model."
         ) from error
     return network
+
+
+def _adapt_encoder(kind: Any, encoder: Any, name: str, state: Parts, alphas: Any, metadata: Any) -> None:
+    if encoder is None or not hasattr(kind, "load_lora_into_text_encoder"):
+        raise ValueError(f"it adapts the {name}, which cannot be done in this family")
+    kind.load_lora_into_text_encoder(
+        state, alphas, encoder, prefix=name, adapter_name="default", metadata=None if alphas else metadata
+    )
+    encoder.requires_grad_(False).eval()
+    wanted, own = (
+        sum("lora_" in key for key in keys)
+        for keys in ([k for k in state if k.startswith(f"{name}.")], encoder.state_dict())
+    )
+    if own != wanted:
+        raise ValueError(f"{wanted} of its tensors are for the {name}, of which {own} fit")
 
 
 def _read_lora(kind: Any, network: Any, part: str, file: Path) -> tuple[Parts, Any, Any]:

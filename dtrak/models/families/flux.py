@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from diffusers import FluxPipeline, FluxTransformer2DModel
 from torch import Tensor
 
 from dtrak.models.base import Network
-from dtrak.models.families.base import Blank, Loader, Parts, PipelineModel
+from dtrak.models.families.base import Blank, Loader, Parts, PipelineModel, image_of, tokens_of
 from dtrak.models.process import FlowMatching
 from dtrak.utils.errors import DtrakError
 from dtrak.utils.files import read_note
@@ -59,20 +60,17 @@ def predict(
     network: Network, x: Tensor, sigmas: Tensor, told: dict[str, Tensor | None], guidance: float | None
 ) -> Tensor:
     """The velocity at x: pack 2×2 patches, run the transformer with positions, unpack."""
-    n, channels, height, width = x.shape
-    packed = x.reshape(n, channels, height // 2, 2, width // 2, 2).permute(0, 2, 4, 1, 3, 5)
-    packed = packed.reshape(n, height * width // 4, channels * 4)
+    folded = F.pixel_unshuffle(x, 2)
     tokens = told["encoder_hidden_states"]
     assert tokens is not None
-    rows, columns = torch.arange(height // 2, device=x.device), torch.arange(width // 2, device=x.device)
-    grid = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1).reshape(-1, 2)
-    places = torch.cat([torch.zeros_like(grid[:, :1]), grid], dim=1).to(x.dtype)
+    rows, columns = (torch.arange(side, device=x.device) for side in folded.shape[2:])
+    places = torch.cartesian_prod(torch.zeros_like(rows[:1]), rows, columns).to(x.dtype)
     found = network(
-        hidden_states=packed, timestep=sigmas, guidance=None if guidance is None else torch.full_like(sigmas, guidance),
-        img_ids=places, txt_ids=torch.zeros(tokens.shape[1], 3, device=x.device, dtype=x.dtype), **told,
+        hidden_states=tokens_of(folded), timestep=sigmas,
+        guidance=None if guidance is None else torch.full_like(sigmas, guidance), img_ids=places,
+        txt_ids=torch.zeros(tokens.shape[1], 3, device=x.device, dtype=x.dtype), **told,
     ).sample  # fmt: skip
-    found = found.reshape(n, height // 2, width // 2, -1, 2, 2).permute(0, 3, 1, 4, 2, 5)
-    return found.reshape(n, -1, height, width)
+    return F.pixel_shuffle(image_of(found, folded), 2)
 
 
 def blank(resolution: int, path: Path | None) -> Blank:

@@ -58,7 +58,8 @@ class StableDiffusion(DiffusionModel):
         unet: Any = self.network
         vae, tokenizer = self.codec.vae, self.conditioner.tokenizer
         parts: dict[str, torch.nn.Module] = {"unet": unet, "vae": vae, "text_encoder": self.conditioner.text_encoder}
-        configs, scaling = [plain_config(part) for part in (unet, vae)], lora_scaling(unet)
+        configs = [plain_config(part) for part in (unet, vae)]
+        scaling = lora_scaling(unet, self.conditioner.text_encoder)
         words = [tokenizer.get_vocab(), tokenizer.model_max_length]
         schedule = self.process.schedule.cpu().tolist()
         states = {name: state_digest(part) for name, part in parts.items()}
@@ -126,7 +127,8 @@ def load_stable_diffusion(
         )
     for frozen in (vae, text_encoder):
         frozen.requires_grad_(False)
-    network = with_adapter(StableDiffusionLoraLoaderMixin, unet, "unet", adapter)
+    components = {"text_encoder": text_encoder}
+    network = with_adapter(StableDiffusionLoraLoaderMixin, unet, "unet", adapter, components)
     model = StableDiffusion(network, scheduler, resolution, vae, text_encoder, tokenizer, dtype, prompts)
     model.network.eval()
     return model
