@@ -40,7 +40,7 @@ def ledger(
             hint="Generate and attribute images in the app first.",
         )
     runs, scores = [run for run, _ in saved], [one for _, one in saved]
-    records = list(service.attributor.table.records[: service.attributor.table.train_size])
+    records = service.attributor.table.train_records
     _, each = of_pictures(service.answer_of_study(setting, share_null), scores)
     measured = service.reliability(setting, runs[0]).text
     found = ledger_file(

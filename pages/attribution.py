@@ -59,6 +59,7 @@ SECTIONS = {
     "evidence": "Evidence", "timeline": "Timeline", "what-if": "What if", "exact": "Exact influence",
     "downloads": "Downloads",
 }  # fmt: skip
+MOST_HELDOUT = 1000  # held-out images to choose from
 ALIKE = ("embedding-cos", "pixel-cos")  # methods of the view "similar", the first that is available
 
 hand_over_to_app()
@@ -94,7 +95,7 @@ def upload() -> None:
 
 def heldout() -> None:
     """Choose a held-out image."""
-    ids = {r.id: r for r in table.records[table.train_size :]}
+    ids = {r.id: r for r in table.records[table.train_size :][:MOST_HELDOUT]}
     if not ids:
         return
     said = Counter(r.caption for r in ids.values())
@@ -163,7 +164,7 @@ def show_sources(view: str, shown: Ranking) -> None:
     """Show the gallery or the shares of the chosen view."""
     chosen = st.query_params.get("sample", "")
     if view == "groups":
-        records = list(table.records[: table.train_size])
+        records = table.train_records
         st.caption(f"Effective number of contributors to the positive mass: {effective_number(shown.scores):.0f} "
                    "images. Shares are of the positive mass only, not of the image.")  # fmt: skip
         for column, title, key in zip(st.columns(2), ("By creator", "By class"), ("creator", "label"), strict=True):

@@ -52,7 +52,7 @@ def condition() -> str | None:
     if service.takes_text:
         suggestion = service.classes[0] if service.classes else ""
         table = service.attributor.table
-        captions = sorted({name for name in table.names[: min(table.train_size, MOST_CAPTIONS)] if name})
+        captions = sorted({name for name in table.train_records[:MOST_CAPTIONS].column("caption") if name})
         prompt = st.text_area("Prompt", suggestion, height=68, max_chars=500, key="prompt", bind="query-params")
         st.selectbox(
             "Or the caption of a training image", captions, index=None, key="caption", on_change=take_caption,

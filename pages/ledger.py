@@ -36,7 +36,7 @@ st.title("Ledger")
 service = current_service()
 table = service.attributor.table
 study = service.folder.study
-records = list(table.records[: table.train_size])
+records = table.train_records
 methods = [m.name for m in service.attributor.methods() if m.tested and not m.fitted and not m.control]
 if not methods:
     st.info("No method is ready. In a terminal:")

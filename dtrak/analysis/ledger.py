@@ -127,7 +127,7 @@ def share_null(attributor: Attributor, setting: Setting) -> ShareNull:
         DtrakError: the method has no significance test, or features are not built.
     """
     table = attributor.table
-    return ShareNull.of(table.records[: table.train_size], *unrelated_scores(attributor, setting))
+    return ShareNull.of(table.train_records, *unrelated_scores(attributor, setting))
 
 
 def creators_of(records: Sequence[Record]) -> tuple[tuple[str, ...], Int[np.ndarray, " n"]]:

@@ -137,7 +137,7 @@ def measured_effects(folder: StudyFolder) -> dict[str, str]:
 
     In per cent of the mean loss, against the mean over creators.
     """
-    records = folder.table.records[: folder.table.train_size]
+    records = folder.table.train_records
     try:
         truth, asked = load_subsets(folder, "creators"), load_query_set(folder)
     except DtrakError:

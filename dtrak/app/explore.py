@@ -48,8 +48,8 @@ def groups_of(table: Table) -> dict[str, list[int]]:
     found: dict[str, list[int]] = {}
     for field, kind in (("creator", "Creator"), ("label", "Class")):
         rows: dict[str, list[int]] = {}
-        for row, record in enumerate(table.records[: table.train_size]):
-            rows.setdefault(getattr(record, field) or "unknown", []).append(row)
+        for row, name in enumerate(table.train_records.column(field)):
+            rows.setdefault(name or "unknown", []).append(row)
         if len(rows) > 1:
             found |= {f"{kind}: {name}": rows[name] for name in sorted(rows)}
     return found

@@ -167,7 +167,7 @@ class Share:
     count: int
 
 
-def shares(records: list[Record], scores: Float[np.ndarray, " n"], key: str) -> list[Share]:
+def shares(records: Sequence[Record], scores: Float[np.ndarray, " n"], key: str) -> list[Share]:
     """Shares of the positive mass by creator or label, largest first; they sum to 1 if any score is positive.
 
     Args:

@@ -20,7 +20,7 @@ def data_summary(folder: StudyFolder) -> str:
         DtrakError: the data are not prepared.
     """
     study, table = folder.study, folder.table
-    records = table.records[: table.train_size]
+    records = table.train_records
     report = read_note(folder.data / "report.json")
     source = study.data.hub or (f"local data, kind '{study.data.kind}'" if study.data.path else study.data.kind)
     marks = report.get("opted_out") or []

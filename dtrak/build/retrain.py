@@ -46,7 +46,7 @@ def retrain_subsets(
         if share is None:
             query_set(folder, drawing, device)
         if family == "creators":
-            subsets = min(subsets, len({r.creator for r in folder.table.records[: folder.table.train_size]}))
+            subsets = min(subsets, len(folder.table.train_records.distinct("creator")))
         wanted = [SubsetModel(family, number, seed) for seed in range(seeds) for number in range(subsets)]
         wanted = [subset for place, subset in enumerate(wanted) if share is None or share.has(place)]
         now = belongs_to(folder)

@@ -21,13 +21,14 @@ from PIL import Image
 from dtrak.config import Study
 from dtrak.data.images import BadImage, open_image, to_model_pixels
 from dtrak.data.opt_out import opt_out_mark
-from dtrak.data.records import Item, Record
+from dtrak.data.records import COLUMNS, Item, Places, Records
 from dtrak.data.sources import listing, read_source
 from dtrak.utils.errors import DtrakError
 from dtrak.utils.files import atomic_write, digest, read_note, sha256_file, write_json, write_npy
 from dtrak.utils.noise import keyed_generator
 
 SPLITS = ("train", "heldout")
+REPEATED = ["label", "creator", "licence", "split"]  # columns with few distinct values
 DATA_FILES = ("pixels.npy", "records.parquet")
 
 
@@ -54,43 +55,47 @@ class Table:
     """
 
     folder: Path
-    records: tuple[Record, ...]
+    records: Records
     pixels: UInt8[np.ndarray, "n r r 3"]
     captioned: bool = False
 
     @cached_property
     def train_size(self) -> int:
-        return sum(record.split == "train" for record in self.records)
+        return self.records.count_of("split", "train")
 
     @cached_property
-    def rows(self) -> dict[str, int]:
+    def train_records(self) -> Records:
+        return self.records[: self.train_size]
+
+    @cached_property
+    def rows(self) -> Places:
         """Row number by id."""
-        return {record.id: row for row, record in enumerate(self.records)}
+        return Places(self.records)
 
     @cached_property
     def train_ids(self) -> list[str]:
-        return [record.id for record in self.records[: self.train_size]]
+        return [found or "" for found in self.train_records.column("id")]
 
     @cached_property
     def names(self) -> list[str | None]:
         """The label or caption that the model is conditioned on, for each row."""
-        return [record.caption if self.captioned else record.label for record in self.records]
+        return self.records.column("caption" if self.captioned else "label")
 
     @cached_property
     def labels(self) -> list[str]:
         """The distinct labels, sorted."""
-        return sorted({record.label for record in self.records if record.label is not None})
+        return self.records.distinct("label")
 
     @cached_property
     def train_groups(self) -> tuple[list[str], list[str]]:
         """The labels of the training images, and their creators."""
-        records = self.records[: self.train_size]
-        return [record.label or "" for record in records], [record.creator for record in records]
+        labels, creators = (self.train_records.column(name) for name in ("label", "creator"))
+        return [label or "" for label in labels], [creator or "" for creator in creators]
 
     def labels_of(self, names: Sequence[str | None]) -> list[str]:
         """The label of each condition: that of the images with this caption where captions condition; else itself."""
-        known = dict(zip(self.names, self.records, strict=True))
-        return [(known[name].label if name in known else name) or "" for name in names]
+        known = dict(zip(self.names, self.records.column("label"), strict=True))
+        return [known.get(name, name) or "" for name in names]
 
     def original(self, sample_id: str) -> bytes:
         """The original image file of a sample."""
@@ -231,16 +236,15 @@ def load_table(folder: Path, captioned: bool = False) -> Table:
             f"The data of this study are not prepared ({folder}).",
             hint=f"python -m index_builder prepare {folder.parent.name}",
         )
-    columns = ["id", "label", "caption", "creator", "licence", "split"]
     try:
-        table = pq.read_table(folder / "records.parquet", columns=columns)
+        table = pq.read_table(folder / "records.parquet", columns=list(COLUMNS), read_dictionary=REPEATED)
         pixels = np.load(folder / "pixels.npy", mmap_mode="r")
     except (OSError, ValueError, pa.ArrowException) as error:
         raise DtrakError(
             f"The prepared data in {folder} are damaged: {error}.",
             hint=f"python -m index_builder verify {folder.parent.name} --repair, then build again.",
         ) from error
-    records = tuple(Record(**row) for row in table.to_pylist())
+    records = Records(table)
     if len(records) != len(pixels):
         raise DtrakError(
             f"The prepared data in {folder} are damaged: {len(records)} records, {len(pixels)} images.",

@@ -15,7 +15,7 @@ from PIL import Image
 
 from dtrak.config import ROOT, Study
 from dtrak.data.images import open_image
-from dtrak.data.records import Record
+from dtrak.data.records import Record, Records
 from dtrak.data.table import Table, model_pixels
 from dtrak.utils.errors import DtrakError
 from dtrak.utils.noise import keyed_generator
@@ -45,7 +45,7 @@ def unrelated_images(study: Study, table: Table) -> Table:
         rows.append(Record(f"unrelated:{kind}:{number}", told.label, told.caption, "", "", "unrelated"))
         if kind != DRAWINGS:
             pixels.append(_made(kind, table, random))
-    return Table(Path(), tuple(rows), np.stack(pixels), table.captioned)
+    return Table(Path(), Records.of(rows), np.stack(pixels), table.captioned)
 
 
 def kinds_of(study: Study) -> list[str]:

@@ -221,8 +221,8 @@ def removals(attributor: Attributor, asked: QuerySet, number: int, count: int) -
     Methods that are not built are left out, and so is the label if too few images would remain.
     """
     table = attributor.table
-    records = table.records[: table.train_size]
-    groups = [(record.label, record.creator) for record in records]
+    records = table.train_records
+    groups = list(zip(*(records.column(name) for name in ("label", "creator")), strict=True))
     query = asked.queries[asked.heldout + number]
     found: dict[str, list[str]] = {}
     for name in METHODS_COMPARED:

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from dtrak.config import Split
-from dtrak.data import Record, Table
+from dtrak.data import Record, Records, Table
 from dtrak.data.unrelated import VERSION as UNRELATED_VERSION
 from dtrak.data.unrelated import unrelated_images
 from dtrak.gradients.region import Region
@@ -101,8 +101,8 @@ class QuerySet:
     @cached_property
     def table(self) -> Table:
         """The queries as a table without training rows, for computing their features."""
-        records = tuple(Record(query.id, query.label, "", "", "", "truth") for query in self.queries)
-        return Table(Path(), records, self.pixels)
+        records = [Record(query.id, query.label, "", "", "", "truth") for query in self.queries]
+        return Table(Path(), Records.of(records), self.pixels)
 
 
 def generated_settings(number: int, label: str | None, guidance: float) -> GenerationSettings:

@@ -154,14 +154,14 @@ class GroupMethod(Baseline):
 
     def require(self, study: TrainingSide) -> None:
         """See :class:`Method`."""
-        if len({getattr(r, self.field) for r in study.table.records[: study.table.train_size]}) < 2:
+        if len(set(study.table.train_records.column(self.field))) < 2:
             raise DtrakError(f"The training images do not differ by {self.field}.", hint=f"Add {self.field}s.")
 
     def _scores(
         self, study: Attributor, pixels: np.ndarray, names: Sequence[str | None], dampings: Sequence[float | None]
     ) -> list[Float64[np.ndarray, "q n"]]:
         table = study.table
-        groups = [getattr(record, self.field) for record in table.records[: table.train_size]]
+        groups = table.train_records.column(self.field)
         of_name: dict[str | None, Counter[str | None]] = defaultdict(Counter)
         for name, group in zip(table.names, groups, strict=False):
             of_name[name][group] += 1

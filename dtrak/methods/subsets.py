@@ -138,13 +138,13 @@ def subset_mask(folder: StudyFolder, family: Family, number: int) -> Bool[np.nda
     Raises:
         DtrakError: there is no such subset, or with ``first_seed`` the other family uses the same half.
     """
-    records = folder.table.records[: folder.table.train_size]
+    records = folder.table.train_records
     if family == "creators":
-        creators = sorted({record.creator for record in records})
+        creators = records.distinct("creator")
         if not number < len(creators) > 1:
             found = f"There are {len(creators)} creators"
             raise DtrakError(f"{found}; number {number} does not exist.", hint="Lower --subsets.")
-        return np.array([record.creator != creators[number] for record in records])
+        return np.array(records.column("creator")) != creators[number]
     if family == "clusters":
         return _without_cluster(folder, number)
     keep, first = 1 - REMOVED[family], folder.study.truth.first_seed
@@ -188,8 +188,8 @@ def _without_cluster(folder: StudyFolder, number: int) -> Bool[np.ndarray, " n"]
     """All images but a random one and those of its label that look most like it; every cluster has one size."""
     from dtrak.methods.embeddings import Embedder, train_embeddings
 
-    records = folder.table.records[: folder.table.train_size]
-    labels = np.array([record.label or "" for record in records])
+    records = folder.table.train_records
+    labels = np.array(folder.table.train_groups[0])
     size = max(2, round(CLUSTER * len(records)))
     sizes = dict(zip(*np.unique(labels, return_counts=True), strict=True))
     large = [row for row, label in enumerate(labels) if sizes[label] > size]

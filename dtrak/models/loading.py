@@ -14,6 +14,7 @@ from dtrak.study.folder import StudyFolder, model_variants, trained_model_config
 from dtrak.utils.errors import DtrakError
 
 PROMPTS = 8  # suggested prompts
+MOST_CAPTIONS = 100_000  # that they are chosen from
 
 
 def load_study_model(folder: StudyFolder, device: torch.device | str = "cpu", variant: str = LAST) -> DiffusionModel:
@@ -70,9 +71,11 @@ def suggested_prompts(folder: StudyFolder) -> list[str]:
     if folder.study.model.kind != "text-to-image" or not (folder.data / "report.json").exists():
         return []
     table = folder.table
-    counted = Counter((r.label, r.caption) for r in table.records[: table.train_size] if r.caption)
+    sampled = table.train_records[:: max(1, table.train_size // MOST_CAPTIONS)]
+    counted = Counter(zip(sampled.column("label"), sampled.column("caption"), strict=True))
     of_label: dict[str | None, list[str]] = {}
-    for (label, caption), _ in sorted(counted.items(), key=lambda item: (-item[1], item[0][1])):
-        of_label.setdefault(label, []).append(caption)
+    for (label, caption), _ in sorted(counted.items(), key=lambda item: (-item[1], item[0][1] or "")):
+        if caption:
+            of_label.setdefault(label, []).append(caption)
     turns = zip_longest(*(captions[:PROMPTS] for captions in of_label.values()))
     return list(dict.fromkeys(caption for turn in turns for caption in turn if caption))[:PROMPTS]

@@ -20,7 +20,7 @@ from dtrak.app.views import (
     tiles,
     timestep_band,
 )
-from dtrak.data import Record, Table
+from dtrak.data import Record, Records, Table
 from dtrak.methods.ranking import Ranking, Scored
 from dtrak.methods.settings import Setting
 
@@ -29,7 +29,7 @@ SCORES = np.array([3.0, 1.0, -2.0, 0.0])
 
 
 def ranking():
-    table = Table(Path(), tuple(RECORDS), np.zeros((4, 2, 2, 3), np.uint8))
+    table = Table(Path(), Records.of(RECORDS), np.zeros((4, 2, 2, 3), np.uint8))
     return Ranking(Setting("dtrak"), 0.1, "f", table, SCORES)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from dtrak.data import Record, Table
+from dtrak.data import Record, Records, Table
 from dtrak.evaluation.lds import (
     Bootstrap,
     Estimate,
@@ -162,7 +162,7 @@ def test_a_method_fitted_to_other_retrained_models_beats_a_noisy_estimate():
 def trial_of(masks, losses, labels):
     records = tuple(Record(str(i), "a", "", "c", "", "train") for i in range(100))
     asked = QuerySet(np.zeros((len(labels), 2, 2, 3), np.uint8), tuple(labels), 0)
-    table = Table(Path(), records, np.zeros((100, 2, 2, 3), np.uint8))
+    table = Table(Path(), Records.of(records), np.zeros((100, 2, 2, 3), np.uint8))
     return Trial(table, SubsetTruth(masks, losses, (), 1), asked, slice(None))
 
 

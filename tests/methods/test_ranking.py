@@ -11,13 +11,13 @@ import pytest
 
 from dtrak.app.exports import to_csv, to_html, to_json
 from dtrak.app.figures import score_strip
-from dtrak.data import Record, Table
+from dtrak.data import Record, Records, Table
 from dtrak.methods.base import Search
 from dtrak.methods.ranking import Ranking
 from dtrak.methods.settings import Setting
 
 RECORDS = tuple(Record(f"r{i}", None, f"<b>{i}</b>", "c", "CC0", "train") for i in range(5))
-TABLE = Table(Path(), RECORDS, np.zeros((5, 2, 2, 3), np.uint8))
+TABLE = Table(Path(), Records.of(RECORDS), np.zeros((5, 2, 2, 3), np.uint8))
 RANKING = Ranking(Setting("dtrak"), 0.1, "f", TABLE, np.array([1.0, 4.0, 3.0, -2.0, -1.0]), top=2)
 
 

@@ -67,8 +67,8 @@ def _most(share: float) -> str:
 
 def _choose(service: StudyService, answer: Ranking) -> list[str]:
     table = service.attributor.table
-    records = table.records[: table.train_size]
-    kinds = [TOP, *([PINNED] if pinned() else []), *([CREATOR] if len({r.creator for r in records}) > 1 else []),
+    records = table.train_records
+    kinds = [TOP, *([PINNED] if pinned() else []), *([CREATOR] if len(records.distinct("creator")) > 1 else []),
              *([CLASS] if len(table.labels) > 1 else []), HAND]  # fmt: skip
     kind = st.segmented_control("Remove", kinds, default=TOP, required=True, key="what_if_kind")
     if kind == TOP:

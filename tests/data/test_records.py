@@ -1,0 +1,49 @@
+"""Records in columns behave like a tuple of records, and few become objects."""
+
+import numpy as np
+import pytest
+
+from dtrak.data import records as module
+from dtrak.data.records import Places, Record, Records
+
+RECORDS = [
+    Record(f"r{i}", None if i % 3 == 0 else "ab"[i % 2], f"caption {i}", "" if i == 4 else "c", "CC0", "train")
+    for i in range(10)
+]
+
+
+@pytest.fixture
+def records():
+    return Records.of(RECORDS)
+
+
+def test_they_are_a_sequence(records):
+    assert list(records) == RECORDS
+    assert len(records) == 10
+    assert [records[i] for i in (0, 9, -1, np.int64(3))] == [RECORDS[i] for i in (0, 9, -1, 3)]
+    for part in (slice(2, 5), slice(None, -3), slice(7, 2), slice(1, None, 3), slice(None, None, -2)):
+        assert list(records[part]) == RECORDS[part]
+    assert list(records[2:8][1:3]) == RECORDS[3:5]
+    for place in (10, -11):
+        with pytest.raises(IndexError):
+            records[place]
+    assert list(Records.of([])) == []
+
+
+def test_columns(records):
+    assert records.column("label") == [r.label for r in RECORDS]
+    assert records.distinct("label") == ["a", "b"]
+    assert records.count_of("label", "a") == sum(r.label == "a" for r in RECORDS)
+    assert records[3:].column("id") == [r.id for r in RECORDS[3:]]
+
+
+@pytest.mark.parametrize("most", [0, 1000])
+def test_places_are_found_in_a_dictionary_and_by_a_search(records, monkeypatch, most):
+    monkeypatch.setattr(module, "MOST_PLACES", most)
+    places = Places(records)
+    assert {name: places[name] for name in places} == {r.id: i for i, r in enumerate(RECORDS)}
+    assert "r3" in places
+    assert "nobody" not in places
+    assert places.get("nobody", -1) == -1
+    with pytest.raises(KeyError):
+        places["nobody"]
