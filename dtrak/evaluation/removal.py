@@ -25,7 +25,7 @@ from jaxtyping import UInt8
 from dtrak.config import Study, TrainingConfig
 from dtrak.evaluation.subsets import query_losses
 from dtrak.execution.engines import Engine, Local
-from dtrak.execution.processes import SPAWN, one_process_each
+from dtrak.execution.processes import CONTEXT, one_process_each
 from dtrak.execution.threads import task_threads
 from dtrak.methods.query import Query, load_query_set
 from dtrak.models.base import DiffusionModel
@@ -187,7 +187,7 @@ def draw_all(
     finished = total - sum(task.removal.steps for task in left)
     report(finished, total)
     if isinstance(engine, Local) and engine.workers > 1 and left:
-        steps: Any = SPAWN.Array("i", len(left))
+        steps: Any = CONTEXT.Array("i", len(left))
         numbered = [(number, folder.study, task, device) for number, task in enumerate(left)]
         one_process_each(_in_process, numbered, engine.processes, steps, lambda: report(finished + sum(steps), total))
     else:

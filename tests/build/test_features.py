@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-import types
 
 import numpy as np
 import pytest
@@ -14,7 +13,6 @@ from dtrak.build import features as building
 from dtrak.build.features import build_features, build_indexes
 from dtrak.build.verify import verify_study
 from dtrak.execution.engines import Local
-from dtrak.execution.processes import SPAWN, Processes, in_processes, one_process_each
 from dtrak.index.faiss_index import AttributionIndex
 from dtrak.index.store import FeatureStore
 from dtrak.methods.attributor import Attributor
@@ -74,41 +72,6 @@ def test_resume_computes_only_what_is_missing(fresh, small_shards, monkeypatch):
     assert hashes(fresh.root) == before
 
 
-def _maker(work):
-    return work
-
-
-def _basename():
-    return os.path.basename
-
-
-def _die_once(path):
-    """The first call kills its process; later calls succeed."""
-    if not os.path.exists(path):
-        open(path, "w").close()
-        os._exit(9)
-    return os.path.basename(path)
-
-
-def test_processes_do_not_run_the_main_module_again(tmp_path, monkeypatch):
-    (tmp_path / "script.py").write_text("raise SystemExit(3)")
-    script = types.ModuleType("__main__")
-    script.__file__ = str(tmp_path / "script.py")
-    monkeypatch.setitem(sys.modules, "__main__", script)
-    assert list(in_processes(_basename, (), ["x/a"], Processes(2))) == ["a"]
-
-
-def _die(path):
-    os._exit(9)
-
-
-def test_the_work_of_a_dead_process_is_done_by_another(tmp_path):
-    paths = [str(tmp_path / name) for name in "abc"]
-    assert sorted(in_processes(_maker, (_die_once,), paths[:1], Processes(1))) == ["a"]
-    with pytest.raises(DtrakError, match="without an error message"):
-        list(in_processes(_maker, (_die,), paths, Processes(2)))
-
-
 def test_a_second_builder_is_told(fresh):
     with exclusive(fresh.root, "x"), pytest.raises(DtrakError, match="Another process"):
         build_features(fresh, Local(1))
@@ -153,37 +116,6 @@ def test_index_of_a_built_study(tiny):
         if folder.is_dir():
             index = AttributionIndex(folder, FeatureStore.open(tiny.features / folder.name))
             np.testing.assert_allclose(index.norms, np.linalg.norm(index.features, axis=1), rtol=1e-5)
-
-
-def _refuse(task, shared):
-    raise DtrakError(f"no {task}", hint="another")
-
-
-def _count(task, shared):
-    shared[task] += 1
-    if task == 0:
-        time.sleep(60)
-
-
-def test_a_process_a_task_tells_its_error_and_ends_when_unwanted():
-    with pytest.raises(DtrakError, match="no 1"):
-        one_process_each(_refuse, [1], Processes(1), None, lambda: None)
-    counted = SPAWN.Array("i", 2)
-    start = time.monotonic()
-
-    def enough():
-        if sum(counted) == 2:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        one_process_each(_count, [0, 1], Processes(2), counted, enough)
-    assert time.monotonic() - start < 50
-    with pytest.raises(DtrakError, match="exited with code"):
-        one_process_each(_die_alone, [1], Processes(1), None, lambda: None)
-
-
-def _die_alone(task, shared):
-    os._exit(9)
 
 
 def test_only_what_the_dead_left_unfinished_is_removed(tmp_path):
