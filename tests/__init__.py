@@ -1,5 +1,11 @@
 """Tests of dtrak. Shapes and types in its annotations are checked at every call, by jaxtyping and beartype."""
 
+import os
+
+# One thread a worker, set before torch is loaded and inherited by its processes: threads that outnumber the cores wait
+# for each other at every small operation, which took thirty times as long.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import jaxtyping
 
 from tests import typecheck  # noqa: F401  so that the hook finds it by its name

@@ -159,7 +159,7 @@ def test_training_draws_latents_and_drops_captions(folder):
     random = np.random.default_rng(0)
     drawn = torch.stack([model.codec.training_input(inputs[0], False, random) for _ in range(400)])
     mode = model.encode(table.pixels[:1])[0]
-    deviation = drawn.std(0) / (inputs[0, 1] * model.codec._scale)
+    deviation = drawn.std(0) / (inputs[0, 1] * model.codec.vae.config.scaling_factor)
     torch.testing.assert_close(deviation.mean(), torch.tensor(1.0), rtol=0.05, atol=0)
     assert (drawn.mean(0) - mode).abs().max() < 0.3 * drawn.std(0).max()
     mirrored = model.encode(np.asarray(table.pixels[:1])[:, :, ::-1])[0]
