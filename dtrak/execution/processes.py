@@ -75,7 +75,7 @@ def died() -> DtrakError:
 
 def _one_pool(make: Make, arguments: tuple[Any, ...], left: dict[int, Any], processes: Processes) -> Iterator[Any]:
     """Yield the results of one process pool; finished tasks are removed from ``left``."""
-    gpus = CONTEXT.SimpleQueue() if processes.gpus else None
+    gpus: Any = CONTEXT.SimpleQueue() if processes.gpus else None
     for gpu in processes.gpus:
         gpus.put(gpu)
     pool = ProcessPoolExecutor(

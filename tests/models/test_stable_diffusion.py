@@ -163,7 +163,7 @@ def test_training_draws_latents_and_drops_captions(folder):
     torch.testing.assert_close(deviation.mean(), torch.tensor(1.0), rtol=0.05, atol=0)
     assert (drawn.mean(0) - mode).abs().max() < 0.3 * drawn.std(0).max()
     mirrored = model.encode(np.asarray(table.pixels[:1])[:, :, ::-1])[0]
-    torch.testing.assert_close(inputs[0, 2] * model.codec._scale, mirrored, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(inputs[0, 2] * model.codec.vae.config.scaling_factor, mirrored, rtol=1e-4, atol=1e-4)
     config = folder.study.training.model_copy(update={"class_dropout": 1.0})
     names = ["a round painting"] * 2
     batch = KeyedBatches(model, config, inputs, table.train_ids[:2], names, torch.ones(2))(0)
