@@ -24,8 +24,9 @@ from dtrak.evaluation.measure import NOW_RESAMPLES
 from dtrak.index.faiss_index import AttributionIndex, QueryFeature, build_index
 from dtrak.index.store import FeatureStore
 from dtrak.methods.readout import Readout
+from dtrak.models.generation import GenerationSettings
 from dtrak.models.loading import load_study_model
-from dtrak.models.sampling import GenerationSettings, sample
+from dtrak.models.sampling import sample
 from dtrak.study.folder import StudyFolder
 
 COMMAND = "python -m benchmarks"

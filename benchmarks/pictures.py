@@ -28,8 +28,9 @@ from dtrak.config import load_study
 from dtrak.data import Record
 from dtrak.execution.threads import task_threads
 from dtrak.models.base import DiffusionModel
+from dtrak.models.generation import GenerationSettings
 from dtrak.models.loading import load_study_model
-from dtrak.models.sampling import GenerationSettings, generate_all
+from dtrak.models.sampling import generate_all
 from dtrak.study.folder import StudyFolder
 from dtrak.utils.noise import keyed_generator
 

@@ -24,8 +24,9 @@ from torch import Tensor
 from dtrak.config import TrainingConfig
 from dtrak.models.base import DiffusionModel
 from dtrak.models.families.stable_diffusion import load_stable_diffusion
+from dtrak.models.generation import GenerationSettings
 from dtrak.models.lora import add_lora
-from dtrak.models.sampling import GenerationSettings, generate
+from dtrak.models.sampling import generate
 from dtrak.training.adjoint import Replay
 from dtrak.training.loop import Run
 from dtrak.utils.errors import DtrakError

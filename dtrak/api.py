@@ -30,7 +30,7 @@ from dtrak.methods.queries import generate_query, query_from_file
 from dtrak.methods.query import Query
 from dtrak.methods.ranking import Ranking
 from dtrak.methods.settings import Setting
-from dtrak.models.sampling import GenerationSettings
+from dtrak.models.generation import GenerationSettings
 from dtrak.study.folder import StudyFolder, check_name_is_free, needs_training
 from dtrak.utils.errors import DtrakError
 from dtrak.utils.files import write_bytes

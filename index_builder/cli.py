@@ -249,7 +249,7 @@ def attribute(
     from dtrak.methods.attributor import Attributor
     from dtrak.methods.queries import generate_query, query_from_file
     from dtrak.methods.ranking import as_json as to_json
-    from dtrak.models.sampling import GenerationSettings
+    from dtrak.models.generation import GenerationSettings
 
     attributor = Attributor(StudyFolder(load_study(study)), device)
     if image is not None:

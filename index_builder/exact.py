@@ -75,7 +75,7 @@ def _queries(
         raise typer.BadParameter("give either --image or --seed")
     from dtrak.methods.attributor import Attributor
     from dtrak.methods.queries import generate_query, query_from_file
-    from dtrak.models.sampling import GenerationSettings
+    from dtrak.models.generation import GenerationSettings
 
     attributor = Attributor(StudyFolder(load_study(study)), device)
     if image is not None:

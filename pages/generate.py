@@ -6,7 +6,7 @@ from dtrak.app.elements import plain
 from dtrak.app.jobs import Job, queue
 from dtrak.app.runs import read_settings
 from dtrak.app.widgets import current_service, hand_over_to_app, show_end, show_error, wait_for
-from dtrak.models.sampling import GenerationSettings
+from dtrak.models.generation import GenerationSettings
 from dtrak.utils.errors import DtrakError
 from dtrak.utils.images import enlarged_png
 

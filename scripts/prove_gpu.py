@@ -29,8 +29,9 @@ from dtrak.config import FeatureConfig, TrainingConfig, load_study  # noqa: E402
 from dtrak.gradients.extractor import FeatureExtractor  # noqa: E402
 from dtrak.models.base import DiffusionModel  # noqa: E402
 from dtrak.models.blank import new_network  # noqa: E402
+from dtrak.models.generation import GenerationSettings  # noqa: E402
 from dtrak.models.pixel import PixelModel, new_scheduler, new_unet  # noqa: E402
-from dtrak.models.sampling import GenerationSettings, generate  # noqa: E402
+from dtrak.models.sampling import generate  # noqa: E402
 from dtrak.training.adjoint import Replay  # noqa: E402
 from dtrak.training.loop import Run  # noqa: E402
 

@@ -78,7 +78,8 @@ def first_example(attributor: "Attributor") -> "tuple[Query, Setting]":
     from dtrak.app.runs import RunStore
     from dtrak.methods.query import Query
     from dtrak.methods.settings import Setting
-    from dtrak.models.sampling import GenerationSettings, generate
+    from dtrak.models.generation import GenerationSettings
+    from dtrak.models.sampling import generate
 
     study, runs = attributor.folder.study, RunStore(attributor.folder.runs)
     fingerprint = attributor.model_fingerprint(LAST)
@@ -99,7 +100,8 @@ def write_example(folder: StudyFolder, device: str = "cpu") -> None:
     from dtrak.evaluation.results import load_evaluation
     from dtrak.evaluation.series import load_series
     from dtrak.methods.attributor import Attributor
-    from dtrak.models.sampling import GenerationSettings, generate_all
+    from dtrak.models.generation import GenerationSettings
+    from dtrak.models.sampling import generate_all
     from dtrak.utils.errors import DtrakError
 
     attributor, runs = Attributor(folder, device), RunStore(folder.runs)

@@ -23,7 +23,7 @@ from dtrak.data import BadImage
 from dtrak.gradients.region import Region
 from dtrak.index.faiss_index import QueryFeature
 from dtrak.methods.query import Query
-from dtrak.models.sampling import GenerationSettings
+from dtrak.models.generation import GenerationSettings
 from dtrak.utils.errors import DtrakError
 from dtrak.utils.files import atomic_write, digest, read_json, write_bytes, write_json
 from dtrak.utils.latest import Latest

@@ -34,7 +34,8 @@ from dtrak.methods.ranking import Ranking
 from dtrak.methods.registry import METHODS
 from dtrak.methods.settings import Setting
 from dtrak.methods.subsets import SubsetTruth
-from dtrak.models.sampling import GenerationSettings, merged_for, sample
+from dtrak.models.generation import GenerationSettings
+from dtrak.models.sampling import merged_for, sample
 from dtrak.study.folder import StudyFolder, trained_model_config, truth_folders
 from dtrak.utils.errors import DtrakError
 from dtrak.utils.files import digest

@@ -29,8 +29,9 @@ from dtrak.execution.processes import CONTEXT, one_process_each
 from dtrak.execution.threads import task_threads
 from dtrak.methods.query import Query, load_query_set
 from dtrak.models.base import DiffusionModel
+from dtrak.models.generation import GenerationSettings
 from dtrak.models.loading import load_any
-from dtrak.models.sampling import GenerationSettings, generate
+from dtrak.models.sampling import generate
 from dtrak.study.folder import StudyFolder, base_path, check_retrainable, recipe_digest
 from dtrak.training.study import training_run
 from dtrak.utils.errors import DtrakError

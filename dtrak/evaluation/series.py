@@ -19,7 +19,7 @@ from dtrak.execution.engines import Engine
 from dtrak.methods.attributor import Attributor
 from dtrak.methods.query import Query
 from dtrak.methods.settings import Setting
-from dtrak.models.sampling import GenerationSettings
+from dtrak.models.generation import GenerationSettings
 from dtrak.study.folder import StudyFolder, check_retrainable, truth_folders
 from dtrak.utils.files import read_json, write_json
 from dtrak.utils.images import write_png

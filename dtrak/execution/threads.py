@@ -1,9 +1,7 @@
-"""The number of threads that torch uses."""
+"""The number of threads that torch uses; it is loaded on use."""
 
 import contextlib
 from collections.abc import Iterator
-
-import torch
 
 THREADS = 1  # of a task, unless a user says otherwise
 _of_a_task = THREADS
@@ -11,6 +9,8 @@ _of_a_task = THREADS
 
 def set_task_threads(count: int) -> None:
     """Use ``count`` threads in this worker process."""
+    import torch
+
     global _of_a_task
     _of_a_task = count
     torch.set_num_threads(count)
@@ -34,6 +34,8 @@ def task_threads() -> Iterator[None]:
     A fixed number fixes the order of sums, so results are bit-identical. Small networks on a busy machine are
     also much faster with one thread: several would wait for each other at every layer.
     """
+    import torch
+
     threads = torch.get_num_threads()
     torch.set_num_threads(_of_a_task)
     try:

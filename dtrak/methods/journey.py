@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from dtrak.methods.selection import Side
     from dtrak.methods.settings import Setting
     from dtrak.methods.training_side import TrainingSide
-    from dtrak.models.sampling import GenerationSettings
+    from dtrak.models.generation import GenerationSettings
 
 
 @dataclass(frozen=True, kw_only=True)

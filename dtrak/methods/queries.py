@@ -10,7 +10,8 @@ from dtrak.data import BadImage, model_pixels, open_image
 from dtrak.methods.attributor import Attributor
 from dtrak.methods.query import Query
 from dtrak.methods.settings import Setting
-from dtrak.models.sampling import GenerationSettings, generate
+from dtrak.models.generation import GenerationSettings
+from dtrak.models.sampling import generate
 from dtrak.utils.errors import DtrakError
 from dtrak.utils.files import atomic_write, sha256_file
 

@@ -15,7 +15,7 @@ from dtrak.data import Record, Records, Table
 from dtrak.data.unrelated import VERSION as UNRELATED_VERSION
 from dtrak.data.unrelated import unrelated_images
 from dtrak.gradients.region import Region
-from dtrak.models.sampling import GenerationSettings
+from dtrak.models.generation import GenerationSettings
 from dtrak.study.folder import StudyFolder, model_digest, truth_folders
 from dtrak.utils.errors import DtrakError
 from dtrak.utils.files import atomic_write, digest

@@ -6,8 +6,7 @@ an image depends only on its seed, so a seed gives the same image in any batch.
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,39 +16,11 @@ from torch import Tensor
 from dtrak.execution.memory import with_smaller_batches
 from dtrak.execution.threads import task_threads
 from dtrak.models.base import DiffusionModel
+from dtrak.models.generation import GenerationSettings
 from dtrak.models.lora import lora_merged, lora_scaled
 from dtrak.utils.noise import keyed_generator
 
 TOGETHER = 16  # images of a batch, where memory allows it
-
-
-@dataclass(frozen=True)
-class GenerationSettings:
-    """The settings of a generated image; with the model they determine every pixel.
-
-    Attributes:
-        seed: seed of the initial noise.
-        steps: number of denoising steps.
-        label: class, or prompt of a text-to-image model; None for unconditional.
-        guidance: scale of classifier-free guidance; 1 is none. Ignored by models without an unconditional class.
-        negative: negative prompt, for a text-to-image model.
-        lora_scale: strength of the adapter.
-    """
-
-    seed: int
-    steps: int = 50
-    label: str | None = None
-    guidance: float = 1.0
-    negative: str = ""
-    lora_scale: float = 1.0
-
-    def as_dict(self) -> dict[str, Any]:
-        """As JSON-serialisable data; ``negative`` and ``lora_scale`` are omitted at their defaults."""
-        content = asdict(self)
-        for name in ("negative", "lora_scale"):
-            if content[name] == getattr(GenerationSettings, name):
-                del content[name]
-        return content
 
 
 @dataclass(frozen=True)

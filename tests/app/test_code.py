@@ -11,7 +11,8 @@ import dtrak
 from dtrak.app.code import as_command, as_python
 from dtrak.app.runs import RunStore
 from dtrak.methods.settings import Setting
-from dtrak.models.sampling import GenerationSettings, generate
+from dtrak.models.generation import GenerationSettings
+from dtrak.models.sampling import generate
 from tests.helpers import call
 
 SETTING = Setting("trak", timesteps=1, damping=0.5)

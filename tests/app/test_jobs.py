@@ -8,7 +8,7 @@ import pytest
 
 from dtrak.app.jobs import JobQueue
 from dtrak.app.runs import RunStore, png_bytes, read_settings
-from dtrak.models.sampling import GenerationSettings
+from dtrak.models.generation import GenerationSettings
 from dtrak.utils.errors import DtrakError
 from tests.helpers import wait_until
 

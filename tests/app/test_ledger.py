@@ -12,7 +12,7 @@ from dtrak.app.figures import credit_bars
 from dtrak.app.ledger import LedgerFile, as_csv, as_json, ledger_file
 from dtrak.app.runs import Run
 from dtrak.data import Record
-from dtrak.models.sampling import GenerationSettings
+from dtrak.models.generation import GenerationSettings
 
 RANDOM = np.random.default_rng(0)
 NAMES = ["ann", "bob", "=cleo", ""]

@@ -27,7 +27,8 @@ from dtrak.evaluation.subsets import query_set
 from dtrak.execution.engines import Local
 from dtrak.execution.threads import task_threads
 from dtrak.methods.attributor import Attributor
-from dtrak.models.sampling import GenerationSettings, sample
+from dtrak.models.generation import GenerationSettings
+from dtrak.models.sampling import sample
 from dtrak.training.loop import Run
 from dtrak.training.study import initial_model
 from dtrak.utils.errors import DtrakError

@@ -17,7 +17,7 @@ from dtrak.evaluation.removal import Removal, Task, draw_all, drawn
 from dtrak.evaluation.subsets import query_set
 from dtrak.execution.engines import Local, local
 from dtrak.execution.ray_engine import Ray
-from dtrak.models.sampling import GenerationSettings
+from dtrak.models.generation import GenerationSettings
 from dtrak.utils.errors import DtrakError
 from tests.helpers import call, hashes
 

@@ -55,7 +55,7 @@ def test_attribute_json_is_the_oracles_answer_and_repeats(tiny, source):
     assert answer["verdict"]["null_size"] == 80
     from dtrak.methods.attributor import Attributor
     from dtrak.methods.queries import generate_query
-    from dtrak.models.sampling import GenerationSettings
+    from dtrak.models.generation import GenerationSettings
 
     attributor = Attributor(tiny)
     query = generate_query(attributor, GenerationSettings(3, 5))

@@ -16,7 +16,8 @@ from dtrak.methods.registry import METHODS
 from dtrak.methods.retrained import datamodel, empirical_influence
 from dtrak.methods.selection import select
 from dtrak.methods.settings import Setting
-from dtrak.models.sampling import GenerationSettings, trajectory
+from dtrak.models.generation import GenerationSettings
+from dtrak.models.sampling import trajectory
 from dtrak.utils.errors import DtrakError
 from tests import oracle
 

@@ -21,9 +21,10 @@ from dtrak.methods.attributor import Attributor
 from dtrak.methods.queries import generate_query
 from dtrak.methods.settings import Setting
 from dtrak.models.families import loader_of
+from dtrak.models.generation import GenerationSettings
 from dtrak.models.loading import load_study_model
 from dtrak.models.lora import add_lora
-from dtrak.models.sampling import GenerationSettings, initial_noise, sample
+from dtrak.models.sampling import initial_noise, sample
 from dtrak.study.folder import StudyFolder
 from dtrak.training.loop import Batch, Run
 from dtrak.training.study import train_study

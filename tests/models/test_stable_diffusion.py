@@ -25,9 +25,10 @@ from dtrak.methods.settings import Setting
 from dtrak.methods.subsets import load_subsets
 from dtrak.models import lora, sampling
 from dtrak.models.families.stable_diffusion import load_stable_diffusion
+from dtrak.models.generation import GenerationSettings
 from dtrak.models.loading import load_study_model
 from dtrak.models.lora import lora_scaled
-from dtrak.models.sampling import GenerationSettings, generate, generate_all, initial_noise, sample
+from dtrak.models.sampling import generate, generate_all, initial_noise, sample
 from dtrak.study.folder import StudyFolder, model_digest, recipe_digest
 from dtrak.training.loop import KeyedBatches
 from dtrak.training.study import initial_model

@@ -6,7 +6,7 @@ from streamlit.testing.v1 import AppTest
 from dtrak.app.service import study_service
 from dtrak.config import ROOT
 from dtrak.methods.settings import Setting
-from dtrak.models.sampling import GenerationSettings
+from dtrak.models.generation import GenerationSettings
 from tests.helpers import wait_until
 
 

@@ -12,7 +12,7 @@ from dtrak.config import load_study
 from dtrak.methods.attributor import Attributor
 from dtrak.methods.queries import generate_query
 from dtrak.methods.settings import Setting
-from dtrak.models.sampling import GenerationSettings
+from dtrak.models.generation import GenerationSettings
 from dtrak.study.folder import StudyFolder
 from tests.browser import choose, generate, pictures_load, settle, top_tile, visit
 from tests.conftest import drawn_image

@@ -5,7 +5,7 @@ from streamlit.testing.v1 import AppTest
 from dtrak.app.runs import read_settings
 from dtrak.app.service import study_service
 from dtrak.config import ROOT
-from dtrak.models.sampling import GenerationSettings
+from dtrak.models.generation import GenerationSettings
 from tests.helpers import wait_until
 from tests.pages.client import text, visit
 

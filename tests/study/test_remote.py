@@ -15,7 +15,7 @@ from dtrak.config import workspace
 from dtrak.evaluation.removal import Removal, Task, draw_all, drawn
 from dtrak.evaluation.subsets import query_set
 from dtrak.execution.engines import Local
-from dtrak.models.sampling import GenerationSettings
+from dtrak.models.generation import GenerationSettings
 from dtrak.study.folder import StudyFolder
 from dtrak.study.remote import Mirrored
 from dtrak.utils.errors import DtrakError

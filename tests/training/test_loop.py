@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from dtrak.config import TrainingConfig
+from dtrak.models.generation import GenerationSettings
 from dtrak.models.loading import load_study_model
-from dtrak.models.sampling import GenerationSettings, initial_noise, sample
+from dtrak.models.sampling import initial_noise, sample
 from dtrak.training.dropout import KeyedDropout, keyed_dropout
 from dtrak.training.loop import KeyedBatches, Run, SmoothAdamW, clipped, epoch_order, learning_rate
 
