@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from dtrak.build.memory import Memory, estimate_memory
 from dtrak.config import FeatureConfig, Study
 from dtrak.evaluation.subsets import MOST_HELDOUT
 from dtrak.models.blank import new_network
@@ -31,12 +32,14 @@ class Passes:
         parameters: number of weights.
         tuned: number of weights with gradients.
         forward, backward: operations (additions and multiplications).
+        memory: on a GPU.
     """
 
     parameters: int
     tuned: int
     forward: float
     backward: float
+    memory: Memory
 
 
 @dataclass(frozen=True)
@@ -74,11 +77,13 @@ def count_passes(study: Study) -> Passes:
             prediction = blank.call()
         with FlopCounterMode(display=False) as backward:
             torch.autograd.grad(prediction.sum(), tuned, allow_unused=True)
+        memory = estimate_memory(blank, 4 if study.model.dtype == "float32" else 2)
     return Passes(
         sum(p.numel() for p in blank.network.parameters()),
         sum(p.numel() for p in tuned),
         forward.get_total_flops(),
         backward.get_total_flops(),
+        memory,
     )
 
 

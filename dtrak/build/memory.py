@@ -1,0 +1,85 @@
+"""GPU memory of features, estimated without running a network: weights, and what one backward pass needs kept."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from dtrak.models.families.base import Blank
+
+CARDS = (24, 48, 80)  # GB
+SPARE = 0.9  # share of a card that can be used
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on a GPU for the gradient of one image at one timestep.
+
+    Attributes:
+        weights: of the network and of the tuned weights' gradients; not those of text encoders and VAE.
+        activations: kept for the backward pass.
+    """
+
+    weights: float
+    activations: float
+
+    @property
+    def total(self) -> float:
+        """Their sum."""
+        return self.weights + self.activations
+
+    @property
+    def cards(self) -> list[int]:
+        """The sizes in GB, of ``CARDS``, that suffice."""
+        return [size for size in CARDS if self.total <= SPARE * size * 1e9]
+
+
+def estimate_memory(blank: Blank, width: int) -> Memory:
+    """Trace one forward pass on PyTorch's meta device.
+
+    Args:
+        blank: on the meta device.
+        width: bytes of a frozen weight and of an activation; tuned weights have 4.
+    """
+    parameters = list(blank.network.parameters())
+    own = {p.untyped_storage()._cdata for p in parameters}
+    kept: dict[int, Tensor] = {}  # tensors stay alive here, so that a storage's address is its own
+
+    def keep(tensor: Tensor) -> Tensor:
+        if tensor.untyped_storage()._cdata not in own:
+            kept[tensor.untyped_storage()._cdata] = tensor
+        return tensor
+
+    with _fused_attention(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        blank.call()
+    tuned = sum(p.numel() for p in parameters if p.requires_grad)
+    frozen = sum(p.numel() for p in parameters if not p.requires_grad)
+    numbers = sum(t.untyped_storage().nbytes() // t.element_size() for t in kept.values())
+    return Memory(float(width * frozen + 2 * 4 * tuned), float(width * numbers))
+
+
+class _Attention(torch.autograd.Function):
+    """What fused attention keeps: its inputs and its output, not the matrix of all pairs."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        found = query.new_empty(*query.shape[:-1], value.shape[-1])
+        ctx.save_for_backward(query, key, value, found)
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Any) -> Any:
+        raise NotImplementedError  # traced forwards only
+
+
+@contextmanager
+def _fused_attention() -> Iterator[None]:
+    def attention(query: Tensor, key: Tensor, value: Tensor, *options: Any, **more: Any) -> Any:
+        return _Attention.apply(query, key, value)  # type: ignore[no-untyped-call]
+
+    with mock.patch.object(torch.nn.functional, "scaled_dot_product_attention", attention):
+        yield
