@@ -75,6 +75,16 @@ def test_what_a_lora_file_says(own):
         read_lora_file(own / "junk.safetensors")
 
 
+def test_a_lora_of_flux_2_is_for_dev_or_klein(own):
+    write_pipeline("flux2-klein", own / "klein")
+    names = ("single_transformer_blocks.0.attn.to_qkv_mlp_proj", "transformer_blocks.0.attn.to_q")
+    state = {f"transformer.{name}.lora_{side}.weight": torch.zeros(4, 4) for name in names for side in "AB"}
+    save_file(state, own / "flux2.safetensors")
+    assert read_lora_file(own / "flux2.safetensors").family == "Flux2Pipeline"
+    given = {"--base": own / "klein", "--lora": own / "flux2.safetensors", "--resolution": SIDE}
+    assert CliRunner().invoke(app, arguments(own, **given)).exit_code == 0
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [({"--images": "nowhere"}, "no images"), ({"--base": "sdxl"}, "seems to be made for a FluxPipeline")],

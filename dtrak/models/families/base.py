@@ -5,9 +5,9 @@ trained with. Prompts are encoded by the pipeline's own ``encode_prompt``, and L
 scripts, ai-toolkit) are read by the pipeline's own ``lora_state_dict``.
 """
 
-import functools
 import hashlib
 import math
+import threading
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
+from cachetools import LRUCache
 from jaxtyping import Float
 from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError, safe_open
@@ -35,7 +36,7 @@ from dtrak.utils.files import atomic_files, digest
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 LOADING_ERRORS = (OSError, ValueError, RuntimeError, KeyError, IndexError, TypeError, SafetensorError)
-KEPT = 256  # prompts in memory
+KEPT = 2 * 2**30  # bytes of prompts' conditioning in memory
 Parts = dict[str, Tensor]
 
 
@@ -110,17 +111,16 @@ class PipelineConditioner(Conditioner):
         self._encoders, self.dtype, self.names = encoders, dtype, list(prompts)
         self._device: torch.device | str = "cpu"
         self._shapes: dict[str, torch.Size] = {}
-        keep = functools.lru_cache(KEPT)
-        self._packed = keep(lambda prompt: self._pack(embed(prompt)))
-        self._packed_free = keep(lambda prompt: self._pack(embed_free(prompt)))
+        self._embed = {False: embed, True: embed_free}
+        self._lock = threading.Lock()
+        self._kept: LRUCache[tuple[bool, str], Tensor] = LRUCache(KEPT, lambda packed: packed.nbytes)
 
     def to(self, device: torch.device | str) -> None:
         """See :class:`Conditioner`."""
         for encoder in self._encoders:
             encoder.to(device)
         self._device = device
-        self._packed.cache_clear()
-        self._packed_free.cache_clear()
+        self._kept.clear()
 
     def condition(self, names: Sequence[str | None]) -> Float[Tensor, "n numbers"]:
         """See :class:`Conditioner`; None is the empty prompt."""
@@ -128,7 +128,7 @@ class PipelineConditioner(Conditioner):
 
     def free_condition(self, count: int, negative: str = "") -> Float[Tensor, "n numbers"]:
         """See :class:`Conditioner`."""
-        return self._packed_free(negative).to(self._device).expand(count, -1)
+        return self._packed(negative, free=True).to(self._device).expand(count, -1)
 
     def told(self, condition: Tensor | None) -> dict[str, Tensor | None]:
         """The parts of a conditioning, by name."""
@@ -145,9 +145,14 @@ class PipelineConditioner(Conditioner):
     def check_name(self, name: str | None) -> None:
         """See :class:`Conditioner`; any text is a valid prompt."""
 
-    def _pack(self, parts: Parts) -> Float[Tensor, " numbers"]:
-        self._shapes = {name: part.shape for name, part in parts.items()}
-        return torch.cat([part.flatten().to("cpu", self.dtype) for part in parts.values()])  # megabytes a prompt
+    def _packed(self, prompt: str, free: bool = False) -> Float[Tensor, " numbers"]:
+        with self._lock:
+            if (free, prompt) not in self._kept:
+                parts = self._embed[free](prompt)
+                self._shapes = {name: part.shape for name, part in parts.items()}
+                packed = torch.cat([part.flatten().to("cpu", self.dtype) for part in parts.values()])
+                self._kept[free, prompt] = packed  # megabytes a prompt
+            return self._kept[free, prompt]
 
 
 class PipelineModel(DiffusionModel):
