@@ -52,6 +52,8 @@ def learned(parts: Predictions, losses: Float64[np.ndarray, "m q"]) -> Float64[n
 def crossfitted(parts: Predictions, losses: Float64[np.ndarray, "m q"]) -> Float64[np.ndarray, "m q"]:
     """Predictions of every model by weights that were learned from the models of other folds."""
     fold = keyed_generator("folds", 0, "").permutation(parts.shape[1]) % FOLDS
+    parts = parts - parts.mean(1, keepdims=True)  # folds have other weights, so would have other means
+    parts /= parts.sum(0).std(0)
     found = np.empty_like(losses)
     for number in range(FOLDS):
         weights = learned(parts[:, fold != number], losses[fold != number])

@@ -11,7 +11,7 @@ from index_builder.terminal import errors
 
 RESOLUTIONS = {"StableDiffusionPipeline": 512}  # where the LoRA does not say; 1024 for others
 MOST = 1024
-ALIKE = {"Flux2KleinPipeline": "Flux2Pipeline"}  # their LoRAs do not always say which of the two they are for
+FLUX = {"FluxPipeline", "Flux2Pipeline", "Flux2KleinPipeline"}  # a LoRA does not always say which one it is for
 
 
 def new(
@@ -49,7 +49,7 @@ def new(
         if found.text_encoder:
             errors.print("It also adapts a text encoder: features are gradients of the network's part only.")
         made = found.family
-        if family and made and ALIKE.get(family, family) != ALIKE.get(made, made):
+        if family and made and family != made and not {family, made} <= FLUX:
             raise DtrakError(
                 f"The LoRA seems to be made for a {found.family}, but the base is a {family}.",
                 hint="Give the base model that the LoRA was trained on.",

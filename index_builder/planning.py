@@ -49,11 +49,11 @@ def plan(
             times = "".join(f"{in_words(step.seconds(device, one.study)):>14}" for device in DEVICES)
             print(f"  {step.title:42}{size_in_words(step.bytes):>9}{times}")
         memory = one.passes.memory
-        cards = " and ".join(f"{size} GB" for size in memory.cards)
+        cards = ", ".join(f"{size} GB" for size in memory.cards)
         print(
             f"  GPU memory: {size_in_words(memory.total)} for one image at one timestep "
-            f"({size_in_words(memory.weights)} weights, {size_in_words(memory.activations)} activations; text encoders "
-            f"and VAE come on top), {f'fits cards of {cards}' if cards else 'more than a card of 80 GB has'}"
+            f"({size_in_words(memory.weights)} weights, {size_in_words(memory.activations)} activations) beside text "
+            f"encoders and VAE; {f'cards that suffice: {cards}' if cards else 'a card of 80 GB does not suffice'}"
         )
         for index in chosen:
             print(index.text)

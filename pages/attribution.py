@@ -101,6 +101,8 @@ def heldout() -> None:
     said = Counter(r.caption for r in ids.values())
     titles = {i: r.caption if r.caption and said[r.caption] == 1 else f"{r.caption} ({i})" for i, r in ids.items()}
     chosen = st.selectbox("Held-out image", list(ids), format_func=lambda i: titles[i])
+    if len(ids) == MOST_HELDOUT:
+        st.caption(f"The first {MOST_HELDOUT:,}; upload another one.")
     if st.button("Attribute the held-out image"):
         row = table.rows[chosen]
         open_run(service.runs.save_upload(table.pixels[row], table.names[row]).id)

@@ -16,7 +16,9 @@ from tests.helpers import call
 
 def test_importing_takes_no_torch():
     for used in ("dtrak; dtrak.Kernel; dtrak.Setting", "index_builder.cli"):
-        code = f"import {used}; import sys; assert not {{'torch', 'faiss', 'streamlit', 'diffusers'}} & set(sys.modules)"
+        code = (
+            f"import {used}; import sys; assert not {{'torch', 'faiss', 'streamlit', 'diffusers'}} & set(sys.modules)"
+        )
         subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from dtrak.analysis.significance import LEVEL, rank_p, unrelated_scores, without_own
-from dtrak.data import Record
+from dtrak.data import Records
 from dtrak.methods.attributor import Attributor
 from dtrak.methods.settings import Setting
 
@@ -79,7 +79,7 @@ class ShareNull:
     kinds: tuple[str, ...]
 
     @classmethod
-    def of(cls, records: Sequence[Record], lists: Float[np.ndarray, "q n"], kinds: Sequence[str]) -> "ShareNull":
+    def of(cls, records: Records, lists: Float[np.ndarray, "q n"], kinds: Sequence[str]) -> "ShareNull":
         """From the scores of unrelated images."""
         creators, codes = creators_of(records)
         shares = np.stack([shares_by(len(creators), codes, row) for row in lists])
@@ -130,9 +130,9 @@ def share_null(attributor: Attributor, setting: Setting) -> ShareNull:
     return ShareNull.of(table.train_records, *unrelated_scores(attributor, setting))
 
 
-def creators_of(records: Sequence[Record]) -> tuple[tuple[str, ...], Int[np.ndarray, " n"]]:
+def creators_of(records: Records) -> tuple[tuple[str, ...], Int[np.ndarray, " n"]]:
     """The creators, sorted, and the place of each training image's among them."""
-    names, codes = np.unique([record.creator or UNKNOWN for record in records], return_inverse=True)
+    names, codes = np.unique([name or UNKNOWN for name in records.column("creator")], return_inverse=True)
     return tuple(names.tolist()), codes
 
 
@@ -168,7 +168,7 @@ def ledger(null: ShareNull, scores: Sequence[Float[np.ndarray, " n"]]) -> tuple[
 
 
 def merged_change(
-    records: Sequence[Record], scores: Sequence[Float[np.ndarray, " n"]], groups: Int[np.ndarray, " n"]
+    records: Records, scores: Sequence[Float[np.ndarray, " n"]], groups: Int[np.ndarray, " n"]
 ) -> dict[str, float]:
     """How much each creator's share falls if near-duplicates of their own count once: 0.2 is a fifth of the share.
 

@@ -15,7 +15,7 @@ from jaxtyping import Float
 
 from dtrak.analysis.ledger import UNKNOWN, creators_of, shares_by
 from dtrak.app.exports import template
-from dtrak.data import Record
+from dtrak.data import Records
 from dtrak.evaluation.counterfactual import mean_with_interval
 from dtrak.methods.query import load_query_set
 from dtrak.methods.ranking import Scored
@@ -52,7 +52,7 @@ class Standing:
     pictures: int
 
 
-def standings(records: Sequence[Record], scores: Sequence[Float[np.ndarray, " n"]]) -> list[Standing]:
+def standings(records: Records, scores: Sequence[Float[np.ndarray, " n"]]) -> list[Standing]:
     """All creators, the largest total first.
 
     Args:
@@ -82,7 +82,7 @@ def mean_shares(scores: Sequence[Float[np.ndarray, " n"]]) -> Float[np.ndarray, 
 
 
 def strongest_images(
-    records: Sequence[Record], scores: Sequence[Float[np.ndarray, " n"]], creator: str, count: int
+    records: Records, scores: Sequence[Float[np.ndarray, " n"]], creator: str, count: int
 ) -> list[Scored]:
     """A creator's images with their mean shares of the positive scores, the largest first.
 
@@ -92,7 +92,8 @@ def strongest_images(
         count: of images to return at most.
     """
     shares = mean_shares(scores)
-    rows = [row for row in np.argsort(-shares, kind="stable").tolist() if (records[row].creator or UNKNOWN) == creator]
+    creators = records.column("creator")
+    rows = [row for row in np.argsort(-shares, kind="stable").tolist() if (creators[row] or UNKNOWN) == creator]
     return [Scored(records[row], float(shares[row])) for row in rows[:count]]
 
 

@@ -252,7 +252,7 @@ def score_scatter(a: Scores, b: Scores, names: tuple[str, str], table: Table, sh
         names: axis titles.
         shown: rows to highlight.
     """
-    records = table.records[: len(a)]
+    ids, captions = table.train_ids, table.train_records.column("caption")
     figure = go.Figure()
     for rows, colour, size, name in (
         ([i for i in range(len(a)) if i not in shown], NEUTRAL, 6, "other images"),
@@ -264,7 +264,7 @@ def score_scatter(a: Scores, b: Scores, names: tuple[str, str], table: Table, sh
             mode="markers",
             marker={"color": colour, "size": size, "opacity": 0.75},
             name=name,
-            customdata=[[records[i].id, literal(records[i].caption or records[i].id)] for i in rows],
+            customdata=[[ids[i], literal(captions[i] or ids[i])] for i in rows],
             hovertemplate="%{customdata[1]}<br>%{x:.3g} · %{y:.3g}<extra></extra>",
         )
     figure.update_layout(

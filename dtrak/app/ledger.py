@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from dtrak.analysis.ledger import UNKNOWN, Ledger
 from dtrak.app.exports import no_formula
 from dtrak.app.runs import Run
-from dtrak.data import Record
+from dtrak.data import Records
 
 TOLERANCE = 1e-6
 UNATTRIBUTED = "unattributed"
@@ -68,10 +68,10 @@ class LedgerFile(_Row):
         return self
 
 
-def rows_of(run: Run, found: Ledger, records: Sequence[Record], scores: Float[np.ndarray, " n"]) -> list[LedgerRow]:
+def rows_of(run: Run, found: Ledger, records: Records, scores: Float[np.ndarray, " n"]) -> list[LedgerRow]:
     """A picture's rows: each creator's credit, divided among their images in proportion to the positive scores."""
     positive = np.maximum(scores, 0)
-    names = np.array([record.creator or UNKNOWN for record in records])
+    names = np.array([creator or UNKNOWN for creator in records.column("creator")])
     rows = []
     for credit in found.credits:
         mine = np.flatnonzero(names == credit.creator)
@@ -92,7 +92,7 @@ def rows_of(run: Run, found: Ledger, records: Sequence[Record], scores: Float[np
 
 def ledger_file(
     study: str, model: str, method: str, measured: str, fingerprint: str, runs: Sequence[Run], each: Sequence[Ledger],
-    records: Sequence[Record], scores: Sequence[Float[np.ndarray, " n"]],
+    records: Records, scores: Sequence[Float[np.ndarray, " n"]],
 ) -> LedgerFile:  # fmt: skip
     """The ledger of some pictures.
 

@@ -35,7 +35,7 @@ class RetrainingJobs:
         """The trainings of a what-if: on all images, without ``removed``, and without as many random others."""
         assert run.settings is not None
         table = self._table
-        rows = [table.rows[i] for i in removed]
+        rows = table.rows.many(removed)
         others = [table.train_ids[row] for row in random_rows(table.train_size, rows, digest(sorted(removed)))]
         steps = max(1, self._folder.study.training.steps // WHAT_IF_SHARE)
         sets: list[Sequence[str]] = [[], removed, others]

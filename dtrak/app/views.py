@@ -12,7 +12,7 @@ from dtrak.analysis.comparison import ranks
 from dtrak.analysis.evidence import STABLE, Hubs, Split, Stability
 from dtrak.analysis.significance import Verdict
 from dtrak.app.elements import describe
-from dtrak.data import Record, Table
+from dtrak.data import Records, Table
 from dtrak.methods.ranking import Scored
 from dtrak.utils.images import data_url
 from dtrak.utils.text import percent
@@ -167,7 +167,7 @@ class Share:
     count: int
 
 
-def shares(records: Sequence[Record], scores: Float[np.ndarray, " n"], key: str) -> list[Share]:
+def shares(records: Records, scores: Float[np.ndarray, " n"], key: str) -> list[Share]:
     """Shares of the positive mass by creator or label, largest first; they sum to 1 if any score is positive.
 
     Args:
@@ -176,8 +176,8 @@ def shares(records: Sequence[Record], scores: Float[np.ndarray, " n"], key: str)
     """
     mass: dict[str, float] = defaultdict(float)
     counts: dict[str, int] = defaultdict(int)
-    for record, score in zip(records, scores, strict=True):
-        name = getattr(record, key) or "unknown"
+    for value, score in zip(records.column(key), scores, strict=True):
+        name = value or "unknown"
         mass[name] += max(float(score), 0.0)
         counts[name] += 1
     total = sum(mass.values()) or 1.0

@@ -1,13 +1,12 @@
 """GPU memory of features, estimated without running a network: weights, and what one backward pass needs kept."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from dtrak.models.families.base import Blank
 
@@ -54,7 +53,7 @@ def estimate_memory(blank: Blank, width: int) -> Memory:
             kept[tensor.untyped_storage()._cdata] = tensor
         return tensor
 
-    with _fused_attention(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with _FusedAttention(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         blank.call()
     tuned = sum(p.numel() for p in parameters if p.requires_grad)
     frozen = sum(p.numel() for p in parameters if not p.requires_grad)
@@ -76,10 +75,12 @@ class _Attention(torch.autograd.Function):
         raise NotImplementedError  # traced forwards only
 
 
-@contextmanager
-def _fused_attention() -> Iterator[None]:
-    def attention(query: Tensor, key: Tensor, value: Tensor, *options: Any, **more: Any) -> Any:
-        return _Attention.apply(query, key, value)  # type: ignore[no-untyped-call]
+class _FusedAttention(TorchFunctionMode):
+    """Replaces attention by :class:`_Attention`, in this thread only."""
 
-    with mock.patch.object(torch.nn.functional, "scaled_dot_product_attention", attention):
-        yield
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = kwargs or {}
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **given)
+        names = ("query", "key", "value")[len(args) :]
+        return _Attention.apply(*args[:3], *(given[name] for name in names))  # type: ignore[no-untyped-call]

@@ -72,7 +72,7 @@ class Records(Sequence[Record]):
         if isinstance(place, slice):
             start, stop, step = place.indices(len(self))
             if step != 1:
-                return Records(self._table.take(list(range(start, stop, step))))
+                return Records(self._table.take(pa.array(range(start, stop, step), pa.int64())))
             return Records(self._table.slice(start, max(stop - start, 0)))
         if not -len(self) <= place < len(self):
             raise IndexError(place)
@@ -106,6 +106,11 @@ class Records(Sequence[Record]):
         """The row of an id; −1 if there is none."""
         return int(pc.index(self._table["id"], sample_id).as_py())
 
+    def places(self, ids: Sequence[str]) -> list[int]:
+        """The rows of many ids at once; −1 where there is none."""
+        found = pc.index_in(pa.array(ids, pa.string()), value_set=self._table["id"].combine_chunks())
+        return found.fill_null(-1).to_pylist()
+
 
 class Places(Mapping[str, int]):
     """Row number by id: from a dictionary, or, among more than ``MOST_PLACES`` ids, found by a search."""
@@ -120,6 +125,17 @@ class Places(Mapping[str, int]):
         found = self._search(sample_id)
         if found < 0:
             raise KeyError(sample_id)
+        return found
+
+    def many(self, ids: Sequence[str]) -> list[int]:
+        """The rows of many ids.
+
+        Raises:
+            KeyError: one is not there.
+        """
+        found = self._records.places(ids)
+        if -1 in found:
+            raise KeyError(ids[found.index(-1)])
         return found
 
     def __iter__(self) -> Iterator[str]:

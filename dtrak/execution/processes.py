@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from typing import Any, TypeVar
 
 from dtrak.execution.threads import THREADS, set_task_threads
@@ -24,8 +25,7 @@ POLL_SECONDS = 0.5
 # each. They are named, not imported, as they are above this package.
 LOADED_ONCE = ["dtrak.build.features", "dtrak.evaluation.removal"]
 CONTEXT: Any = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
-if sys.platform == "linux":
-    CONTEXT.set_forkserver_preload(LOADED_ONCE)
+_starting = threading.Lock()
 Make = Callable[..., Callable[[Any], Any]]
 T = TypeVar("T")
 
@@ -75,6 +75,7 @@ def died() -> DtrakError:
 
 def _one_pool(make: Make, arguments: tuple[Any, ...], left: dict[int, Any], processes: Processes) -> Iterator[Any]:
     """Yield the results of one process pool; finished tasks are removed from ``left``."""
+    _ensure_server()
     gpus: Any = CONTEXT.SimpleQueue() if processes.gpus else None
     for gpu in processes.gpus:
         gpus.put(gpu)
@@ -117,6 +118,7 @@ def one_process_each(
     Raises:
         DtrakError: a task raised it, or a process crashed.
     """
+    _ensure_server()
     waiting, running, gpus = list(tasks), dict[Any, Any](), list(processes.gpus)
     try:
         while waiting or running:
@@ -181,6 +183,24 @@ def _without_main() -> Iterator[None]:
         yield
     finally:
         sys.modules["__main__"] = main
+
+
+def _ensure_server() -> None:
+    """Start the server process, if there is none, with the modules that this process would import."""
+    if sys.platform != "linux":
+        return
+    with _starting:
+        before = {name: os.environ.get(name) for name in ("PYTHONPATH", "PYTHONSAFEPATH")}
+        os.environ |= {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "PYTHONSAFEPATH": "1"}
+        CONTEXT.set_forkserver_preload(LOADED_ONCE)
+        try:
+            forkserver.ensure_running()
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
 
 
 _worker: Callable[[], Callable[[Any], Any]] | None = None

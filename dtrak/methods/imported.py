@@ -18,7 +18,6 @@ from dtrak.utils.errors import DtrakError
 from dtrak.utils.files import digest, write_npy
 
 if TYPE_CHECKING:
-    from dtrak.data import Table
     from dtrak.methods.attributor import Attributor
     from dtrak.methods.query import Query
     from dtrak.methods.settings import Setting
@@ -73,10 +72,12 @@ def import_scores(folder: StudyFolder, content: str, query_of: Callable[[str], s
     table = folder.table
     found: dict[tuple[str, str], np.ndarray] = defaultdict(lambda: np.zeros(table.train_size))
     left_out = 0
-    for row in _rows(content):
+    rows = _rows(content)
+    places = table.records.places([str(row["work"]) for row in rows])
+    for row, place in zip(rows, places, strict=True):
         output = str(row["output"])
-        query, place = query_of(output), _place(table, str(row["work"]))
-        if query is None or place is None:
+        query = query_of(output)
+        if query is None or not 0 <= place < table.train_size:
             left_out += 1
             continue
         found[output, query][place] += row["value"]
@@ -89,11 +90,6 @@ def import_scores(folder: StudyFolder, content: str, query_of: Callable[[str], s
     for query, scores in by_query.items():
         write_npy(folder_of(folder) / f"{digest(query)}.npy", scores)
     return len(by_query), left_out
-
-
-def _place(table: Table, work: str) -> int | None:
-    place = table.rows.get(work)
-    return place if place is not None and place < table.train_size else None
 
 
 def _rows(content: str) -> list[dict[str, Any]]:

@@ -71,7 +71,7 @@ def suggested_prompts(folder: StudyFolder) -> list[str]:
     if folder.study.model.kind != "text-to-image" or not (folder.data / "report.json").exists():
         return []
     table = folder.table
-    sampled = table.train_records[:: max(1, table.train_size // MOST_CAPTIONS)]
+    sampled = table.train_records[:: max(1, -(-table.train_size // MOST_CAPTIONS))]
     counted = Counter(zip(sampled.column("label"), sampled.column("caption"), strict=True))
     of_label: dict[str | None, list[str]] = {}
     for (label, caption), _ in sorted(counted.items(), key=lambda item: (-item[1], item[0][1] or "")):

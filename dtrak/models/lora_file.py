@@ -12,13 +12,19 @@ from dtrak.utils.errors import DtrakError
 
 DOWN = re.compile(r"(lora_A|lora_down|lora\.down|_lora\.down)(\.default)?\.weight$")
 BASES = {  # words in trainers' metadata or in tensor names, most specific first → pipeline class
-    "klein": "Flux2KleinPipeline", "flux2": "Flux2Pipeline", "flux.2": "Flux2Pipeline", "to_qkv_mlp_proj":
-    "Flux2Pipeline", "flux": "FluxPipeline", "single_transformer_blocks": "FluxPipeline", "double_blocks":
-    "FluxPipeline", "sd3": "StableDiffusion3Pipeline", "sdxl":
-    "StableDiffusionXLPipeline", "stable-diffusion-xl": "StableDiffusionXLPipeline", "lora_te2":
-    "StableDiffusionXLPipeline", "qwen": "QwenImagePipeline", "z-image": "ZImagePipeline", "zimage": "ZImagePipeline",
-    "sd_v1": "StableDiffusionPipeline", "stable-diffusion-v1": "StableDiffusionPipeline",
-}  # fmt: skip
+    word: kind
+    for kind, words in (
+        ("Flux2KleinPipeline", ("klein",)),
+        ("Flux2Pipeline", ("flux2", "flux.2", "flux-2", "flux_2", "to_qkv_mlp_proj")),
+        ("FluxPipeline", ("flux", "single_transformer_blocks", "double_blocks")),
+        ("StableDiffusion3Pipeline", ("sd3",)),
+        ("StableDiffusionXLPipeline", ("sdxl", "stable-diffusion-xl", "lora_te2")),
+        ("QwenImagePipeline", ("qwen",)),
+        ("ZImagePipeline", ("z-image", "zimage")),
+        ("StableDiffusionPipeline", ("sd_v1", "stable-diffusion-v1")),
+    )
+    for word in words
+}
 TRAINED_WORDS = 5
 
 

@@ -15,6 +15,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,7 @@ class _Worker:
     def __init__(self, url: str, inputs: dict[str, str], outputs: str, make: Make, arguments: tuple[Any, ...]):
         self._files, self._outputs = Files(url), outputs
         self._scratch = tempfile.TemporaryDirectory(dir=_made(cache().parent), prefix="workspace-")
+        Finalize(self, self._scratch.cleanup, exitpriority=0)  # a worker process may end without running atexit's
         self._workspace = Path(self._scratch.name)
         for name, sha in inputs.items():
             kept, path = cache() / sha, self._workspace / name

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from dtrak.app.creators import sentence, standings, strongest_images, to_html, to_json
-from dtrak.data import Record
+from dtrak.data import Record, Records
 
 
 def test_a_creators_strongest_images_come_first():
-    records = [Record(str(i), None, "", "a" if i % 2 else None, "", "train") for i in range(4)]
+    records = Records.of([Record(str(i), None, "", "a" if i % 2 else None, "", "train") for i in range(4)])
     scores = [np.array([1.0, 1.0, -5.0, 2.0]), np.array([0.0, 1.0, 0.0, 0.0])]
     found = strongest_images(records, scores, "a", 9)
     assert [(s.record.id, s.score) for s in found] == [("1", 0.625), ("3", 0.25)]
@@ -18,7 +18,9 @@ def test_a_creators_strongest_images_come_first():
 
 
 def test_standings_sum_to_one_and_tell_prolific_from_influential():
-    records = [Record(str(i), None, f"flag {i}", "many" if i < 8 else "=few", "", "train") for i in range(10)]
+    records = Records.of(
+        [Record(str(i), None, f"flag {i}", "many" if i < 8 else "=few", "", "train") for i in range(10)]
+    )
     scores = [np.array([1.0] * 8 + [4.0, -3.0]), np.array([1.0] * 8 + [4.0, 0.0])]
     many, few = standings(records, scores)
     assert (many.creator, many.images, many.share_of_data) == ("many", 8, 0.8)

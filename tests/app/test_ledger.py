@@ -11,12 +11,12 @@ from dtrak.analysis.ledger import ShareNull, ledger, merged_change, shares_by
 from dtrak.app.figures import credit_bars
 from dtrak.app.ledger import LedgerFile, as_csv, as_json, ledger_file
 from dtrak.app.runs import Run
-from dtrak.data import Record
+from dtrak.data import Record, Records
 from dtrak.models.generation import GenerationSettings
 
 RANDOM = np.random.default_rng(0)
 NAMES = ["ann", "bob", "=cleo", ""]
-RECORDS = [Record(str(i), "l", f"picture {i}", NAMES[i % 4], "CC0", "train") for i in range(80)]
+RECORDS = Records.of([Record(str(i), "l", f"picture {i}", NAMES[i % 4], "CC0", "train") for i in range(80)])
 NULL = ShareNull.of(RECORDS, RANDOM.standard_normal((128, 80)), ["drawing"] * 64 + ["noise"] * 64)
 STRONG = RANDOM.standard_normal(80) + np.array([6.0, 0, 0, 0] * 20)
 CHANCE = RANDOM.standard_normal(80)

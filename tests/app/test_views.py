@@ -24,12 +24,14 @@ from dtrak.data import Record, Records, Table
 from dtrak.methods.ranking import Ranking, Scored
 from dtrak.methods.settings import Setting
 
-RECORDS = [Record(str(i), "ab"[i % 2], f"picture {i}", f"artist {i // 2}", "CC0", "train") for i in range(4)]
+RECORDS = Records.of(
+    [Record(str(i), "ab"[i % 2], f"picture {i}", f"artist {i // 2}", "CC0", "train") for i in range(4)]
+)
 SCORES = np.array([3.0, 1.0, -2.0, 0.0])
 
 
 def ranking():
-    table = Table(Path(), Records.of(RECORDS), np.zeros((4, 2, 2, 3), np.uint8))
+    table = Table(Path(), RECORDS, np.zeros((4, 2, 2, 3), np.uint8))
     return Ranking(Setting("dtrak"), 0.1, "f", table, SCORES)
 
 

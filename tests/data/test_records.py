@@ -27,7 +27,7 @@ def test_they_are_a_sequence(records):
     for place in (10, -11):
         with pytest.raises(IndexError):
             records[place]
-    assert list(Records.of([])) == []
+    assert list(Records.of([])) == list(records[5:5:2]) == list(Records.of([])[::-1]) == []
 
 
 def test_columns(records):
@@ -45,5 +45,7 @@ def test_places_are_found_in_a_dictionary_and_by_a_search(records, monkeypatch, 
     assert "r3" in places
     assert "nobody" not in places
     assert places.get("nobody", -1) == -1
-    with pytest.raises(KeyError):
-        places["nobody"]
+    assert places.many(["r7", "r0"]) == [7, 0]
+    for lookup in (lambda: places["nobody"], lambda: places.many(["r1", "nobody"])):
+        with pytest.raises(KeyError):
+            lookup()

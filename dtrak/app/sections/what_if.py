@@ -39,7 +39,7 @@ def what_if(service: StudyService, run: Run, answer: Ranking) -> None:
     if not removed:
         st.caption("No training image is chosen.")
         return
-    found = predict(answer.scores, [table.rows[i] for i in removed])
+    found = predict(answer.scores, table.rows.many(removed))
     images = f"{found.count} image" + ("s" if found.count > 1 else "")
     direction, beyond = ("worse", found.beyond) if found.z >= 0 else ("better", 1 - found.beyond)
     st.markdown(
@@ -88,9 +88,9 @@ def _choose(service: StudyService, answer: Ranking) -> list[str]:
             key="what_if_hand",
         )
     field = "creator" if kind == CREATOR else "label"
-    values = sorted({getattr(r, field) or "unknown" for r in records})
-    chosen = st.selectbox(kind, values, key=f"what_if_{field}")
-    return [r.id for r in records if (getattr(r, field) or "unknown") == chosen]
+    groups = [name or "unknown" for name in records.column(field)]
+    chosen = st.selectbox(kind, sorted(set(groups)), key=f"what_if_{field}")
+    return [name for name, group in zip(table.train_ids, groups, strict=True) if group == chosen]
 
 
 def _retrain(service: StudyService, run: Run, removed: list[str]) -> None:

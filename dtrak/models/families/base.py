@@ -23,6 +23,7 @@ from jaxtyping import Float
 from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 from transformers.utils.logging import disable_progress_bar
 
 from dtrak.models.adapters import load_peft
@@ -37,6 +38,7 @@ from dtrak.utils.files import atomic_files, digest
 LORA_FILE = "pytorch_lora_weights.safetensors"
 LOADING_ERRORS = (OSError, ValueError, RuntimeError, KeyError, IndexError, TypeError, SafetensorError)
 KEPT = 2 * 2**30  # bytes of prompts' conditioning in memory
+CLIP = (CLIPTextModel, CLIPTextModelWithProjection)
 Parts = dict[str, Tensor]
 
 
@@ -288,7 +290,7 @@ def with_adapter(
 ) -> torch.nn.Module:
     """The network with a LoRA, whose parameters are the tuned ones, in float32; all weights are tuned without one.
 
-    What a LoRA file holds for text encoders is added to them, frozen.
+    What a LoRA file holds for CLIP text encoders is added to them, frozen.
 
     Args:
         kind: the pipeline's class, which knows the formats of LoRA files.
@@ -341,12 +343,16 @@ def _adapted(kind: Any, network: Any, part: str, adapter: Path, components: Mapp
 
 
 def _adapt_encoder(kind: Any, encoder: Any, name: str, state: Parts, alphas: Any, metadata: Any) -> None:
-    if encoder is None or not hasattr(kind, "load_lora_into_text_encoder"):
-        raise ValueError(f"it adapts the {name}, which cannot be done in this family")
+    if encoder is None:
+        raise ValueError(f"it adapts a {name}, which the model does not have")
+    if not hasattr(kind, "load_lora_into_text_encoder") or not isinstance(encoder, CLIP):
+        warnings.warn(f"The LoRA also adapts the {name}; this part is left out.", stacklevel=2)
+        return
     kind.load_lora_into_text_encoder(
         state, alphas, encoder, prefix=name, adapter_name="default", metadata=None if alphas else metadata
     )
-    encoder.requires_grad_(False).eval()
+    encoder.requires_grad_(False)
+    encoder.train(False)
     wanted, own = (
         sum("lora_" in key for key in keys)
         for keys in ([k for k in state if k.startswith(f"{name}.")], encoder.state_dict())
