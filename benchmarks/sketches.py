@@ -92,7 +92,7 @@ def main() -> None:
                         lds(ours[part], truth.masks, truth.losses[:, queries][:, part]).mean() for part in _halves(half)
                     ])  # fmt: skip
                 found.append(_row(f"{METHODS[name].title}, k = {dim:,}", like, judged))
-    publish("python -m benchmarks.sketches", found)
+        publish("python -m benchmarks.sketches", found)  # what is finished
 
 
 def _halves(half: int) -> list[slice]:
