@@ -4,7 +4,7 @@ from collections import Counter
 
 import streamlit as st
 
-from dtrak.analysis.ledger import ledger, merged_change, share_null
+from dtrak.analysis.ledger import Credit, ledger, merged_change, share_null
 from dtrak.app.creators import (
     LEAST_PICTURES,
     measured_effects,
@@ -80,26 +80,31 @@ with right:
     )
     st.plotly_chart(credit_bars(found), key="credits", alt="Credited share by creator, and what is unattributed")
     effects = measured_effects(service.folder)
+
+    def credited(c: Credit) -> str:
+        return f"{percent(c.credited, 1)} ({percent(c.low, 1)} to {percent(c.high, 1)})" if c.credited else "–"
+
+    lines = [
+        {
+            "creator": c.creator,
+            "images": f"{c.images:,}",
+            "credited": f"{percent(c.credited, 1)} ({percent(c.low, 1)} to {percent(c.high, 1)})"
+            if c.credited
+            else "–",
+            **({"loss without them": effects.get(c.creator, "")} if effects else {}),
+            "of positive scores": percent(c.observed, 1),
+            "of unrelated images": percent(c.expected, 1),
+            "p": "" if c.p_value is None else f"{c.p_value:.2g}",
+            **({"credited in": f"{c.credited_in} of {found.pictures}"} if found.pictures > 1 else {}),
+        }
+        for c in found.credits
+    ]
+    lines.append(dict.fromkeys(lines[0], "") | {"creator": "unattributed", "credited": percent(found.unattributed, 1)})
     st.dataframe(
-        [
-            {
-                "creator": c.creator,
-                "images": c.images,
-                "credited": f"{percent(c.credited, 1)} ({percent(c.low, 1)} to {percent(c.high, 1)})"
-                if c.credited
-                else "–",
-                "share of positive scores": percent(c.observed, 1),
-                "of unrelated images": percent(c.expected, 1),
-                "p": "" if c.p_value is None else f"{c.p_value:.2g}",
-                "credited in": f"{c.credited_in} of {found.pictures}",
-                **({"loss without them": effects.get(c.creator, "")} if effects else {}),
-            }
-            for c in found.credits
-        ]
-        + [{"creator": "unattributed", "credited": percent(found.unattributed, 1)}],
-        hide_index=True,
-        key="ledger_table",
-    )
+        lines, hide_index=True, key="ledger_table",
+        column_config={"credited": st.column_config.TextColumn(width=160),
+                       "loss without them": st.column_config.TextColumn(width=160)},
+    )  # fmt: skip
     if effects:
         st.caption("Loss without them: measured change of the loss on generated images when the model is trained again "
                    "without this creator, against the mean over creators.")  # fmt: skip

@@ -277,7 +277,7 @@ class Study(_Frozen):
     training: TrainingConfig = TrainingConfig()
     features: tuple[FeatureConfig, ...] = (
         FeatureConfig(output="mean-squared-l2-norm"),
-        FeatureConfig(output="loss"),
+        FeatureConfig(output="loss", projection_dim=16_384),  # TRAK needs more columns (docs/benchmarks.md)
     )
     ablations: tuple[FeatureConfig, ...] = ()
     index_factory: str = "Flat"
