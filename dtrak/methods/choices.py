@@ -1,7 +1,7 @@
 """The choices of the paper's ablations, each declared once.
 
-A :class:`Choice` is a field of a :class:`Setting`: the command line's options, the toggles of the Ablate page, the
-rows of ``evaluate`` and the table of docs/methods.md are made from it. Nothing here imports torch.
+A :class:`Choice` is a field of a :class:`Setting`: the command line's options, the labels and values on the Ablate
+page, the rows of ``evaluate`` and the table of docs/methods.md are made from it. Nothing here imports torch.
 """
 
 from __future__ import annotations
