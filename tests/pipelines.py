@@ -1,5 +1,6 @@
 """Tiny pipelines of the text-to-image families: every part real, all weights random, each below a megabyte."""
 
+import numpy as np
 import torch
 from diffusers import (
     AutoencoderKL,
@@ -37,9 +38,12 @@ from transformers import (
     T5Tokenizer,
 )
 
+from dtrak.models.families import loader_of
 from tests.stable_diffusion import tokenizer
 
 SIDE = 16
+PROMPTS = ["a round painting", "a square painting"]
+WHOLE = ["sdxl", "sd3", "flux", "flux2-klein", "qwen-image", "z-image"]  # a pipeline of each family
 
 
 def clip(width=16, projection=None):
@@ -214,3 +218,14 @@ def write_pipeline(name, folder):
     torch.manual_seed(0)
     PIPELINES[name]().save_pretrained(folder)
     return folder
+
+
+def loaded(written, name):
+    """The model of a pipeline in a folder of :func:`write_pipeline`'s."""
+    path = written / name
+    return loader_of(path).load(path, SIDE, None, torch.float32, PROMPTS, 3.5)
+
+
+def pixels(count):
+    """Images of noise."""
+    return np.random.default_rng(0).integers(0, 256, (count, SIDE, SIDE, 3), np.uint8)

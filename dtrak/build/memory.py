@@ -70,10 +70,6 @@ class _Attention(torch.autograd.Function):
         ctx.save_for_backward(query, key, value, found)
         return found
 
-    @staticmethod
-    def backward(ctx: Any, *cotangents: Any) -> Any:
-        raise NotImplementedError  # traced forwards only
-
 
 class _FusedAttention(TorchFunctionMode):
     """Replaces attention by :class:`_Attention`, in this thread only."""

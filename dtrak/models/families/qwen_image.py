@@ -13,15 +13,14 @@ from torch import Tensor
 
 from dtrak.models.base import Network
 from dtrak.models.codec import FrameVaeCodec
-from dtrak.models.families.base import Blank, Loader, Parts, PipelineModel, image_of, padded, tokens_of
-from dtrak.models.process import FlowMatching
-from dtrak.utils.errors import DtrakError
+from dtrak.models.families.base import Blank, Loader, Parts
+from dtrak.models.families.flow import FlowModel, Told, image_of, padded, tokens_of
 from dtrak.utils.files import read_note
 
 TOKENS = 512
 
 
-class QwenImage(PipelineModel):
+class QwenImage(FlowModel):
     """Qwen-Image."""
 
     codec_class = FrameVaeCodec
@@ -34,19 +33,9 @@ class QwenImage(PipelineModel):
         states, mask = padded(words[0], TOKENS)
         return {"encoder_hidden_states": states, "encoder_hidden_states_mask": mask}
 
-    def process_of(self, pipe: Any, shape: tuple[int, int, int]) -> FlowMatching:
-        """See :class:`PipelineModel`.
-
-        Raises:
-            DtrakError: the latents do not divide into patches.
-        """
-        if shape[1] % 2 or shape[2] % 2:
-            raise DtrakError("The resolution does not divide into the network's patches.", hint="Use a multiple of 16.")
-        return FlowMatching(pipe.scheduler, shape[1] * shape[2] // 4, even=True)
-
-    def call(self, network: Network, x: Tensor, times: Tensor, told: dict[str, Tensor | None]) -> Tensor:
-        """See :class:`DiffusionModel`."""
-        return predict(network, x, self.process.level(times).to(x.device), told)
+    def velocity(self, network: Network, x: Tensor, sigmas: Tensor, told: Told) -> Tensor:
+        """See :class:`FlowModel`."""
+        return predict(network, x, sigmas, told)
 
     def guided(self, toward: Tensor, away: Tensor, scale: float) -> Tensor:
         """Guidance, scaled back patch by patch to the norm that the prediction has without it."""
@@ -55,7 +44,7 @@ class QwenImage(PipelineModel):
         return F.pixel_shuffle(plain * (wanted / plain.norm(dim=1, keepdim=True)), 2)
 
 
-def predict(network: Network, x: Tensor, sigmas: Tensor, told: dict[str, Tensor | None]) -> Tensor:
+def predict(network: Network, x: Tensor, sigmas: Tensor, told: Told) -> Tensor:
     """The velocity at x: pack 2×2 patches, run the transformer, unpack."""
     folded = F.pixel_unshuffle(x, 2)
     shapes = [[(1, *folded.shape[2:])]] * len(x)
@@ -69,7 +58,7 @@ def blank(resolution: int, path: Path | None) -> Blank:
     network: Any = QwenImageTransformer2DModel.from_config(given)
     side, config = resolution // 8, network.config
     x = torch.zeros(1, config.in_channels // 4, side, side)
-    told: dict[str, Tensor | None] = {
+    told: Told = {
         "encoder_hidden_states": torch.zeros(1, TOKENS, config.joint_attention_dim),
         "encoder_hidden_states_mask": None,
     }

@@ -11,17 +11,18 @@ from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 from torch import Tensor
 
 from dtrak.models.base import Network
-from dtrak.models.families.base import Blank, Loader, Parts, PipelineModel
+from dtrak.models.families.base import Blank, Loader, Parts
+from dtrak.models.families.flow import FlowModel, Told
 from dtrak.models.process import FlowMatching
-from dtrak.utils.errors import DtrakError
 from dtrak.utils.files import read_note
 
 TOKENS = 256  # of T5; CLIP adds 77
 
 
-class StableDiffusion3(PipelineModel):
+class StableDiffusion3(FlowModel):
     """Stable Diffusion 3 or 3.5."""
 
+    even = False
     lora_modules = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 
     @torch.no_grad()
@@ -34,20 +35,13 @@ class StableDiffusion3(PipelineModel):
         return {"encoder_hidden_states": tokens[0], "pooled_projections": pooled[0]}
 
     def process_of(self, pipe: Any, shape: tuple[int, int, int]) -> FlowMatching:
-        """See :class:`PipelineModel`.
+        """See :class:`FlowModel`."""
+        self.patch = pipe.transformer.config.patch_size
+        return super().process_of(pipe, shape)
 
-        Raises:
-            DtrakError: the latents do not divide into patches.
-        """
-        patch = pipe.transformer.config.patch_size
-        if shape[1] % patch or shape[2] % patch:
-            raise DtrakError("The resolution does not divide into the network's patches.", hint="Use a multiple of 16.")
-        return FlowMatching(pipe.scheduler, shape[1] * shape[2] // pipe.transformer.config.patch_size**2)
-
-    def call(self, network: Network, x: Tensor, times: Tensor, told: dict[str, Tensor | None]) -> Tensor:
-        """See :class:`DiffusionModel`."""
-        times = 1000 * self.process.level(times).to(x.device)
-        return network(hidden_states=x, timestep=times, **told).sample
+    def velocity(self, network: Network, x: Tensor, sigmas: Tensor, told: Told) -> Tensor:
+        """See :class:`FlowModel`."""
+        return network(hidden_states=x, timestep=1000 * sigmas, **told).sample
 
 
 def blank(resolution: int, path: Path | None) -> Blank:

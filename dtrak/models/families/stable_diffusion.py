@@ -17,7 +17,8 @@ from transformers.utils.logging import disable_progress_bar
 from dtrak.models.base import DiffusionModel
 from dtrak.models.codec import VaeCodec
 from dtrak.models.conditioner import PromptConditioner
-from dtrak.models.families.base import Blank, Loader, lora_scaling, plain_config, state_digest, with_adapter
+from dtrak.models.families.base import Blank, Loader, plain_config
+from dtrak.models.families.weights import lora_scaling, state_digest, with_adapter
 from dtrak.models.pixel import save_adapter
 from dtrak.models.process import variance_preserving
 from dtrak.utils.errors import DtrakError

@@ -12,15 +12,14 @@ from diffusers import ZImagePipeline, ZImageTransformer2DModel
 from torch import Tensor
 
 from dtrak.models.base import Network
-from dtrak.models.families.base import Blank, Loader, Parts, PipelineModel, padded
-from dtrak.models.process import FlowMatching
-from dtrak.utils.errors import DtrakError
+from dtrak.models.families.base import Blank, Loader, Parts
+from dtrak.models.families.flow import FlowModel, Told, padded
 from dtrak.utils.files import read_note
 
 TOKENS = 512
 
 
-class ZImage(PipelineModel):
+class ZImage(FlowModel):
     """Z-Image. A guidance scale g here is the pipeline's ``guidance_scale`` g − 1."""
 
     lora_modules = ("to_q", "to_k", "to_v", "to_out.0")
@@ -35,24 +34,14 @@ class ZImage(PipelineModel):
         states, mask = padded(words, TOKENS)
         return {"words": states, "mask": mask}
 
-    def process_of(self, pipe: Any, shape: tuple[int, int, int]) -> FlowMatching:
-        """See :class:`PipelineModel`.
-
-        Raises:
-            DtrakError: the latents do not divide into patches.
-        """
-        if shape[1] % 2 or shape[2] % 2:
-            raise DtrakError("The resolution does not divide into the network's patches.", hint="Use a multiple of 16.")
-        return FlowMatching(pipe.scheduler, shape[1] * shape[2] // 4, even=True)
-
-    def call(self, network: Network, x: Tensor, times: Tensor, told: dict[str, Tensor | None]) -> Tensor:
-        """See :class:`DiffusionModel`."""
+    def velocity(self, network: Network, x: Tensor, sigmas: Tensor, told: Told) -> Tensor:
+        """See :class:`FlowModel`."""
         words, mask = told["words"], told["mask"]
         assert words is not None
         assert mask is not None
         lengths = mask.float().sum(1).int().tolist()
         prompts = [row[:length] for row, length in zip(words, lengths, strict=True)]
-        return predict(network, x, self.process.level(times).to(x.device), prompts)
+        return predict(network, x, sigmas, prompts)
 
 
 def predict(network: Network, x: Tensor, sigmas: Tensor, prompts: Sequence[Tensor]) -> Tensor:
