@@ -59,7 +59,7 @@ SECTIONS = {
     "evidence": "Evidence", "timeline": "Timeline", "what-if": "What if", "exact": "Exact influence",
     "downloads": "Downloads",
 }  # fmt: skip
-MOST_HELDOUT = 1000  # held-out images to choose from
+MOST_CHOICES = 1000  # held-out images to choose from
 ALIKE = ("embedding-cos", "pixel-cos")  # methods of the view "similar", the first that is available
 
 hand_over_to_app()
@@ -95,14 +95,14 @@ def upload() -> None:
 
 def heldout() -> None:
     """Choose a held-out image."""
-    ids = {r.id: r for r in table.records[table.train_size :][:MOST_HELDOUT]}
+    ids = {r.id: r for r in table.records[table.train_size :][:MOST_CHOICES]}
     if not ids:
         return
     said = Counter(r.caption for r in ids.values())
     titles = {i: r.caption if r.caption and said[r.caption] == 1 else f"{r.caption} ({i})" for i, r in ids.items()}
     chosen = st.selectbox("Held-out image", list(ids), format_func=lambda i: titles[i])
-    if len(ids) == MOST_HELDOUT:
-        st.caption(f"The first {MOST_HELDOUT:,}; upload another one.")
+    if len(ids) == MOST_CHOICES:
+        st.caption(f"The first {MOST_CHOICES:,}; upload another one.")
     if st.button("Attribute the held-out image"):
         row = table.rows[chosen]
         open_run(service.runs.save_upload(table.pixels[row], table.names[row]).id)
@@ -185,7 +185,7 @@ def show_sources(view: str, shown: Ranking) -> None:
     scored = sides.get(view, shown.proponents)
     if not scored:
         st.caption("No image in this view.")
-    faded = unstable(table, stable) if stable and badges is not None and shown.unit == "score" else ()
+    faded = unstable(scored, table, stable) if stable and badges is not None and shown.unit == "score" else ()
     side = "opponent" if view == "opponents" else "proponent"
     gallery(tiles(scored, table, badges, faded), side, view, select_sample, chosen)
 

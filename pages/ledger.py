@@ -88,9 +88,7 @@ with right:
         {
             "creator": c.creator,
             "images": f"{c.images:,}",
-            "credited": f"{percent(c.credited, 1)} ({percent(c.low, 1)} to {percent(c.high, 1)})"
-            if c.credited
-            else "–",
+            "credited": credited(c),
             **({"loss without them": effects.get(c.creator, "")} if effects else {}),
             "of positive scores": percent(c.observed, 1),
             "of unrelated images": percent(c.expected, 1),
@@ -107,7 +105,9 @@ with right:
     )  # fmt: skip
     if effects:
         st.caption("Loss without them: measured change of the loss on generated images when the model is trained again "
-                   "without this creator, against the mean over creators.")  # fmt: skip
+                   "without this creator, against the mean over creators. The interval is over pictures; that another "
+                   "training seed would give another loss is not in it. Knowing whose style a "
+                   "prompt asks for may predict it as well as scores do (Evaluate compares them).")  # fmt: skip
     if service.duplicates is not None:
         for creator, fall in merged_change(records, scores, service.duplicates).items():
             if fall > INFLATED:

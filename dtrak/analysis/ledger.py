@@ -17,7 +17,6 @@ from dtrak.data import Records
 from dtrak.methods.attributor import Attributor
 from dtrak.methods.settings import Setting
 
-UNKNOWN = "unknown"
 RESAMPLES = 2000
 
 
@@ -132,8 +131,7 @@ def share_null(attributor: Attributor, setting: Setting) -> ShareNull:
 
 def creators_of(records: Records) -> tuple[tuple[str, ...], Int[np.ndarray, " n"]]:
     """The creators, sorted, and the place of each training image's among them."""
-    names, codes = np.unique([name or UNKNOWN for name in records.column("creator")], return_inverse=True)
-    return tuple(names.tolist()), codes
+    return records.grouped("creator")
 
 
 def shares_by(

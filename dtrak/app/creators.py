@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from dtrak.analysis.ledger import UNKNOWN, creators_of, shares_by
+from dtrak.analysis.ledger import creators_of, shares_by
 from dtrak.app.exports import template
 from dtrak.data import Records
 from dtrak.evaluation.counterfactual import mean_with_interval
@@ -92,8 +92,8 @@ def strongest_images(
         count: of images to return at most.
     """
     shares = mean_shares(scores)
-    creators = records.column("creator")
-    rows = [row for row in np.argsort(-shares, kind="stable").tolist() if (creators[row] or UNKNOWN) == creator]
+    names, codes = records.grouped("creator")
+    rows = [row for row in np.argsort(-shares, kind="stable").tolist() if names[codes[row]] == creator]
     return [Scored(records[row], float(shares[row])) for row in rows[:count]]
 
 
@@ -138,7 +138,7 @@ def measured_effects(folder: StudyFolder) -> dict[str, str]:
 
     In per cent of the mean loss, against the mean over creators.
     """
-    records = folder.table.train_records
+    names, codes = folder.table.train_records.grouped("creator")
     try:
         truth, asked = load_subsets(folder, "creators"), load_query_set(folder)
     except DtrakError:
@@ -147,9 +147,8 @@ def measured_effects(folder: StudyFolder) -> dict[str, str]:
     change = 100 * (losses / losses.mean(0) - 1)
     found = {}
     for mask, row in zip(truth.masks, change, strict=True):
-        (creator,) = {r.creator or UNKNOWN for r, kept in zip(records, mask, strict=True) if not kept}
         mean, low, high = mean_with_interval(row)
-        found[creator] = f"{mean:+.1f} % ({low:+.1f} to {high:+.1f})".replace("-", "−")
+        found[names[codes[~mask][0]]] = f"{mean:+.1f} % ({low:+.1f} to {high:+.1f})".replace("-", "−")
     return found
 
 

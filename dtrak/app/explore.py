@@ -40,24 +40,24 @@ def colour_values(
     if colour == "hubness" and isinstance(extra, Null):
         return hubs(extra, HUB_PLACES).share[rows].tolist()
     field = "label" if colour == "label" else "creator"
-    return [getattr(table.records[row], field) or "unknown" for row in rows]
+    names, codes = table.train_records.grouped(field)
+    return [names[code] for code in codes[rows]]
 
 
 def groups_of(table: Table) -> dict[str, list[int]]:
     """The training rows of each creator and each class, by a title; for listing without a pointer."""
     found: dict[str, list[int]] = {}
     for field, kind in (("creator", "Creator"), ("label", "Class")):
-        rows: dict[str, list[int]] = {}
-        for row, name in enumerate(table.train_records.column(field)):
-            rows.setdefault(name or "unknown", []).append(row)
-        if len(rows) > 1:
-            found |= {f"{kind}: {name}": rows[name] for name in sorted(rows)}
+        names, codes = table.train_records.grouped(field)
+        if len(names) > 1:
+            found |= {f"{kind}: {name}": np.flatnonzero(codes == code).tolist() for code, name in enumerate(names)}
     return found
 
 
 def group_text(table: Table, rows: Sequence[int], scores: Float[np.ndarray, " n"] | None, method: str) -> str:
     """How many images are selected, of whom, and what they hold of a picture's positive scores."""
-    of = Counter(table.records[row].creator or "unknown" for row in rows).most_common(3)
+    names, codes = table.train_records.grouped("creator")
+    of = Counter(names[code] for code in codes[list(rows)]).most_common(3)
     whose = ", ".join(f"{name} {count}" for name, count in of)
     text = f"{len(rows)} image{'s' if len(rows) > 1 else ''} ({whose})."
     if scores is None:

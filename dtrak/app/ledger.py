@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from dtrak.analysis.ledger import UNKNOWN, Ledger
+from dtrak.analysis.ledger import Ledger
 from dtrak.app.exports import no_formula
 from dtrak.app.runs import Run
 from dtrak.data import Records
@@ -71,10 +71,10 @@ class LedgerFile(_Row):
 def rows_of(run: Run, found: Ledger, records: Records, scores: Float[np.ndarray, " n"]) -> list[LedgerRow]:
     """A picture's rows: each creator's credit, divided among their images in proportion to the positive scores."""
     positive = np.maximum(scores, 0)
-    names = np.array([creator or UNKNOWN for creator in records.column("creator")])
+    names, codes = records.grouped("creator")
     rows = []
     for credit in found.credits:
-        mine = np.flatnonzero(names == credit.creator)
+        mine = np.flatnonzero(codes == names.index(credit.creator))
         mass = positive[mine].sum()
         if not credit.credited or not mass:
             continue

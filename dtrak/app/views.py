@@ -87,7 +87,7 @@ def evidence_badges(
 
     def add(rows: Bool[np.ndarray, " n"], badge: Callable[[int], Badge]) -> None:
         for row in np.flatnonzero(rows).tolist():
-            found[table.records[row].id].append(badge(row))
+            found[table.train_ids[row]].append(badge(row))
 
     if verdict is not None:
         p_values = verdict.p_values
@@ -114,14 +114,14 @@ def evidence_badges(
     return found
 
 
-def unstable(table: Table, stability: Stability) -> set[str]:
-    """Ids of the images in the top in fewer than half of the resamples."""
-    return {table.records[row].id for row in np.flatnonzero(stability.share < STABLE).tolist()}
+def unstable(scored: Sequence[Scored], table: Table, stability: Stability) -> set[str]:
+    """Ids of those of some ranked images that are in the top in fewer than half of the resamples."""
+    return {s.record.id for s in scored if stability.share[table.rows[s.record.id]] < STABLE}
 
 
 def stable_count(scored: Sequence[Scored], table: Table, stability: Stability) -> int:
     """How many of some ranked images are in the top in at least half of the resamples."""
-    return sum(bool(stability.share[table.rows[s.record.id]] >= STABLE) for s in scored)
+    return len(scored) - len(unstable(scored, table, stability))
 
 
 def significance(verdict: Verdict) -> str:
@@ -174,14 +174,14 @@ def shares(records: Records, scores: Float[np.ndarray, " n"], key: str) -> list[
         records: of the training images.
         key: "creator" or "label".
     """
-    mass: dict[str, float] = defaultdict(float)
-    counts: dict[str, int] = defaultdict(int)
-    for value, score in zip(records.column(key), scores, strict=True):
-        name = value or "unknown"
-        mass[name] += max(float(score), 0.0)
-        counts[name] += 1
-    total = sum(mass.values()) or 1.0
-    found = [Share(name, mass[name] / total, counts[name] / len(records), counts[name]) for name in mass]
+    names, codes = records.grouped(key)
+    counts = np.bincount(codes, minlength=len(names))
+    mass = np.bincount(codes, np.maximum(scores, 0.0), len(names))
+    mass = mass / (mass.sum() or 1.0)
+    found = [
+        Share(name, float(share), int(count) / len(records), int(count))
+        for name, share, count in zip(names, mass, counts, strict=True)
+    ]
     return sorted(found, key=lambda s: (-s.share, s.name))
 
 

@@ -5,9 +5,12 @@ from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache
 from typing import overload
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from jaxtyping import Int
 
+UNKNOWN = "unknown"  # stands for no creator, no label
 PART = 65_536  # records that become objects at once
 MOST_PLACES = 1_000_000  # ids in a dictionary; more are searched for
 
@@ -94,6 +97,18 @@ class Records(Sequence[Record]):
             found += [values[i] for i in chunk.indices.fill_null(len(values) - 1).to_pylist()]
         return found
 
+    def grouped(self, name: str) -> tuple[tuple[str, ...], Int[np.ndarray, " n"]]:
+        """The distinct values of an attribute, sorted, and each record's place among them; ``UNKNOWN`` for none."""
+        encoded = self._table[name]
+        if not pa.types.is_dictionary(encoded.type):
+            encoded = encoded.dictionary_encode()
+        encoded = encoded.unify_dictionaries().combine_chunks()
+        values = np.array([value or UNKNOWN for value in [*encoded.dictionary.to_pylist(), None]])
+        codes = encoded.indices.fill_null(len(values) - 1).to_numpy(zero_copy_only=False)
+        present, codes = np.unique(codes, return_inverse=True)
+        names, merged = np.unique(values[present], return_inverse=True)
+        return tuple(names.tolist()), merged[codes]
+
     def distinct(self, name: str) -> list[str]:
         """The distinct values of an attribute, sorted, without None."""
         return sorted(value for value in pc.unique(self._table[name]).to_pylist() if value is not None)
@@ -139,7 +154,7 @@ class Places(Mapping[str, int]):
         return found
 
     def __iter__(self) -> Iterator[str]:
-        return (record.id for record in self._records)
+        return (name or "" for name in self._records.column("id"))
 
     def __len__(self) -> int:
         return len(self._records)

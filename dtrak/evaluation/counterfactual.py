@@ -222,7 +222,7 @@ def removals(attributor: Attributor, asked: QuerySet, number: int, count: int) -
     """
     table = attributor.table
     records = table.train_records
-    groups = list(zip(*(records.column(name) for name in ("label", "creator")), strict=True))
+    groups = list(zip(*table.train_groups, strict=True))
     query = asked.queries[asked.heldout + number]
     found: dict[str, list[str]] = {}
     for name in METHODS_COMPARED:
@@ -235,7 +235,7 @@ def removals(attributor: Attributor, asked: QuerySet, number: int, count: int) -
         rows = matched(groups, top, keyed_generator("matched removal", number, name))
         found[name + MATCHED] = [records[row].id for row in rows]
     (label,) = table.labels_of([query.label])
-    of_label = [record.id for record in records if record.label == label]
+    of_label = [name for name, own in zip(table.train_ids, records.column("label"), strict=True) if own == label]
     if 0 < len(of_label) < table.train_size - 1:
         found[LABEL] = of_label
     return found

@@ -65,7 +65,7 @@ def removal_series(
     assert query.settings is not None
     scores, _ = attributor.scores(setting, query, attributor.features(query, [setting], by_block=False))
     order = np.argsort(-scores, kind="stable").tolist()
-    groups = list(zip(*(table.train_records.column(name) for name in ("label", "creator")), strict=True))
+    groups = list(zip(*table.train_groups, strict=True))
     counts = sorted({min(round(share * table.train_size), table.train_size - 2) for share in SHARES})
 
     def without(rows: list[int]) -> Removal:

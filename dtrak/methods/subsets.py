@@ -155,7 +155,7 @@ def subset_mask(folder: StudyFolder, family: Family, number: int) -> Bool[np.nda
                 f"Subset {number} of family '{family}' is also used by the other family.",
                 hint="Train fewer subsets, or change truth.first_seed.",
             )
-        labels = [record.label for record in records]
+        labels = records.column("label")
         chosen = drawn(labels, len(records) // 2, first[family] + 2 * number, folder.study.data.stratify)
         return np.isin(np.arange(len(records)), chosen)
     random = keyed_generator(f"subset-{family}", number, "")

@@ -115,7 +115,8 @@ def test_views_of_a_ranking(attributor, query, tiny):
     stable = stability(attributor, Setting("dtrak"), query, features)
     badges = evidence_badges(table, stable, hubs(null_of(attributor, Setting("dtrak"))), groups)
     assert ("×2", "", "this many training images look nearly the same") in badges[table.records[12].id]
-    shown = tiles(top_scored(scores, table, 3), table, badges, unstable(table, stable))
+    ranked = top_scored(scores, table, 3)
+    shown = tiles(ranked, table, badges, unstable(ranked, table, stable))
     assert {"badges", "faded"} <= set(shown[0])
 
 

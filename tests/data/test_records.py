@@ -37,6 +37,15 @@ def test_columns(records):
     assert records[3:].column("id") == [r.id for r in RECORDS[3:]]
 
 
+def test_values_are_grouped(records):
+    names, codes = records.grouped("label")
+    assert names == ("a", "b", "unknown")
+    assert [names[code] for code in codes] == [r.label or "unknown" for r in RECORDS]
+    names, codes = records[1:3].grouped("label")  # values that do not occur are no groups
+    assert [names[code] for code in codes] == ["b", "a"]
+    assert Records.of([]).grouped("label")[0] == ()
+
+
 @pytest.mark.parametrize("most", [0, 1000])
 def test_places_are_found_in_a_dictionary_and_by_a_search(records, monkeypatch, most):
     monkeypatch.setattr(module, "MOST_PLACES", most)

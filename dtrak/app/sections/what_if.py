@@ -88,9 +88,9 @@ def _choose(service: StudyService, answer: Ranking) -> list[str]:
             key="what_if_hand",
         )
     field = "creator" if kind == CREATOR else "label"
-    groups = [name or "unknown" for name in records.column(field)]
-    chosen = st.selectbox(kind, sorted(set(groups)), key=f"what_if_{field}")
-    return [name for name, group in zip(table.train_ids, groups, strict=True) if group == chosen]
+    names, codes = records.grouped(field)
+    chosen = st.selectbox(kind, names, key=f"what_if_{field}")
+    return [table.train_ids[row] for row in np.flatnonzero(codes == names.index(chosen))]
 
 
 def _retrain(service: StudyService, run: Run, removed: list[str]) -> None:
