@@ -158,10 +158,11 @@ def measure(folder: StudyFolder, count: int, guidance: float | None, out: Path) 
     judge = train_judge(as_input(pixels[: table.train_size]), answers(training))
     real = accuracies(judge, as_input(pixels[table.train_size :]), answers(heldout))
     made = accuracies(judge, as_input(drawn), answers(asked))
-    styles = np.array([labels[record.label] for record in table.records if record.label is not None])
-    wanted = np.array([labels[record.label] for record in asked if record.label is not None])
-    size = table.train_size
-    colour = by_colour(pixels[:size], styles[:size], [(pixels[size:], styles[size:]), (drawn, wanted)])
+    size, (of_training, of_heldout, wanted) = (
+        table.train_size,
+        (answers(records)[0].numpy() for records in (training, heldout, asked)),
+    )
+    colour = by_colour(pixels[:size], of_training, [(pixels[size:], of_heldout), (drawn, wanted)])
     again = model.decode(model.encode(pixels[: table.train_size]))
     own = np.sqrt(np.square(again.astype(np.float32) - pixels[: table.train_size]).mean((1, 2, 3))) / 255
     limit = float(np.quantile(own, 0.99))

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import yaml
 from PIL import Image
 
-from benchmarks.report import Row, machine, write_table
+from benchmarks.report import Row, publish
 from dtrak.build.features import build_features, build_indexes
 from dtrak.config import ROOT, load_study
 from dtrak.data import prepare
@@ -79,11 +79,12 @@ def main() -> None:
             for region, part in REGIONS.items():
                 found = [_first(attributor, name, Query(joined(faces, pair), region=part)) for pair in asked]
                 rows.append(_row(METHODS[name].title, region, [known[row] for row in found], asked))
+    for region in REGIONS:
+        found = [_nearest(faces, trained, pair, region) for pair in asked]
+        rows.append(_row("Nearest pixels", region, [trained[number] for number in found], asked))
     rows.append(_chance(known, asked))
-    header = "| asked | first image has the same left half | the same right half |\n|---|--:|--:|\n"
-    text = header + "".join(f"| {' | '.join(row)} |\n" for row in rows)
-    write_table("evaluation.md", "python -m benchmarks.regions", f"On {machine()}.\n\n{text}")
-    print(text)
+    header = ("asked", "first image has the same left half", "the same right half")
+    publish("python -m benchmarks.regions", rows, header, "evaluation.md")
 
 
 def _study(place: Path, faces: list[np.ndarray], trained: list[tuple[int, int]]) -> StudyFolder:
@@ -99,6 +100,12 @@ def _study(place: Path, faces: list[np.ndarray], trained: list[tuple[int, int]])
 def _first(attributor: Attributor, name: str, query: Query) -> int:
     setting = Setting(name)
     return int(attributor.scores(setting, query, attributor.features(query, [setting], by_block=False))[0].argmax())
+
+
+def _nearest(faces: list[np.ndarray], trained: list[tuple[int, int]], pair: tuple[int, int], region: str) -> int:
+    columns = {"left": slice(0, SIDE // 2), "right": slice(SIDE // 2, None), "all": slice(None)}[region]
+    wanted = joined(faces, pair)[:, columns].astype(float)
+    return int(np.argmin([np.square(joined(faces, one)[:, columns] - wanted).sum() for one in trained]))
 
 
 def _row(title: str, region: str, found: list[tuple[int, int]], asked: list[tuple[int, int]]) -> Row:

@@ -46,10 +46,11 @@ def machine() -> str:
     )
 
 
-def table(rows: list[Row]) -> str:
-    """A Markdown table: what was measured, the result, and what it is compared with."""
-    lines = ["| what | measured | against |", "|---|--:|---|", *(f"| {a} | {b} | {c} |" for a, b, c in rows)]
-    return "\n".join(lines) + "\n"
+def table(rows: Sequence[Sequence[str]], header: Sequence[str] = ("what", "measured", "against")) -> str:
+    """A Markdown table: by default what was measured, the result, and what it is compared with."""
+    marks = "|".join(["---", *("---" if name == "against" else "--:" for name in header[1:])])
+    lines = [f"| {' | '.join(line)} |" for line in [header, *rows]]
+    return "\n".join([lines[0], f"|{marks}|", *lines[1:]]) + "\n"
 
 
 def write_table(document: str, command: str, text: str) -> None:
@@ -65,8 +66,14 @@ def write_table(document: str, command: str, text: str) -> None:
     path.write_text(before + start + text + END + rest.partition(END)[2], encoding="utf-8")
 
 
-def publish(command: str, rows: list[Row]) -> None:
-    """Print a table and write it to docs/benchmarks.md, with the command and the machine."""
-    text = f"`{command}` on {machine()}.\n\n{table(rows)}"
+def publish(
+    command: str,
+    rows: Sequence[Sequence[str]],
+    header: Sequence[str] = ("what", "measured", "against"),
+    document: str = "benchmarks.md",
+    about: str = "",
+) -> None:
+    """Print a table and write it to a file of ``docs/``, with the command, the machine and what else is said of it."""
+    text = f"`{command}` on {machine()}.{about}\n\n{table(rows, header)}"
     print(text)
-    write_table("benchmarks.md", command, text)
+    write_table(document, command, text)

@@ -1,15 +1,11 @@
 """``python -m benchmarks.scale``: writes the tables of estimates in docs/scale.md."""
 
-from importlib import import_module
-
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.report import write_table
-from dtrak.build.memory import estimate_memory
-from dtrak.build.plan import DEVICES, estimate
+from benchmarks.report import table, write_table
+from dtrak.build.plan import DEVICES, estimate, passes_of
 from dtrak.config import TrainingConfig, load_study
-from dtrak.models import families
+from dtrak.models.families import FAMILIES, loader_of
 from dtrak.models.lora import with_lora
 from dtrak.study.folder import StudyFolder
 from dtrak.utils.text import in_words, size_in_words
@@ -17,7 +13,7 @@ from dtrak.utils.text import in_words, size_in_words
 STUDIES = ("cifar2", "cifar10", "celeba", "artbench2", "artbench5")
 
 
-def table() -> str:
+def studies_table() -> str:
     """A Markdown table with one row for each step of each study."""
     found = [estimate(StudyFolder(load_study(name))) for name in STUDIES]
     sizes = ["| study | images | parameters | of them tuned | forward | backward |", "|---|--:|--:|--:|--:|--:|"]
@@ -39,31 +35,24 @@ def table() -> str:
     return "\n".join([*sizes, "", *times]) + "\n"
 
 
-def families_table() -> str:
-    """A Markdown table of the text-to-image families at their usual sizes, with a LoRA of rank 16."""
-    lines = [
-        "| family | resolution | weights | of the LoRA | forward | GPU memory | fits cards of |",
-        "|---|--:|--:|--:|--:|--:|---|",
-    ]
-    for kind, (module, title) in families.FAMILIES.items():
-        loader, first = import_module(f"{families.__name__}.{module}").LOADER, kind == "StableDiffusionPipeline"
-        resolution, recipe = 512 if first else 1024, TrainingConfig(method="lora", lora_modules=loader.lora_modules)
+def families_rows() -> list[tuple[str, ...]]:
+    """The text-to-image families at their usual sizes, with frozen weights of 2 bytes and a LoRA of rank 16."""
+    rows = []
+    for kind, (_, title) in FAMILIES.items():
+        loader = loader_of(None, kind)
         with torch.device("meta"):
-            blank = loader.blank(resolution, None)
-            with_lora(blank.network, recipe)
-            memory = estimate_memory(blank, 2)
-            with FlopCounterMode(display=False) as forward:
-                blank.call()
-        weights = [p.numel() for p in blank.network.parameters()]
-        tuned = sum(p.numel() for p in blank.network.parameters() if p.requires_grad)
-        lines.append(
-            f"| {title} | {resolution} | {sum(weights) / 1e9:.1f} G | {tuned / 1e6:.0f} M "
-            f"| {forward.get_total_flops() / 1e12:.1f} T | {size_in_words(memory.total)} "
-            f"| {', '.join(f'{size} GB' for size in memory.cards) or 'none of these'} |"
-        )
-    return "\n".join(lines) + "\n"
+            blank = loader.blank(loader.resolution, None)
+            with_lora(blank.network, TrainingConfig(method="lora", lora_modules=loader.lora_modules))
+            passes = passes_of(blank, 2)
+        size = size_in_words(passes.memory.network)
+        rows.append((
+            title, str(loader.resolution), f"{passes.parameters / 1e9:.1f} G", f"{passes.tuned / 1e6:.0f} M",
+            f"{passes.forward / 1e12:.1f} T", f"{passes.backward / 1e12:.1f} T", size,
+        ))  # fmt: skip
+    return rows
 
 
 if __name__ == "__main__":
-    write_table("scale.md", "python -m benchmarks.scale", table())
-    write_table("scale.md", "python -m benchmarks.scale, families", families_table())
+    write_table("scale.md", "python -m benchmarks.scale", studies_table())
+    header = ("family", "resolution", "weights", "of the LoRA", "forward", "backward", "GPU memory, network alone")
+    write_table("scale.md", "python -m benchmarks.scale, families", table(families_rows(), header))

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Float64
-from scipy.linalg import solve
+from jaxtyping import Float32, Float64
 from scipy.stats import spearmanr
 
 from benchmarks.report import Row, publish
@@ -21,6 +20,7 @@ from dtrak.execution.threads import task_threads
 from dtrak.gradients.extractor import mean_gradient
 from dtrak.gradients.projection import SparseProjector
 from dtrak.methods.query import load_query_set
+from dtrak.methods.readout import Readout
 from dtrak.methods.registry import METHODS
 from dtrak.methods.subsets import load_subsets
 from dtrak.models.base import DiffusionModel
@@ -29,8 +29,6 @@ from dtrak.study.folder import StudyFolder
 
 DIMENSIONS = (1024, 4096, 16_384, 65_536)
 SEEDS = (0, 1)
-DAMPING = 0.1  # where a method chooses its own
-BLOCK = 2**16  # columns of a product
 
 
 def gradients(
@@ -47,56 +45,41 @@ def gradients(
     return rows
 
 
-def scores(rows: Float[np.ndarray, "m p"], count: int, damping: float) -> Float64[np.ndarray, "q n"]:
-    """Φ (ΦᵀΦ + λI)⁻¹ φ for the first ``count`` rows Φ and all others φ, by products of blocks of columns."""
-    products = np.zeros((len(rows), count))
-    for start in range(0, rows.shape[1], BLOCK):
-        part = np.asarray(rows[:, start : start + BLOCK], np.float32)
-        products += part @ part[:count].T
-    gram, across = products[:count], products[count:]
-    absolute = damping * np.trace(gram) / min(count, rows.shape[1])
-    return solve(gram + absolute * np.eye(count), across.T, assume_a="pos").T
-
-
 def main() -> None:
     """Run the study of sketch sizes, print the table and write it to the docs."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("study", nargs="?", default="demo")
-    parser.add_argument("--queries", type=int, default=40, help="held-out and generated queries, half of each")
+    parser.add_argument("--queries", type=int, default=24, help="held-out and generated queries, half of each")
     parsed = parser.parse_args()
     folder = StudyFolder(load_study(parsed.study))
     model, truth, asked = load_study_model(folder), load_subsets(folder, "lds"), load_query_set(folder)
     half = parsed.queries // 2
     queries = [*range(half), *range(asked.heldout, asked.heldout + half)]
+    losses = truth.losses[:, queries]
     found: list[Row] = []
+
+    def judged(scores: Float64[np.ndarray, "q n"]) -> list[float]:
+        every = lds(scores, truth.masks, losses)
+        return [float(every[:half].mean()), float(every[half:].mean())]
+
     for name, output in (("trak", "loss"), ("dtrak", "mean-squared-l2-norm")):
+        method = METHODS[name]
         config = FeatureConfig(output=output, timesteps=10, projection_dim=DIMENSIONS[0])
-        damping = METHODS[name].damping
-        damping = damping if isinstance(damping, float) else DAMPING
         with tempfile.TemporaryDirectory() as place, task_threads():
             rows = gradients(model, folder, config, queries, Path(place) / "gradients.npy")
             count, size = folder.table.train_size, rows.shape[1]
-            exact = scores(rows, count, damping)
-            measured = [
-                lds(exact[part], truth.masks, truth.losses[:, queries][:, part]).mean() for part in _halves(half)
-            ]
-            found.append(_row(f"{METHODS[name].title}, unprojected ({size:,} weights)", [], [measured]))
+            exact = Readout(rows[:count]).scores(rows[count:], method.damping)
+            found.append(_row(f"{method.title}, unprojected ({size:,} weights)", [], [judged(exact)]))
             for dim in DIMENSIONS:
-                like, judged = [], []
+                like, lds_of = [], []
                 for seed in SEEDS:
                     project = SparseProjector(size, dim, seed)
                     sketched = np.concatenate([project(torch.from_numpy(row[None].copy())).numpy() for row in rows])
-                    ours = scores(sketched, count, damping)
+                    ours = Readout(sketched[:count]).scores(sketched[count:], method.damping)
                     like.append(_agreement(ours, exact))
-                    judged.append([
-                        lds(ours[part], truth.masks, truth.losses[:, queries][:, part]).mean() for part in _halves(half)
-                    ])  # fmt: skip
-                found.append(_row(f"{METHODS[name].title}, k = {dim:,}", like, judged))
-        publish("python -m benchmarks.sketches", found)  # what is finished
-
-
-def _halves(half: int) -> list[slice]:
-    return [slice(0, half), slice(half, None)]
+                    lds_of.append(judged(ours))
+                found.append(_row(f"{method.title}, k = {dim:,}", like, lds_of))
+    publish("python -m benchmarks.sketches", found, about=f" {parsed.queries} queries, half of each kind.")
 
 
 def _agreement(ours: Float64[np.ndarray, "q n"], exact: Float64[np.ndarray, "q n"]) -> tuple[float, float]:

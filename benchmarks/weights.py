@@ -7,13 +7,12 @@ models by non-negative least squares, and judged on other retrained models only.
 import argparse
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int
+from jaxtyping import Bool, Float64
 from scipy.optimize import nnls
-from scipy.stats import rankdata
 
-from benchmarks.report import machine, write_table
+from benchmarks.report import publish
 from dtrak.config import load_study
-from dtrak.evaluation.lds import correlations, predicted
+from dtrak.evaluation.lds import Bootstrap, predicted
 from dtrak.methods.attributor import Attributor
 from dtrak.methods.query import load_query_set
 from dtrak.methods.registry import METHODS
@@ -22,7 +21,7 @@ from dtrak.methods.subsets import load_subsets
 from dtrak.study.folder import StudyFolder
 from dtrak.utils.noise import keyed_generator
 
-FOLDS, RESAMPLES = 5, 1000
+FOLDS = 5
 Predictions = Float64[np.ndarray, "parts m q"]
 
 
@@ -61,52 +60,31 @@ def crossfitted(parts: Predictions, losses: Float64[np.ndarray, "m q"]) -> Float
     return found
 
 
-def judged(prediction: Float64[np.ndarray, "m q"], losses: Float64[np.ndarray, "m q"]) -> Float64[np.ndarray, " q"]:
-    """The LDS of each query."""
-    return correlations(rankdata(prediction, axis=0), rankdata(losses, axis=0))
-
-
-def interval(
-    one: Float64[np.ndarray, "m q"], other: Float64[np.ndarray, "m q"], losses: Float64[np.ndarray, "m q"]
-) -> tuple[float, float]:
-    """95 % of the difference of two LDS over resampled models and queries."""
-    random, models, queries = keyed_generator("weights", 0, ""), *losses.shape
-    found = []
-    for _ in range(RESAMPLES):
-        rows: Int[np.ndarray, " m"] = random.integers(models, size=models)
-        columns: Int[np.ndarray, " q"] = random.integers(queries, size=queries)
-        place = np.ix_(rows, columns)
-        found.append((judged(one[place], losses[place]) - judged(other[place], losses[place])).mean())
-    low, high = np.percentile(found, [2.5, 97.5])
-    return float(low), float(high)
-
-
 def main() -> None:
     """Learn weights by cross-fitting, print the table and write it to docs/evaluation.md."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("study", nargs="?", default="demo")
     folder = StudyFolder(load_study(parser.parse_args().study))
     attributor, truth, asked = Attributor(folder), load_subsets(folder, "lds"), load_query_set(folder)
-    lines = [
-        "| method | queries | equal weights | learned | difference | weights by timestep |",
-        "|---|---|--:|--:|--:|---|",
-    ]
+    rows = []
     for name in ("dtrak", "trak"):
         parts, timesteps = parts_of(attributor, name, truth.masks)
         for kind, columns in asked.groups.items():
             mine, losses = parts[:, :, columns], np.asarray(truth.losses[:, columns], np.float64)
-            plain, fitted = mine.sum(0), crossfitted(mine, losses)
-            before, after = (100 * judged(one, losses).mean() for one in (plain, fitted))
-            low, high = (100 * bound for bound in interval(fitted, plain, losses))
-            weights = learned(mine, losses)
-            shown = ", ".join(f"{t}: {w:.2f}" for t, w in zip(timesteps, weights, strict=True) if w >= 0.005)
-            lines.append(
-                f"| {METHODS[name].title} | {kind} | {before:.1f} | {after:.1f} "
-                f"| {after - before:+.1f} ({low:.1f} to {high:.1f}) | {shown} |"
+            labels = attributor.table.labels_of([label or None for label in asked.labels[columns]])
+            bootstrap = Bootstrap(losses, labels)
+            plain, fitted = (
+                bootstrap.as_estimate(bootstrap.means(bootstrap.table(one)))
+                for one in (mine.sum(0), crossfitted(mine, losses))
             )
-    text = f"{len(truth.masks)} subset models, on {machine()}.\n\n" + "\n".join(lines) + "\n"
-    write_table("evaluation.md", "python -m benchmarks.weights", text)
-    print(text)
+            (low, high), weights = (fitted - plain).interval, learned(mine, losses)
+            shown = ", ".join(f"{t}: {w:.2f}" for t, w in zip(timesteps, weights, strict=True) if w >= 0.005)
+            gain = f"{100 * (fitted.value - plain.value):+.1f} ({100 * low:.1f} to {100 * high:.1f})"
+            rows.append(
+                (METHODS[name].title, kind, f"{100 * plain.value:.1f}", f"{100 * fitted.value:.1f}", gain, shown)
+            )
+    header = ("method", "queries", "equal weights", "learned", "difference", "weights by timestep")
+    publish("python -m benchmarks.weights", rows, header, "evaluation.md", f" {len(truth.masks)} subset models.")
 
 
 if __name__ == "__main__":

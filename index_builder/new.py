@@ -9,9 +9,7 @@ import yaml
 from dtrak.utils.errors import DtrakError
 from index_builder.terminal import errors
 
-RESOLUTIONS = {"StableDiffusionPipeline": 512}  # where the LoRA does not say; 1024 for others
 MOST = 1024
-FLUX = {"FluxPipeline", "Flux2Pipeline", "Flux2KleinPipeline"}  # a LoRA does not always say which one it is for
 
 
 def new(
@@ -23,7 +21,7 @@ def new(
 ) -> None:
     """Write the study FILE for a LoRA of yours: asks for what is not given, and says what it found."""
     from dtrak.data.captions import captioned_images
-    from dtrak.models.families import FAMILIES, family_of
+    from dtrak.models.families import FAMILIES, family_of, loader_of
     from dtrak.models.lora_file import read_lora_file
 
     base = str(Path(base).expanduser()) if base.startswith("~") else base
@@ -48,8 +46,7 @@ def new(
                      + (f"Frequent words: {', '.join(found.words)}." if found.words else ""), markup=False)  # fmt: skip
         if found.text_encoder:
             errors.print("It also adapts a text encoder: features are gradients of the network's part only.")
-        made = found.family
-        if family and made and family != made and not {family, made} <= FLUX:
+        if family and found.families and family not in found.families:
             raise DtrakError(
                 f"The LoRA seems to be made for a {found.family}, but the base is a {family}.",
                 hint="Give the base model that the LoRA was trained on.",
@@ -58,15 +55,15 @@ def new(
     if family and family not in FAMILIES:
         raise DtrakError(f"{family} is not supported.", hint=f"Supported: {', '.join(FAMILIES)}.")
     local = Path(base).is_dir()
-    side = resolution or min(MOST, (found.resolution if found else None) or RESOLUTIONS.get(family, MOST))
+    usual = loader_of(None, family) if family else None
+    side = resolution or min(MOST, (found and found.resolution) or (usual.resolution if usual else MOST))
     place = {"path": str(Path(base).resolve())} if local else {"hub": base}
     adapter = str(lora.resolve())
-    dtype = "bfloat16" if family and not family.startswith("StableDiffusion") else "float32"
     content = {
         "title": path.stem,
         "data": {"kind": "imagefolder", "path": str(images.resolve()), "holdout": 0},
         "resolution": side,
-        "model": {"kind": "text-to-image", **place, "adapter": adapter, "dtype": dtype},
+        "model": {"kind": "text-to-image", **place, "adapter": adapter, "dtype": usual.dtype if usual else "float32"},
     }
     path.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
     print(path)

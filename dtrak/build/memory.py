@@ -1,9 +1,12 @@
 """GPU memory of features, estimated without running a network: weights, and what one backward pass needs kept."""
 
+import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
@@ -19,22 +22,39 @@ class Memory:
     """Bytes on a GPU for the gradient of one image at one timestep.
 
     Attributes:
-        weights: of the network and of the tuned weights' gradients; not those of text encoders and VAE.
+        weights: of the network and of the tuned weights' gradients.
         activations: kept for the backward pass.
+        beside: of text encoders and VAE, which stay on the GPU too; None if their size is not known here.
     """
 
     weights: float
     activations: float
+    beside: float | None = None
 
     @property
-    def total(self) -> float:
-        """Their sum."""
+    def network(self) -> float:
+        """What the network alone needs."""
         return self.weights + self.activations
 
     @property
-    def cards(self) -> list[int]:
-        """The sizes in GB, of ``CARDS``, that suffice."""
-        return [size for size in CARDS if self.total <= SPARE * size * 1e9]
+    def cards(self) -> list[int] | None:
+        """The sizes in GB, of ``CARDS``, that suffice with a tenth kept free; None if that is not known."""
+        if self.beside is None:
+            return None
+        return [size for size in CARDS if self.network + self.beside <= SPARE * size * 1e9]
+
+
+def bytes_beside(pipeline: Path, width: int) -> float:
+    """Bytes of a pipeline's text encoders and VAE, by the headers of their files.
+
+    Args:
+        width: bytes of a weight as it is loaded.
+    """
+    numbers = 0
+    for path in (*pipeline.glob("text_encoder*/*.safetensors"), *pipeline.glob("vae/*.safetensors")):
+        with safe_open(path, "pt") as file:
+            numbers += sum(math.prod(file.get_slice(name).get_shape()) for name in list(file.keys()))
+    return float(width * numbers)
 
 
 def estimate_memory(blank: Blank, width: int) -> Memory:

@@ -5,16 +5,17 @@ and one backward pass are traced. Time is operations divided by a rate. The rate
 measured (docs/scale.md); GPU rates are the vendors' peak rates times ``UTILISATION``, an assumption.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from dtrak.build.memory import Memory, estimate_memory
+from dtrak.build.memory import Memory, bytes_beside, estimate_memory
 from dtrak.config import FeatureConfig, Study
 from dtrak.evaluation.subsets import MOST_HELDOUT
-from dtrak.models.blank import new_network
+from dtrak.models.blank import local_base, new_network
+from dtrak.models.families.base import Blank
 from dtrak.study.folder import StudyFolder
 from dtrak.utils.errors import DtrakError
 from dtrak.utils.files import read_note
@@ -70,14 +71,28 @@ def count_passes(study: Study) -> Passes:
     Raises:
         DtrakError: neither the study nor a local model gives the network's architecture.
     """
+    width = 4 if study.model.dtype == "float32" else 2
     with torch.device("meta"):
-        blank = new_network(study)
+        passes = passes_of(new_network(study), width)
+    if study.model.kind != "text-to-image":
+        return replace(passes, memory=replace(passes.memory, beside=0.0))
+    path = local_base(study)
+    return replace(passes, memory=replace(passes.memory, beside=bytes_beside(path, width))) if path else passes
+
+
+def passes_of(blank: Blank, width: int) -> Passes:
+    """Trace one forward and one backward pass of a network on PyTorch's meta device.
+
+    Args:
+        width: bytes of a frozen weight.
+    """
+    with torch.device("meta"):
         tuned = [p for p in blank.network.parameters() if p.requires_grad]
         with FlopCounterMode(display=False) as forward:
             prediction = blank.call()
         with FlopCounterMode(display=False) as backward:
             torch.autograd.grad(prediction.sum(), tuned, allow_unused=True)
-        memory = estimate_memory(blank, 4 if study.model.dtype == "float32" else 2)
+        memory = estimate_memory(blank, width)
     return Passes(
         sum(p.numel() for p in blank.network.parameters()),
         sum(p.numel() for p in tuned),

@@ -1,6 +1,7 @@
 """A study's network with new weights, for counting operations; no weights are loaded."""
 
 import contextlib
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,10 +27,7 @@ def new_network(study: Study) -> Blank:
     """
     recipe = study.training if study.training.method == "lora" else None
     if study.model.kind == "text-to-image":
-        path = None
-        with contextlib.suppress(DtrakError):  # on the hub, not downloaded
-            path = base_path(study)
-        path = path if path and path.is_dir() else None
+        path = local_base(study)
         file = _lora_file(study)
         loader = loader_of(path, file.family if file and file.family in FAMILIES else ASSUMED)
         found = loader.blank(study.resolution, path)
@@ -45,6 +43,14 @@ def new_network(study: Study) -> Blank:
         recipe = _adapter_recipe(study)
     tuned = with_lora(network, recipe, bool(told)) if recipe else network
     return Blank(tuned, x, lambda: tuned(x, torch.zeros(1), **told).sample)
+
+
+def local_base(study: Study) -> Path | None:
+    """The directory of the study's base model; None if it is on the hub and not downloaded."""
+    with contextlib.suppress(DtrakError):
+        path = base_path(study)
+        return path if path.is_dir() else None
+    return None
 
 
 def _adapter_recipe(study: Study) -> TrainingConfig:

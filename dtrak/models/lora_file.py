@@ -11,17 +11,19 @@ from safetensors import SafetensorError, safe_open
 from dtrak.utils.errors import DtrakError
 
 DOWN = re.compile(r"(lora_A|lora_down|lora\.down|_lora\.down)(\.default)?\.weight$")
-BASES = {  # words in trainers' metadata or in tensor names, most specific first → pipeline class
-    word: kind
-    for kind, words in (
-        ("Flux2KleinPipeline", ("klein",)),
-        ("Flux2Pipeline", ("flux2", "flux.2", "flux-2", "flux_2", "to_qkv_mlp_proj")),
-        ("FluxPipeline", ("flux", "single_transformer_blocks", "double_blocks")),
-        ("StableDiffusion3Pipeline", ("sd3",)),
-        ("StableDiffusionXLPipeline", ("sdxl", "stable-diffusion-xl", "lora_te2")),
-        ("QwenImagePipeline", ("qwen",)),
-        ("ZImagePipeline", ("z-image", "zimage")),
-        ("StableDiffusionPipeline", ("sd_v1", "stable-diffusion-v1")),
+FLUX2 = ("Flux2Pipeline", "Flux2KleinPipeline")
+BASES = {  # words in trainers' metadata or in tensor names, most specific first → classes of pipelines, likeliest first
+    word: kinds
+    for kinds, words in (
+        (("Flux2KleinPipeline",), ("klein",)),
+        (FLUX2, ("flux2", "flux.2", "flux-2", "flux_2", "to_qkv_mlp_proj")),
+        (("FluxPipeline",), ("flux1", "flux.1", "flux-1", "flux_1")),
+        (("FluxPipeline", *FLUX2), ("flux", "single_transformer_blocks", "double_blocks")),
+        (("StableDiffusion3Pipeline",), ("sd3",)),
+        (("StableDiffusionXLPipeline",), ("sdxl", "stable-diffusion-xl", "lora_te2")),
+        (("QwenImagePipeline",), ("qwen",)),
+        (("ZImagePipeline",), ("z-image", "zimage")),
+        (("StableDiffusionPipeline",), ("sd_v1", "stable-diffusion-v1")),
     )
     for word in words
 }
@@ -34,7 +36,7 @@ class LoraFile:
 
     Attributes:
         ranks: number of layers by rank.
-        family: class of the pipeline it seems to be made for; empty if unknown.
+        families: classes of the pipelines it may be made for, likeliest first; none if unknown.
         resolution: that it was trained at, in pixels; None if it does not say.
         base: name of the base model, as the trainer wrote it.
         words: the most frequent tags of its training captions.
@@ -42,11 +44,16 @@ class LoraFile:
     """
 
     ranks: dict[int, int]
-    family: str
+    families: tuple[str, ...]
     resolution: int | None
     base: str
     words: tuple[str, ...]
     text_encoder: bool
+
+    @property
+    def family(self) -> str:
+        """The likeliest of them; empty if unknown."""
+        return self.families[0] if self.families else ""
 
 
 def read_lora_file(path: Path) -> LoraFile:
@@ -66,10 +73,10 @@ def read_lora_file(path: Path) -> LoraFile:
         raise DtrakError(f"{path} holds no LoRA.", hint="Give one of peft, diffusers, Kohya's scripts or ai-toolkit.")
     base = told.get("ss_base_model_version") or told.get("modelspec.architecture") or told.get("ss_sd_model_name") or ""
     said = " ".join([base, told.get("ss_sd_model_name", ""), *names[:400]]).lower()
-    family = next((kind for word, kind in BASES.items() if word in said), "")
+    families = next((kinds for word, kinds in BASES.items() if word in said), ())
     resolution = re.search(r"\d+", told.get("ss_resolution") or told.get("modelspec.resolution") or "")
     return LoraFile(
-        dict(ranks), family, int(resolution[0]) if resolution else None, base, _words(told),
+        dict(ranks), families, int(resolution[0]) if resolution else None, base, _words(told),
         any(name.startswith(("text_encoder", "lora_te")) for name in names),
     )  # fmt: skip
 

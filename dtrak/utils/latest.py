@@ -10,10 +10,14 @@ T = TypeVar("T")
 
 
 class Latest(Generic[T]):
-    """Keeps the ``count`` most recently used values."""
+    """Keeps the most recently used values: ``count`` of them, or of total size ``count``.
 
-    def __init__(self, count: int):
-        self._kept: LRUCache[Hashable, T] = LRUCache(count)
+    Args:
+        size: of a value; default 1.
+    """
+
+    def __init__(self, count: int, size: Callable[[T], int] | None = None):
+        self._kept: LRUCache[Hashable, T] = LRUCache(count, size)
         self._lock = threading.RLock()
 
     def __contains__(self, key: Hashable) -> bool:
@@ -25,6 +29,11 @@ class Latest(Generic[T]):
             if key not in self._kept:
                 self._kept[key] = make()
             return self._kept[key]
+
+    def clear(self) -> None:
+        """Remove all values."""
+        with self._lock:
+            self._kept.clear()
 
     def drop(self, key: Hashable) -> None:
         """Remove a value, if cached."""

@@ -5,7 +5,6 @@ trained with. Prompts are encoded by the pipeline's own ``encode_prompt``.
 """
 
 import math
-import threading
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from cachetools import LRUCache
 from jaxtyping import Float
 from torch import Tensor
 
@@ -24,6 +22,7 @@ from dtrak.models.families.weights import load_pipe, lora_scaling, state_digest,
 from dtrak.models.pixel import save_adapter
 from dtrak.models.process import NoiseProcess
 from dtrak.utils.files import atomic_files, digest
+from dtrak.utils.latest import Latest
 
 KEPT = 2 * 2**30  # bytes of prompts' conditioning in memory
 Parts = dict[str, Tensor]
@@ -51,29 +50,36 @@ class Loader:
         load: (path, resolution, adapter, dtype, prompts, guidance input) to a model.
         blank: (resolution, path or None) to a network with new weights; with None, the family's usual size.
         lora_modules: layers that the family's LoRA files usually adapt.
+        dtype: of frozen weights, as a study of such a LoRA usually has it.
+        resolution: of its images, in pixels, where a LoRA does not say.
     """
 
     load: Callable[[Path, int, Path | None, torch.dtype, Sequence[str], float], DiffusionModel]
     blank: Callable[[int, Path | None], Blank]
     lora_modules: tuple[str, ...] = DiffusionModel.lora_modules
+    dtype: str = "float32"
+    resolution: int = 1024
 
     @classmethod
-    def of(cls, kind: Any, model: "type[PipelineModel]", blank: Callable[[int, Path | None], Blank]) -> "Loader":
+    def of(
+        cls, kind: Any, model: "type[PipelineModel]", blank: Callable[[int, Path | None], Blank], dtype: str = "float32"
+    ) -> "Loader":
         """The loader of a family whose pipeline is read as a whole.
 
         Args:
             kind: the pipeline's class.
+            dtype: see :attr:`dtype`.
         """
 
         def load(
-            path: Path, resolution: int, adapter: Path | None, dtype: torch.dtype, prompts: Sequence[str],
+            path: Path, resolution: int, adapter: Path | None, kept: torch.dtype, prompts: Sequence[str],
             guidance: float,
         ) -> DiffusionModel:  # fmt: skip
-            pipe = load_pipe(kind, path, dtype)
+            pipe = load_pipe(kind, path, kept)
             network = with_adapter(kind, getattr(pipe, model.part), model.part, adapter, pipe.components)
-            return model(pipe, network, resolution, dtype, prompts, guidance)
+            return model(pipe, network, resolution, kept, prompts, guidance)
 
-        return cls(load, blank, model.lora_modules)
+        return cls(load, blank, model.lora_modules, dtype)
 
 
 class PipelineConditioner(Conditioner):
@@ -100,9 +106,8 @@ class PipelineConditioner(Conditioner):
         self._encoders, self.dtype, self.names = encoders, dtype, list(prompts)
         self._device: torch.device | str = "cpu"
         self._shapes: dict[str, torch.Size] = {}
-        self._embed = {False: embed, True: embed_free}
-        self._lock = threading.Lock()
-        self._kept: LRUCache[tuple[bool, str], Tensor] = LRUCache(KEPT, lambda packed: packed.nbytes)
+        self._embed, self._embed_free = embed, embed_free
+        self._kept: Latest[Tensor] = Latest(KEPT, lambda packed: packed.nbytes)
 
     def to(self, device: torch.device | str) -> None:
         """See :class:`Conditioner`."""
@@ -113,17 +118,17 @@ class PipelineConditioner(Conditioner):
 
     def condition(self, names: Sequence[str | None]) -> Float[Tensor, "n numbers"]:
         """See :class:`Conditioner`; None is the empty prompt."""
-        return torch.stack([self._packed(name or "") for name in names]).to(self._device)
+        return torch.stack([self._packed(self._embed, name or "") for name in names]).to(self._device)
 
     def free_condition(self, count: int, negative: str = "") -> Float[Tensor, "n numbers"]:
         """See :class:`Conditioner`."""
-        return self._packed(negative, free=True).to(self._device).expand(count, -1)
+        return self._packed(self._embed_free, negative).to(self._device).expand(count, -1)
 
     def told(self, condition: Tensor | None) -> dict[str, Tensor | None]:
         """The parts of a conditioning, by name."""
         assert condition is not None
         if not self._shapes:
-            self._packed("")
+            self._packed(self._embed, "")
         sizes = [math.prod(shape) for shape in self._shapes.values()]
         parts = condition.split(sizes, dim=1)
         return {
@@ -134,14 +139,13 @@ class PipelineConditioner(Conditioner):
     def check_name(self, name: str | None) -> None:
         """See :class:`Conditioner`; any text is a valid prompt."""
 
-    def _packed(self, prompt: str, free: bool = False) -> Float[Tensor, " numbers"]:
-        with self._lock:
-            if (free, prompt) not in self._kept:
-                parts = self._embed[free](prompt)
-                self._shapes = {name: part.shape for name, part in parts.items()}
-                packed = torch.cat([part.flatten().to("cpu", self.dtype) for part in parts.values()])
-                self._kept[free, prompt] = packed  # megabytes a prompt
-            return self._kept[free, prompt]
+    def _packed(self, embed: Callable[[str], Parts], prompt: str) -> Float[Tensor, " numbers"]:
+        def pack() -> Tensor:
+            parts = embed(prompt)
+            self._shapes = {name: part.shape for name, part in parts.items()}
+            return torch.cat([part.flatten().to("cpu", self.dtype) for part in parts.values()])  # megabytes
+
+        return self._kept.of((embed.__name__, prompt), pack)
 
 
 class PipelineModel(DiffusionModel):

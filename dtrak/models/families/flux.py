@@ -65,4 +65,4 @@ def blank(resolution: int, path: Path | None) -> Blank:
     return Blank(network, x, lambda: Flux.guided_velocity(network, x, torch.zeros(1), told, guidance))
 
 
-LOADER = Loader.of(FluxPipeline, Flux, blank)
+LOADER = Loader.of(FluxPipeline, Flux, blank, "bfloat16")

@@ -70,4 +70,4 @@ def blank_of(resolution: int, path: Path | None, usual: dict[str, Any]) -> Blank
     return Blank(network, x, lambda: Flux2.guided_velocity(network, x, torch.zeros(1), told, guidance))
 
 
-LOADER = Loader.of(Flux2Pipeline, Flux2, blank)
+LOADER = Loader.of(Flux2Pipeline, Flux2, blank, "bfloat16")

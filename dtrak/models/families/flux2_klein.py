@@ -24,4 +24,4 @@ def blank(resolution: int, path: Path | None) -> Blank:
     return blank_of(resolution, path, usual)
 
 
-LOADER = Loader.of(Flux2KleinPipeline, Flux2Klein, blank)
+LOADER = Loader.of(Flux2KleinPipeline, Flux2Klein, blank, "bfloat16")

@@ -65,4 +65,4 @@ def blank(resolution: int, path: Path | None) -> Blank:
     return Blank(network, x, lambda: predict(network, x, torch.zeros(1), told))
 
 
-LOADER = Loader.of(QwenImagePipeline, QwenImage, blank)
+LOADER = Loader.of(QwenImagePipeline, QwenImage, blank, "bfloat16")

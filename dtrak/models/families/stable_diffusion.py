@@ -141,4 +141,4 @@ def _load(
     return load_stable_diffusion(path, resolution, adapter, dtype, prompts)
 
 
-LOADER = Loader(_load, blank)
+LOADER = Loader(_load, blank, resolution=512)

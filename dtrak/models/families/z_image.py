@@ -60,4 +60,4 @@ def blank(resolution: int, path: Path | None) -> Blank:
     return Blank(network, x, lambda: predict(network, x, torch.zeros(1), prompts))
 
 
-LOADER = Loader.of(ZImagePipeline, ZImage, blank)
+LOADER = Loader.of(ZImagePipeline, ZImage, blank, "bfloat16")
