@@ -1,8 +1,6 @@
 """Every image file is read or listed as rejected, and preparation continues."""
 
-import io
 import shutil
-import struct
 
 import numpy as np
 import pyarrow as pa
@@ -17,12 +15,7 @@ from dtrak.data.table import split_of, verify_data
 from dtrak.study.folder import StudyFolder
 from dtrak.utils.errors import DtrakError
 from tests.conftest import drawn_image, write_images, write_study
-
-
-def encoded(image, kind="PNG", **options):
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
+from tests.files import bomb, encoded
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "I"])
@@ -41,12 +34,6 @@ def test_every_mode_becomes_rgb(mode):
 
 def test_transparency_is_white():
     assert np.asarray(open_image(encoded(Image.new("RGBA", (4, 4), (0, 0, 0, 0))))).min() == 255
-
-
-def bomb():
-    content = bytearray(encoded(Image.new("RGB", (1, 1))))
-    content[16:24] = struct.pack(">II", 100_000, 100_000)
-    return bytes(content)
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,9 @@
 """Hostile uploads: each is refused with a reason or attributed, and the page stays whole.
 
-The suite tries a few files; ``make fuzz`` (DTRAK_FUZZ) tries 300.
+The suite tries a few files; ``make fuzz`` (DTRAK_FUZZ=N) tries N, at most 300.
 """
 
-import io
 import os
-import struct
-import zlib
 
 import numpy as np
 import pytest
@@ -14,58 +11,44 @@ from PIL import Image
 
 from tests.browser import generate, settle, top_tile, visit
 from tests.conftest import drawn_image
+from tests.files import bomb, damaged, encoded
 
-COUNT = 300 if os.environ.get("DTRAK_FUZZ") else 6
+COUNT = min(int(os.environ.get("DTRAK_FUZZ", "0")) or 6, 300)
 ENDINGS = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif"}
 
 
-def _chunk(kind, content):
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-
-def _saved(image, kind, **options):
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def _special():
-    """Files that are odd as they are: (name, content)."""
+def special():
+    """Files that are odd as they are: name and content."""
     small = drawn_image(3)
-    header = _chunk(b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0))
-    yield "empty.png", b""
-    yield (
-        "bomb.png",
-        b"\x89PNG\r\n\x1a\n" + header + _chunk(b"IDAT", zlib.compress(bytes(10_000))) + _chunk(b"IEND", b""),
-    )
-    yield "script.gif", b"<svg xmlns='http://www.w3.org/2000/svg' onload='alert(1)'/>"
-    yield "![](http://127.0.0.9:9/a.png).png", b"# not a picture"
-    yield "cmyk.jpg", _saved(small.convert("CMYK"), "JPEG")
-    yield "sixteen.png", _saved(Image.fromarray(np.full((9, 5), 40_000, np.uint16)), "PNG")
-    yield "one.bmp", _saved(Image.new("1", (1, 1)), "BMP")
-    yield "moving.gif", _saved(small, "GIF", save_all=True, append_images=[drawn_image(4)] * 3)
-    yield "thin.png", _saved(Image.new("RGBA", (1, 9000), (9, 9, 9, 0)), "PNG")
+    return {
+        "empty.png": b"",
+        "bomb.png": bomb(),
+        "![](http://127.0.0.9:9/a.png).png": b"# not a picture",
+        "cmyk.jpg": encoded(small.convert("CMYK"), "JPEG"),
+        "script.gif": b"<svg xmlns='http://www.w3.org/2000/svg' onload='alert(1)'/>",
+        "sixteen.png": encoded(Image.fromarray(np.full((9, 5), 40_000, np.uint16))),
+        "one.bmp": encoded(Image.new("1", (1, 1)), "BMP"),
+        "moving.gif": encoded(small, "GIF", save_all=True, append_images=[drawn_image(4)] * 3),
+        "thin.png": encoded(Image.new("RGBA", (1, 9000), (9, 9, 9, 0))),
+    }
+
+
+def broken(number):
+    """A damaged picture: name and content."""
+    kind = list(ENDINGS)[number % len(ENDINGS)]
+    whole, random = encoded(drawn_image(number), kind), np.random.default_rng(number)
+    places = random.integers(0, len(whole), random.integers(1, 9))
+    flips = [(int(place), int(random.integers(256))) for place in places]
+    start, stop = sorted(random.integers(0, len(whole), 2).tolist())
+    return f"{number}.{ENDINGS[kind]}", damaged(whole, flips, start, stop, random.choice(["keep", "remove", "cut"]))
 
 
 def uploads(count):
-    """Hostile files: special ones, then real ones with flipped, missing or repeated bytes."""
-    special = list(_special())
-    yield from special[:count]
-    random = np.random.default_rng(0)
-    for number in range(count - len(special)):
-        kind = list(ENDINGS)[number % len(ENDINGS)]
-        content = bytearray(_saved(drawn_image(number), kind))
-        for place in random.integers(0, len(content), random.integers(1, 9)):
-            content[place] = random.integers(256)
-        start, stop = sorted(random.integers(0, len(content), 2))
-        how = random.integers(4)
-        if how == 1:
-            del content[start:stop]
-        elif how == 2:
-            content[start:start] = content[start:stop]
-        elif how == 3:
-            del content[start:]
-        yield f"{number}.{ENDINGS[kind]}", bytes(content)
+    """Hostile files, special and damaged ones in turn."""
+    odd = iter(special().items())
+    for number in range(count):
+        one = next(odd, None) if number % 3 else None
+        yield one or broken(number)
 
 
 @pytest.mark.timeout(60 + 10 * COUNT)

@@ -31,6 +31,7 @@ from dtrak.utils.errors import DtrakError
 from dtrak.utils.files import read_note
 from dtrak.utils.text import parse_size
 from tests.conftest import drawn_image
+from tests.files import damaged, encoded
 
 COUNT = int(os.environ.get("DTRAK_FUZZ", "0"))
 CAMPAIGN = settings(
@@ -38,12 +39,6 @@ CAMPAIGN = settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
 )  # fmt: skip
 TEXT = st.text(max_size=80)
-
-
-def saved(kind):
-    buffer = io.BytesIO()
-    drawn_image(1).save(buffer, kind)
-    return buffer.getvalue()
 
 
 def archive(kind):
@@ -60,20 +55,11 @@ def archive(kind):
 
 
 @st.composite
-def damaged(draw, whole):
-    """A file with bytes flipped, a piece removed or repeated, or its end cut off."""
-    content = bytearray(whole)
-    for _ in range(draw(st.integers(0, 4))):
-        content[draw(st.integers(0, len(content) - 1))] = draw(st.integers(0, 255))
-    start, stop = sorted((draw(st.integers(0, len(content))), draw(st.integers(0, len(content)))))
-    how = draw(st.sampled_from(["keep", "remove", "repeat", "cut"]))
-    if how == "remove":
-        del content[start:stop]
-    elif how == "repeat":
-        content[start:start] = content[start:stop]
-    elif how == "cut":
-        del content[start:]
-    return bytes(content)
+def some_damaged(draw, whole):
+    """A file after :func:`damaged`."""
+    flips = draw(st.lists(st.tuples(st.integers(0, len(whole) - 1), st.integers(0, 255)), max_size=4))
+    start, stop = sorted((draw(st.integers(0, len(whole))), draw(st.integers(0, len(whole)))))
+    return damaged(whole, flips, start, stop, draw(st.sampled_from(["keep", "remove", "repeat", "cut"])))
 
 
 VALUES = st.recursive(
@@ -106,7 +92,7 @@ def test_yaml(tmp_path, content):
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
 def test_images(kind):
     @CAMPAIGN
-    @given(content=damaged(saved(kind)))
+    @given(content=some_damaged(encoded(drawn_image(1), kind)))
     def campaign(content):
         try:
             open_image(content, 10_000)
@@ -117,7 +103,9 @@ def test_images(kind):
 
 
 @CAMPAIGN
-@given(content=damaged(png_bytes(np.asarray(drawn_image(2)), {"seed": 1, "steps": 5, "label": None, "guidance": 1.0})))
+@given(
+    content=some_damaged(png_bytes(np.asarray(drawn_image(2)), {"seed": 1, "steps": 5, "label": None, "guidance": 1.0}))
+)
 def test_settings_in_a_png(content):
     try:
         read_settings(content)
@@ -144,7 +132,7 @@ def test_archives(tmp_path, kind):
     place = tmp_path / f"odd.{'zip' if kind == 'zip' else f'tar.{kind}'}"
 
     @CAMPAIGN
-    @given(content=damaged(archive(kind)))
+    @given(content=some_damaged(archive(kind)))
     def campaign(content):
         place.write_bytes(content)
         try:
@@ -160,7 +148,7 @@ LORA = save(PAIR, {"ss_resolution": "64"})
 
 
 @CAMPAIGN
-@given(content=damaged(LORA))
+@given(content=some_damaged(LORA))
 def test_lora_files(tmp_path, content):
     (tmp_path / "odd.safetensors").write_bytes(content)
     try:
