@@ -81,6 +81,19 @@ def method_scores(name, train, query, relative_damping, residuals=None):
     return np.array(found)
 
 
+def mean_of_units(parts):
+    """The mean of one image's gradients at several timesteps, each divided by its length."""
+    total = np.zeros(parts.shape[1])
+    for part in parts.astype(np.float64):
+        total += part / np.linalg.norm(part)
+    return total / len(parts)
+
+
+def das_residual(errors):
+    """DAS's residual of one image: its root mean squared errors at the timesteps, scaled to length 1, and averaged."""
+    return (errors / np.linalg.norm(errors)).mean()
+
+
 def empirical_influence(masks, losses):
     """Image by image: what models trained without it lose, less what those with it lose."""
     return np.array([losses[~masks[:, n]].mean() - losses[masks[:, n]].mean() for n in range(masks.shape[1])])

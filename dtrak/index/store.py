@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Float
 
 from dtrak.gradients.narrow import narrowed
+from dtrak.linalg.kernel import unit_rows
 from dtrak.utils.errors import DtrakError
 from dtrak.utils.files import digest, read_json, read_note, sha256_file, write_json, write_npy
 
@@ -129,12 +130,15 @@ class FeatureStore:
         """
         return self.weighted(np.full(self.parts, 1 / self.parts))
 
-    def weighted(self, weights: Float[np.ndarray, "*n parts"], dim: int | None = None) -> Float[np.ndarray, "n k"]:
+    def weighted(
+        self, weights: Float[np.ndarray, "*n parts"], dim: int | None = None, unit: bool = False
+    ) -> Float[np.ndarray, "n k"]:
         """``Σ_p weights[p] · part p`` for every row, in float32.
 
         Args:
             weights: one per part, or one per row and part.
             dim: narrow the projection to this many columns (:func:`dtrak.gradients.narrow.narrowed`).
+            unit: scale each row of a part to length 1 first.
 
         Raises:
             DtrakError: shards are missing or damaged.
@@ -143,10 +147,12 @@ class FeatureStore:
         dim = self.dim if dim is None else dim
         result = np.zeros((self.rows, dim), dtype=np.float32)
         for shard in self.shards:
-            self._add_weighted(shard, weights, result[slice(*self._bounds(shard))])
+            self._add_weighted(shard, weights, result[slice(*self._bounds(shard))], unit)
         return result
 
-    def _add_weighted(self, shard: int, weights: np.ndarray, result: Float[np.ndarray, "rows k"]) -> None:
+    def _add_weighted(
+        self, shard: int, weights: np.ndarray, result: Float[np.ndarray, "rows k"], unit: bool = False
+    ) -> None:
         start, stop = self._bounds(shard)
         array = self._load(self._path(shard), (stop - start, self.parts, self.dim))
         chosen = weights.astype(np.float32) if weights.ndim == 1 else weights[start:stop, :, None]
@@ -154,6 +160,7 @@ class FeatureStore:
             weight = chosen[number] if weights.ndim == 1 else chosen[:, number].astype(np.float32)
             if np.any(weight):  # parts with weight 0 are not read
                 part = array[:, number].astype(np.float32, copy=False)
+                part = unit_rows(part) if unit else part
                 result += weight * narrowed(part, result.shape[1], self.identity["projection"]["kind"])
 
     def _bounds(self, shard: int) -> tuple[int, int]:

@@ -11,6 +11,7 @@ from dtrak.config import FeatureConfig
 from dtrak.gradients.extractor import FeatureExtractor, SampleFeature
 from dtrak.gradients.narrow import narrowed
 from dtrak.index.faiss_index import QueryFeature
+from dtrak.linalg.kernel import unit_rows
 from dtrak.methods.base import Need
 from dtrak.methods.embeddings import Embedder
 from dtrak.methods.influence import GradientMethod
@@ -102,7 +103,8 @@ class Attributor(TrainingSide):
         for source in side.sources:
             feature = self.of_query(source, features)
             weights = self._weights(source, lambda feature=feature: feature.values)
-            parts = np.atleast_2d(feature.parts).astype(np.float64) * weights[:, None]
+            parts = np.atleast_2d(feature.parts).astype(np.float64)
+            parts = (unit_rows(parts) if source.unit else parts) * weights[:, None]
             rows.append(narrowed(parts[np.array(source.weights) != 0], side.dim, source.config.projection))
         return np.concatenate(rows)
 

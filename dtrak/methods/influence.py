@@ -37,7 +37,7 @@ class GradientMethod(Method):
 
     Attributes:
         output: the output function of its features.
-        residual: whether to apply DAS's residual and leverage terms.
+        residual: whether to average gradients of length 1 and to apply the residual and leverage terms, as DAS does.
     """
 
     output: str
@@ -84,9 +84,9 @@ class GradientMethod(Method):
         output = setting.output or self.output
         models = self.models_of(study, setting)
         if len(models) > 1 and setting.timesteps is None:  # use the same timesteps for all models
-            alone = [select(study.folder.study, setting, output, model, split) for model in models]
+            alone = [select(study.folder.study, setting, output, model, split, self.residual) for model in models]
             setting = setting.with_(timesteps=min(len(side.pairs) for side in alone) // setting.draws)
-        return [select(study.folder.study, setting, output, model, split) for model in models]
+        return [select(study.folder.study, setting, output, model, split, self.residual) for model in models]
 
     def query_needs(self, study: Attributor, setting: Setting, query: Query) -> list[Need]:
         """See :class:`Method`."""
@@ -234,6 +234,7 @@ DAS = GradientMethod(
     damping=0.316,
     residual=True,
     formula="τ(x, n) = (φ(x)ᵀ (ΦᵀΦ + λI)⁻¹ φₙ · rₙ / (1 − φₙᵀ (ΦᵀΦ + λI)⁻¹ φₙ))²,  φ of mean(ε_θ), "
-    "rₙ = √mean((ε_θ − ε)²)",
-    source="Lin et al., ICLR 2025 (arXiv 2410.18639); here on gradients averaged over timesteps",
+    "each timestep's gradient scaled to length 1, rₙ = meanₜ(eₙₜ / ‖eₙ‖), eₙₜ = √mean((ε_θ − ε)²)",
+    source="Lin et al., ICLR 2025 (arXiv 2410.18639), as in the released code; unsigned",
+    needs="features of its output function, with apart: true",
 )

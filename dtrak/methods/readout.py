@@ -21,7 +21,7 @@ class Readout:
 
     Args:
         features: Φ.
-        residuals: computes rₙ = √mean((ε_θ − ε)²), which only DAS needs.
+        residuals: computes rₙ, which only DAS needs.
         kernel: the kernel of Φ, if already known.
     """
 

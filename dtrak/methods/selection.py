@@ -26,16 +26,18 @@ class Source:
 
     Attributes:
         derived: the output function to derive from the set's own; None to use it as it is.
+        unit: whether each part is scaled to length 1 before it is weighted.
     """
 
     config: FeatureConfig
     weights: tuple[float, ...]
     derived: str | None = None
+    unit: bool = False
 
     @property
     def whole(self) -> bool:
         """Whether this is the unweighted mean of the set's parts."""
-        return self.derived is None and len(set(self.weights)) == 1 and abs(sum(self.weights) - 1) < 1e-12
+        return not (self.derived or self.unit) and len(set(self.weights)) == 1 and abs(sum(self.weights) - 1) < 1e-12
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,11 @@ class Side:
         return all(source.config.apart for source in self.sources)
 
 
-def select(study: Study, setting: Setting, output: str, model: str, split: Split = "train") -> Side:
+def select(study: Study, setting: Setting, output: str, model: str, split: Split = "train", unit: bool = False) -> Side:
     """The stored feature sets that give one model's features under a setting.
+
+    Args:
+        unit: average parts of length 1, which must be stored separately.
 
     Raises:
         DtrakError: the study does not list them; the hint says what to add.
@@ -68,7 +73,7 @@ def select(study: Study, setting: Setting, output: str, model: str, split: Split
     sets = [c for c in study.sets_of(split) if c.model == model]
     sets = [c for c in sets if c.projection_seed == setting.projection_seed]
     for name, derived in ((output, None), (base, output)) if base != output else ((output, None),):
-        candidates = [c for c in sets if c.output == name and (derived is None or c.apart)]
+        candidates = [c for c in sets if c.output == name and (c.apart or not (derived or unit))]
         candidates = [c for c in candidates if c.projection_dim >= (setting.projection_dim or 1)]
         if not candidates:
             continue
@@ -78,7 +83,7 @@ def select(study: Study, setting: Setting, output: str, model: str, split: Split
         pairs = tuple((t, draw) for draw in range(setting.draws) for t in timesteps)
         for first in candidates:
             same = [c for c in candidates if _projection(c) == _projection(first)]
-            if sources := _cover(same, pairs, derived):
+            if sources := _cover(same, pairs, derived, unit):
                 return Side(sources, setting.projection_dim or first.projection_dim, pairs)
     what = [f"output: {base}", f"timesteps: {setting.timesteps or study.features[0].timesteps}", "apart: true"]
     what += [f"strategy: {setting.strategy}"] if setting.strategy != "uniform" else []
@@ -96,11 +101,13 @@ def _projection(config: FeatureConfig) -> tuple[str, int, int]:
     return config.projection, config.projection_dim, config.noise_seed
 
 
-def _cover(sets: list[FeatureConfig], pairs: tuple[tuple[int, int], ...], derived: str | None) -> tuple[Source, ...]:
+def _cover(
+    sets: list[FeatureConfig], pairs: tuple[tuple[int, int], ...], derived: str | None, unit: bool
+) -> tuple[Source, ...]:
     for config in sets:
         if derived is None and tuple(config.pairs()) == pairs:
             parts = len(pairs) if config.apart else 1
-            return (Source(config, (1 / parts,) * parts),)
+            return (Source(config, (1 / parts,) * parts, unit=unit),)
     place: dict[tuple[int, int], tuple[FeatureConfig, int]] = {}
     for config in sets:
         for number, pair in enumerate(config.pairs() if config.apart else []):
@@ -111,7 +118,7 @@ def _cover(sets: list[FeatureConfig], pairs: tuple[tuple[int, int], ...], derive
     for pair in pairs:
         config, number = place[pair]
         weights.setdefault(config, [0.0] * len(config.pairs()))[number] += 1 / len(pairs)
-    return tuple(Source(config, tuple(row), derived) for config, row in weights.items())
+    return tuple(Source(config, tuple(row), derived, unit) for config, row in weights.items())
 
 
 def part_weights(
@@ -128,6 +135,8 @@ def part_weights(
         elbo: maps timesteps to their ELBO weights.
     """
     weights = np.array(source.weights)
+    if source.unit:  # a derived output function changes the length of a part only
+        return weights
     if source.derived == "l2-norm":
         squares = values()[..., 1]
         return weights * np.sqrt(latent_size) / (2 * np.sqrt(np.maximum(squares, 1e-30)))

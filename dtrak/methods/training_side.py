@@ -13,6 +13,7 @@ from dtrak.data import Table
 from dtrak.gradients.extractor import identity
 from dtrak.index.faiss_index import AttributionIndex
 from dtrak.index.store import FeatureStore, index_is_built
+from dtrak.linalg.kernel import unit_rows
 from dtrak.methods.base import Method
 from dtrak.methods.query import data_fingerprint
 from dtrak.methods.readout import Readout
@@ -212,7 +213,9 @@ class TrainingSide:
         return self._indexes[fingerprint]
 
     def _key(self, side: Side) -> str:
-        return digest([side.dim, *([self.fingerprint_of(s.config), s.weights, s.derived] for s in side.sources)])
+        return digest(
+            [side.dim, *([self.fingerprint_of(s.config), s.weights, s.derived, s.unit] for s in side.sources)]
+        )
 
     def _read(self, side: Side) -> Readout:
         source, residuals = side.sources[0], cache(partial(self._residuals, side))
@@ -224,19 +227,17 @@ class TrainingSide:
         return Readout(self.store(source.config).read(), residuals)
 
     def _residuals(self, side: Side) -> Float[np.ndarray, " n"]:
-        """rₙ = √mean((ε_θ − ε)²), the mean over elements and the side's pairs."""
-        squares = np.zeros(self.table.train_size)
-        for source in side.sources:
-            values = self.store(source.config).values()[..., 0]
-            squares += values @ np.array(source.weights) if source.config.apart else values.mean(1)
-        return np.sqrt(squares)
+        """rₙ, the mean over the side's pairs p of eₙₚ / ‖eₙ‖, where eₙₚ² = mean((ε_θ − ε)²) of pair p."""
+        used = [(self.store(s.config).values()[..., 0], np.array(s.weights) != 0) for s in side.sources]
+        errors = np.sqrt(np.concatenate([values[:, chosen] for values, chosen in used], axis=1))
+        return unit_rows(errors).mean(1)
 
     def _sum(self, side: Side) -> Float[np.ndarray, "n k"]:
         total: Any = 0.0
         for source in side.sources:
             store = self.store(source.config)
             weights = self._weights(source, store.values)
-            total = total + store.weighted(weights, side.dim)
+            total = total + store.weighted(weights, side.dim, source.unit)
         return total
 
     def _weights(self, source: Source, values: Any) -> Float[np.ndarray, "*n parts"]:

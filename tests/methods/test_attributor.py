@@ -46,12 +46,17 @@ def test_scores_and_ranks_equal_the_oracle(tiny, attributor, query, method, damp
     timesteps = 5 if method.one_model else 1
     expected = []
     for model in models:
-        config = FeatureConfig(output=method.output, timesteps=timesteps, projection_dim=64, model=model)
+        apart = method.name == "das"
+        config = FeatureConfig(output=method.output, timesteps=timesteps, projection_dim=64, model=model, apart=apart)
         train, x = direct(attributor, config), direct(attributor, config, query=query)
+        rows, row, residuals = train.parts[:, 0], x.vector, None
+        if apart:
+            rows, row = (np.stack([oracle.mean_of_units(parts) for parts in side]) for side in (train.parts, [x.parts]))
+            residuals = [oracle.das_residual(errors) for errors in np.sqrt(train.values[..., 0])]
+            (row,) = row
         used = method.damping if damping is None else damping
-        residuals = np.sqrt(train.values[..., 0].mean(1))
         name = method.name.removesuffix("-ensemble")
-        expected.append(oracle.method_scores(name, train.parts[:, 0], x.vector, used, residuals))
+        expected.append(oracle.method_scores(name, rows, row, used, residuals))
     expected = np.mean(expected, axis=0)
     np.testing.assert_allclose(answer.scores, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
     best = [int(i) for i in np.argsort(-answer.scores)[:5] if answer.scores[i] > 0]
