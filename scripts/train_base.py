@@ -1,11 +1,13 @@
 """Train the demo's base, a tiny Stable Diffusion, from scratch on drawings that are not faces.
 
-    python scripts/train_base.py base.parquet OUT [--autoencoder-seconds S] [--network-seconds S] [--start BASE]
+    python scripts/train_base.py base.parquet OUT [--autoencoder-seconds S] [--network-seconds S]
+        [--start BASE] [--flow]
 
 Three parts, each skipped where OUT already has it: a tokenizer (BPE on the captions), an autoencoder
 (64×64×3 → 16×16×8), and a UNet with cross-attention trained together with its text encoder. The result is a
 ``StableDiffusionPipeline`` in half precision. Runs on a GPU in minutes, on a processor in hours; every minute the
 state is saved, and a run that was killed goes on from there. ``--start`` goes on from the weights of an earlier base.
+``--flow`` trains the network by flow matching, with the earlier base's text encoder as it is.
 """
 
 import argparse
@@ -19,7 +21,14 @@ import pyarrow.parquet as pq
 import torch
 import torch.nn.functional as F
 from averaged_training import Schedule, Training
-from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DDPMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from diffusers.models.attention_processor import AttnProcessor
 from PIL import Image
 from torch import Tensor, nn
@@ -159,8 +168,12 @@ def train_network(
     seconds: float,
     steps: int,
     start: Path | None,
+    flow: bool,
 ) -> tuple[UNet2DConditionModel, CLIPTextModel]:
-    """ε-prediction with min-SNR weights (Hang et al., 2023), network and text encoder together."""
+    """ε-prediction with min-SNR weights (Hang et al., 2023), network and text encoder together.
+
+    With ``flow``: velocities ε − x at uniform noise levels (Lipman et al., 2023), the network alone.
+    """
     unet, text = new_network().to(device), new_text_encoder(tokenizer).to(device)
     if start is not None:
         for module, part in ((unet, "unet"), (text, "text_encoder")):
@@ -170,6 +183,8 @@ def train_network(
         unet.set_attn_processor(AttnProcessor())
     network = compiled(unet, device)
     mean, deviation = latents
+    text.requires_grad_(not flow)
+    modules = {"unet": unet} if flow else {"unet": unet, "text": text}
     alphas = new_scheduler().alphas_cumprod.to(device)
     told = [[row["caption"] for row in table], [row["expression"] for row in table], [row["label"] for row in table]]
     told.append([""] * len(table))
@@ -188,18 +203,23 @@ def train_network(
         places = (torch.arange(batch, device=device) + torch.rand(batch, **draw)) / batch
         timesteps = (places * 1000).long()
         noise = torch.randn(x.shape, **draw)
-        alpha = alphas[timesteps].view(-1, 1, 1, 1)
-        noisy = alpha.sqrt() * x + (1 - alpha).sqrt() * noise
+        if flow:
+            level = places.view(-1, 1, 1, 1)
+            noisy, target, clock = (1 - level) * x + level * noise, noise - x, 1000 * places
+            weights = torch.ones_like(places)
+        else:
+            alpha = alphas[timesteps].view(-1, 1, 1, 1)
+            noisy, target, clock = alpha.sqrt() * x + (1 - alpha).sqrt() * noise, noise, timesteps
+            weights = (GAMMA * (1 - alphas[timesteps]) / alphas[timesteps]).clamp(max=1)
         condition = text(tokens[which, chosen])[0]
         with torch.autocast(device.type, torch.bfloat16, enabled=narrow(device)):
-            predicted = network(noisy, timesteps, encoder_hidden_states=condition).sample.float()
-        weights = (GAMMA * (1 - alphas[timesteps]) / alphas[timesteps]).clamp(max=1)
-        return (weights * (predicted - noise).square().flatten(1).mean(1)).mean()
+            predicted = network(noisy, clock, encoder_hidden_states=condition).sample.float()
+        return (weights * (predicted - target).square().flatten(1).mean(1)).mean()
 
     large = device.type == "cuda"
     schedule = Schedule(512, 2e-3, 0.9995, steps) if large else Schedule(48, 1e-3, 0.999, steps)
-    trained: Any = Training({"unet": unet, "text": text}, objective, schedule, device, state).run(seconds)
-    return trained["unet"], trained["text"]
+    trained: Any = Training(modules, objective, schedule, device, state).run(seconds)
+    return trained["unet"], text if flow else trained["text"]
 
 
 def contact_sheet(pipeline: StableDiffusionPipeline, captions: list[str], path: Path, columns: int = 12) -> None:
@@ -230,6 +250,7 @@ def main() -> None:
     parser.add_argument("--autoencoder-steps", type=int, default=6000)
     parser.add_argument("--network-steps", type=int, default=20000)
     parser.add_argument("--start", type=Path, help="an earlier base whose network and text encoder to go on from")
+    parser.add_argument("--flow", action="store_true", help="flow matching, with the start's text encoder as it is")
     parser.add_argument("--only", choices=("tokenizer", "autoencoder", "network"))
     arguments = parser.parse_args()
     out: Path = arguments.out
@@ -257,13 +278,17 @@ def main() -> None:
         latents = posterior(vae, pixels.to(device))
         unet, text = train_network(
             table, latents, tokenizer, device, out / "network.pt", arguments.network_seconds, arguments.network_steps,
-            arguments.start,
+            arguments.start, arguments.flow,
         )  # fmt: skip
-        scheduler = DDIMScheduler.from_config(new_scheduler().config, set_alpha_to_one=False, steps_offset=1)
+        scheduler: Any = DDIMScheduler.from_config(new_scheduler().config, set_alpha_to_one=False, steps_offset=1)
+        if arguments.flow:
+            scheduler = FlowMatchEulerDiscreteScheduler()
         pipeline = StableDiffusionPipeline(
             vae, text, tokenizer, unet, scheduler, None, None, requires_safety_checker=False
         )
         pipeline.to(torch.float16).save_pretrained(out)
+        if arguments.flow:
+            return  # diffusers has no pipeline that samples such a network; the study's own sampler does
         captions = [row["caption"] for row in table[:: len(table) // 96]][:96]
         contact_sheet(pipeline.to(torch.float32), captions, out / "contact_sheet.png")
 

@@ -138,7 +138,7 @@ class DiffusionModel(ABC):
             times: as the noise process takes them.
             told: from :meth:`Conditioner.told`.
         """
-        return network(x, times, **told).sample
+        return network(x, self.process.clock(times), **told).sample
 
 
 def underflow_scale(model: DiffusionModel, size: int) -> float:

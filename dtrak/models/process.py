@@ -4,6 +4,7 @@ Timesteps are integers from 0 (clean) to :attr:`NoiseProcess.steps` − 1 (noise
 noise levels between those; a floating-point time is 1000 σ itself.
 """
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -78,6 +79,10 @@ class NoiseProcess(ABC):
         """The weight of the noise in x_t."""
 
     @abstractmethod
+    def clock(self, times: Tensor) -> Tensor:
+        """What a UNet takes as its time, on the scale from 0 to 1000."""
+
+    @abstractmethod
     def loss_weights(self, times: Int[Tensor, " n"], gamma: float | None) -> Float[Tensor, " n"]:
         """Weights of training losses: min-SNR-γ (Hang et al., 2023, arXiv 2303.09556), or ones if γ is None."""
 
@@ -137,6 +142,10 @@ class VariancePreserving(NoiseProcess):
     def level(self, times: Tensor) -> Float[Tensor, " n"]:
         """See :class:`NoiseProcess`."""
         return (1 - self.alphas_cumprod[times]).sqrt()
+
+    def clock(self, times: Tensor) -> Tensor:
+        """The timestep."""
+        return times
 
     def elbo_weights(self, times: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """Of the ε-loss: w_t = β_t / (2 α_t (1 − ᾱ_t))."""
@@ -251,6 +260,10 @@ class FlowMatching(NoiseProcess):
         """σ."""
         return times / TIMES if times.is_floating_point() else self.sigmas[times]
 
+    def clock(self, times: Tensor) -> Tensor:
+        """1000 σ."""
+        return TIMES * self.level(times)
+
     def noisy(self, x: Tensor, noise: Tensor, times: Tensor) -> Tensor:
         """See :class:`NoiseProcess`."""
         sigma = self.level(times).reshape(-1, 1, 1, 1)
@@ -292,6 +305,28 @@ class FlowMatching(NoiseProcess):
     def save(self, folder: Any) -> None:
         """See :class:`NoiseProcess`."""
         self._scheduler.save_pretrained(folder / "scheduler")
+
+
+def process_of(scheduler: Any, tokens: int) -> NoiseProcess:
+    """The process that a UNet's scheduler belongs to: flow matching, or diffusion by its prediction type.
+
+    Args:
+        scheduler: any of diffusers' schedulers that a pipeline comes with.
+        tokens: see :class:`FlowMatching`.
+
+    Raises:
+        DtrakError: it is not supported.
+    """
+    if type(scheduler) is FlowMatchEulerDiscreteScheduler:
+        return FlowMatching(scheduler, tokens)
+    if "beta_schedule" not in scheduler.config:
+        raise DtrakError(
+            f"The pipeline's {type(scheduler).__name__} has no β, and is not the scheduler of flow matching.",
+            hint="Use a base whose scheduler has beta_schedule, or FlowMatchEulerDiscreteScheduler.",
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a sampler has keys that DDPMScheduler ignores
+        return variance_preserving(DDPMScheduler.from_config(scheduler.config))
 
 
 class _Euler(Sampler):

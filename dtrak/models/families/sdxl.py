@@ -1,16 +1,18 @@
-"""Stable Diffusion XL: an ε- or v-prediction UNet, conditioned on two CLIPs and on the image's size."""
+"""Stable Diffusion XL: a UNet conditioned on two CLIPs and on the image's size.
+
+It predicts ε or v, or the velocity where the pipeline's scheduler is that of flow matching.
+"""
 
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DDPMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 from torch import Tensor
 
 from dtrak.models.base import Network
 from dtrak.models.families.base import Blank, Loader, Parts, PipelineModel
-from dtrak.models.process import NoiseProcess, variance_preserving
-from dtrak.utils.errors import DtrakError
+from dtrak.models.process import NoiseProcess, process_of
 from dtrak.utils.files import read_note
 
 USUAL = {
@@ -44,23 +46,18 @@ class StableDiffusionXL(PipelineModel):
         return parts
 
     def process_of(self, pipe: Any, shape: tuple[int, int, int]) -> NoiseProcess:
-        """See :class:`PipelineModel`; the pipeline's sampler is replaced by its training schedule.
+        """See :class:`PipelineModel`.
 
         Raises:
-            DtrakError: it has no schedule of β, as EDM and flow-matching variants.
+            DtrakError: it is not supported, as EDM variants.
         """
-        if "beta_schedule" not in pipe.scheduler.config:
-            raise DtrakError(
-                f"The pipeline's {type(pipe.scheduler).__name__} has no β; only ε- and v-prediction are supported.",
-                hint="Use a base whose scheduler has beta_schedule.",
-            )
-        return variance_preserving(DDPMScheduler.from_config(pipe.scheduler.config))
+        return process_of(pipe.scheduler, shape[1] * shape[2])
 
     def call(self, network: Network, x: Tensor, times: Tensor, told: dict[str, Tensor | None]) -> Tensor:
         """See :class:`DiffusionModel`."""
         added = {name: told[name] for name in ("text_embeds", "time_ids")}
         tokens = told["encoder_hidden_states"]
-        return network(x, times, encoder_hidden_states=tokens, added_cond_kwargs=added).sample
+        return network(x, self.process.clock(times), encoder_hidden_states=tokens, added_cond_kwargs=added).sample
 
 
 def blank(resolution: int, path: Path | None) -> Blank:

@@ -1,6 +1,7 @@
-"""Stable Diffusion 1.x and 2.x: an ε- or v-prediction UNet on VAE latents, conditioned on CLIP's last hidden states.
+"""Stable Diffusion 1.x and 2.x: a UNet on VAE latents, conditioned on CLIP's last hidden states.
 
-Features use the conditional branch only. The VAE and the text encoder are frozen.
+It predicts ε or v, or the velocity where the pipeline's scheduler is that of flow matching. Features use the
+conditional branch only. The VAE and the text encoder are frozen.
 """
 
 import warnings
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDPMScheduler, FlowMatchEulerDiscreteScheduler, UNet2DConditionModel
 from diffusers.loaders.lora_pipeline import StableDiffusionLoraLoaderMixin
 from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils.logging import disable_progress_bar
@@ -20,9 +21,9 @@ from dtrak.models.conditioner import PromptConditioner
 from dtrak.models.families.base import Blank, Loader, plain_config
 from dtrak.models.families.weights import lora_scaling, state_digest, with_adapter
 from dtrak.models.pixel import save_adapter
-from dtrak.models.process import variance_preserving
+from dtrak.models.process import process_of
 from dtrak.utils.errors import DtrakError
-from dtrak.utils.files import atomic_files, digest, read_json
+from dtrak.utils.files import atomic_files, digest, read_json, read_note
 
 
 class StableDiffusion(DiffusionModel):
@@ -33,7 +34,7 @@ class StableDiffusion(DiffusionModel):
         prompts: suggested prompts.
 
     Raises:
-        DtrakError: the resolution does not suit the VAE, or the network predicts neither ε nor v.
+        DtrakError: the resolution does not suit the VAE, or the noise process is not supported.
     """
 
     codec: VaeCodec
@@ -51,7 +52,9 @@ class StableDiffusion(DiffusionModel):
         prompts: Sequence[str] = (),
     ):
         conditioner = PromptConditioner(text_encoder, tokenizer, dtype, prompts)
-        super().__init__(unet, VaeCodec(vae, resolution), conditioner, variance_preserving(scheduler), resolution)
+        codec = VaeCodec(vae, resolution)
+        process = process_of(scheduler, codec.shape[1] * codec.shape[2])
+        super().__init__(unet, codec, conditioner, process, resolution)
         self.dtype = dtype
 
     def fingerprint(self) -> str:
@@ -113,9 +116,7 @@ def load_stable_diffusion(
             path / "text_encoder", dtype=dtype, local_files_only=True, use_safetensors=True
         )
         tokenizer = CLIPTokenizer.from_pretrained(path / "tokenizer", local_files_only=True)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the pipeline's sampler has keys that DDPMScheduler ignores
-            scheduler = DDPMScheduler.from_pretrained(path / "scheduler", local_files_only=True)
+        scheduler = _scheduler(path / "scheduler")
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise DtrakError(
             f"The pipeline in {path} could not be loaded: {error}", hint="Check that the directory is complete."
@@ -133,6 +134,15 @@ def load_stable_diffusion(
     model = StableDiffusion(network, scheduler, resolution, vae, text_encoder, tokenizer, dtype, prompts)
     model.network.eval()
     return model
+
+
+def _scheduler(path: Path) -> Any:
+    kind = FlowMatchEulerDiscreteScheduler
+    if read_note(path / kind.config_name).get("_class_name") == kind.__name__:
+        return kind.from_pretrained(path, local_files_only=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the pipeline's sampler has keys that DDPMScheduler ignores
+        return DDPMScheduler.from_pretrained(path, local_files_only=True)
 
 
 def _load(
