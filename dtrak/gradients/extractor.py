@@ -237,6 +237,7 @@ def mean_gradient(
 
 def extract_rows(extractor: FeatureExtractor, table: Table, rows: Sequence[int]) -> list[SampleFeature]:
     """The features of some rows of a table, one per config, stacked along a new first axis."""
+    extractor.model.conditioner.prepare([table.names[row] for row in rows])
     latents = extractor.model.encode(table.pixels[list(rows)])
     found = [
         extractor(latent, table.records[row].id, table.names[row]) for latent, row in zip(latents, rows, strict=True)

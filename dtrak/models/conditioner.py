@@ -3,6 +3,7 @@
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -40,6 +41,12 @@ class Conditioner(ABC):
     @abstractmethod
     def free_condition(self, count: int, negative: str = "") -> Told | None:
         """The unconditional or negative conditioning for classifier-free guidance; None if the model has none."""
+
+    def keep_in(self, folder: Path) -> None:
+        """Where :meth:`prepare` may keep conditioning."""
+
+    def prepare(self, names: Sequence[str | None]) -> None:
+        """Compute the conditioning of many names at once, before anything else needs the device's memory."""
 
     @abstractmethod
     def told(self, condition: Tensor | None) -> dict[str, Tensor | None]:

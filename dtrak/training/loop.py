@@ -207,6 +207,7 @@ class Run:
         weights: Tensor | None = None,
     ):
         self.model, self.config, self.folder = model, config, folder
+        model.conditioner.prepare(names)
         weights = torch.ones(len(ids)) if weights is None else weights
         self.batches = KeyedBatches(model, config, inputs, ids, names, weights)
         self.steps = config.steps

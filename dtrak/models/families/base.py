@@ -4,15 +4,21 @@ A family's file says how prompts become conditioning, how the network is called,
 trained with. Prompts are encoded by the pipeline's own ``encode_prompt``.
 """
 
+import contextlib
 import math
+import shutil
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
 from dtrak.models.base import DiffusionModel
@@ -21,10 +27,12 @@ from dtrak.models.conditioner import Conditioner
 from dtrak.models.families.weights import load_pipe, lora_scaling, state_digest, with_adapter
 from dtrak.models.pixel import save_adapter
 from dtrak.models.process import NoiseProcess
-from dtrak.utils.files import atomic_files, digest
+from dtrak.utils.files import atomic_files, digest, write_bytes
 from dtrak.utils.latest import Latest
 
 KEPT = 2 * 2**30  # bytes of prompts' conditioning in memory
+FREE = 20 * 2**30  # bytes that conditioning leaves free on the disk
+SPARE = 1.2  # free memory for text encoders, as a multiple of their weights
 Parts = dict[str, Tensor]
 
 
@@ -85,10 +93,14 @@ class Loader:
 class PipelineConditioner(Conditioner):
     """Conditioning of several parts, such as token and pooled embeddings, kept as one tensor per prompt.
 
+    Text encoders are often larger than the rest. They stay on the processor, and are on the device only while they
+    encode; what :meth:`prepare` computes is kept on disk, so that a training set's captions are encoded once.
+
     Args:
         embed: a prompt's parts, without a batch axis.
         embed_free: the same for what guidance steers away from.
-        encoders: the modules that it uses.
+        encoding: given whether the network may leave the device, a block in which the encoders are where they run.
+        identity: a digest of all that the parts depend on besides the prompt.
         dtype: type of the conditioning.
         prompts: suggested prompts.
     """
@@ -99,22 +111,57 @@ class PipelineConditioner(Conditioner):
         self,
         embed: Callable[[str], Parts],
         embed_free: Callable[[str], Parts],
-        encoders: Sequence[torch.nn.Module],
+        encoding: Callable[[bool], AbstractContextManager[None]],
+        identity: Callable[[], str],
         dtype: torch.dtype,
         prompts: Sequence[str] = (),
     ):
-        self._encoders, self.dtype, self.names = encoders, dtype, list(prompts)
+        self._encoding, self._identity, self.dtype, self.names = encoding, cache(identity), dtype, list(prompts)
         self._device: torch.device | str = "cpu"
+        self._folder: Path | None = None
         self._shapes: dict[str, torch.Size] = {}
         self._embed, self._embed_free = embed, embed_free
         self._kept: Latest[Tensor] = Latest(KEPT, lambda packed: packed.nbytes)
 
     def to(self, device: torch.device | str) -> None:
         """See :class:`Conditioner`."""
-        for encoder in self._encoders:
-            encoder.to(device)
         self._device = device
-        self._kept.clear()
+
+    def keep_in(self, folder: Path) -> None:
+        """See :class:`Conditioner`."""
+        self._folder = folder
+
+    def prepare(self, names: Sequence[str | None]) -> None:
+        """See :class:`Conditioner`; only where they may be kept, and while the disk has room."""
+        wanted = [(self._embed, name or "") for name in dict.fromkeys([*names, ""])] + [(self._embed_free, "")]
+        missing = [(embed, prompt) for embed, prompt in wanted if not self._is_kept(embed, prompt)]
+        if not missing:
+            return
+        with self._encoding(True):
+            for embed, prompt in missing:
+                path = self._path(embed, prompt)
+                if path is None or shutil.disk_usage(path.parent.parent).free < FREE:
+                    return
+                write_bytes(path, save(self._encoded(embed, prompt)))
+
+    def _is_kept(self, embed: Callable[[str], Parts], prompt: str) -> bool:
+        path = self._path(embed, prompt)
+        return path is None or path.is_file()
+
+    def _path(self, embed: Callable[[str], Parts], prompt: str) -> Path | None:
+        if self._folder is None:
+            return None
+        return self._folder / f"{digest([self._identity(), str(self.dtype), embed.__name__, prompt])}.safetensors"
+
+    def _encoded(self, embed: Callable[[str], Parts], prompt: str) -> Parts:
+        return {name: part.to("cpu", self.dtype).contiguous() for name, part in embed(prompt).items()}
+
+    def _read(self, embed: Callable[[str], Parts], prompt: str) -> Parts | None:
+        path = self._path(embed, prompt)
+        try:
+            return load(path.read_bytes()) if path else None
+        except (OSError, SafetensorError):
+            return None
 
     def condition(self, names: Sequence[str | None]) -> Float[Tensor, "n numbers"]:
         """See :class:`Conditioner`; None is the empty prompt."""
@@ -141,9 +188,13 @@ class PipelineConditioner(Conditioner):
 
     def _packed(self, embed: Callable[[str], Parts], prompt: str) -> Float[Tensor, " numbers"]:
         def pack() -> Tensor:
-            parts = embed(prompt)
+            parts = self._read(embed, prompt)
+            if parts is None:
+                with self._encoding(False):
+                    parts = self._encoded(embed, prompt)
+            parts = dict(sorted(parts.items()))
             self._shapes = {name: part.shape for name, part in parts.items()}
-            return torch.cat([part.flatten().to("cpu", self.dtype) for part in parts.values()])  # megabytes
+            return torch.cat([part.flatten() for part in parts.values()])  # megabytes
 
         return self._kept.of((embed.__name__, prompt), pack)
 
@@ -174,14 +225,16 @@ class PipelineModel(DiffusionModel):
     ):  # fmt: skip
         self.pipe = pipe
         self.encoders = [part for name, part in sorted(pipe.components.items()) if _is_encoder(name, part)]
-        conditioner = PipelineConditioner(self.embed, self.embed_free, self.encoders, dtype, prompts)
+        conditioner = PipelineConditioner(
+            self.embed, self.embed_free, self._encoding, self._encoders_identity, dtype, prompts
+        )
         codec = self.codec_class(pipe.vae, resolution)
         super().__init__(network, codec, conditioner, self.process_of(pipe, codec.shape), resolution)
         self.dtype = dtype
 
     @abstractmethod
     def embed(self, prompt: str) -> Parts:
-        """A prompt's conditioning, without a batch axis; always the same parts in the same order."""
+        """A prompt's conditioning, without a batch axis; always the same parts."""
 
     def embed_free(self, negative: str) -> Parts:
         """The conditioning that guidance steers away from."""
@@ -191,16 +244,44 @@ class PipelineModel(DiffusionModel):
     def process_of(self, pipe: Any, shape: tuple[int, int, int]) -> NoiseProcess:
         """The noise process; ``shape`` is that of one latent."""
 
+    @contextlib.contextmanager
+    def _encoding(self, alone: bool) -> Iterator[None]:
+        device = self.device
+        if device.type == "cpu":
+            yield
+            return
+        size = sum(p.nbytes for encoder in self.encoders for p in encoder.parameters())
+        room = device.type != "cuda" or free_memory(device) > SPARE * size
+        if not room and not alone:  # another thread may use the network: encode on the processor
+            yield
+            return
+        with contextlib.ExitStack() as back:
+            if not room:
+                self.network.to("cpu")
+                back.callback(self.network.to, device)
+            for encoder in self.encoders:
+                encoder.to(device)
+                back.callback(encoder.to, "cpu")
+            yield
+
+    def _encoders_identity(self) -> str:
+        return digest([
+            type(self.pipe).__name__, [state_digest(part) for part in self.encoders], lora_scaling(*self.encoders),
+            self._words(), self.resolution,
+        ])  # fmt: skip
+
+    def _words(self) -> dict[str, Any]:
+        return {name: part.get_vocab() for name, part in self.pipe.components.items() if hasattr(part, "get_vocab")}
+
     def fingerprint(self) -> str:
         """See :class:`DiffusionModel`."""
         network: Any = self.network
         parts = {name: part for name, part in self.pipe.components.items() if isinstance(part, torch.nn.Module)}
         parts[self.part] = network
-        words = {n: part.get_vocab() for n, part in self.pipe.components.items() if hasattr(part, "get_vocab")}
         return digest([
             type(self.pipe).__name__, {name: state_digest(part) for name, part in sorted(parts.items())},
-            [plain_config(network), plain_config(self.pipe.vae)], lora_scaling(network, *self.encoders), words,
-            self.process.schedule.cpu().tolist(), self.resolution, *self.extra,
+            [plain_config(network), plain_config(self.pipe.vae)], lora_scaling(network, *self.encoders),
+            self._words(), self.process.schedule.cpu().tolist(), self.resolution, *self.extra,
         ])  # fmt: skip
 
     def save(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
@@ -208,6 +289,12 @@ class PipelineModel(DiffusionModel):
         network: Any = self.network
         with atomic_files(folder) as scratch:
             save_adapter(network, scratch, dtype)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on a GPU."""
+    torch.cuda.empty_cache()
+    return torch.cuda.mem_get_info(device)[0]
 
 
 def _is_encoder(name: str, part: Any) -> bool:
