@@ -44,15 +44,24 @@ def families_rows() -> list[tuple[str, ...]]:
             blank = loader.blank(loader.resolution, None)
             with_lora(blank.network, TrainingConfig(method="lora", lora_modules=loader.lora_modules))
             passes = passes_of(blank, 2)
-        size = size_in_words(passes.memory.network)
         rows.append((
             title, str(loader.resolution), f"{passes.parameters / 1e9:.1f} G", f"{passes.tuned / 1e6:.0f} M",
-            f"{passes.forward / 1e12:.1f} T", f"{passes.backward / 1e12:.1f} T", size,
+            f"{passes.forward / 1e12:.1f} T", f"{passes.backward / 1e12:.1f} T",
+            size_in_words(passes.memory.network), size_in_words(passes.memory.smallest),
         ))  # fmt: skip
     return rows
 
 
 if __name__ == "__main__":
     write_table("scale.md", "python -m benchmarks.scale", studies_table())
-    header = ("family", "resolution", "weights", "of the LoRA", "forward", "backward", "GPU memory, network alone")
+    header = (
+        "family",
+        "resolution",
+        "weights",
+        "of the LoRA",
+        "forward",
+        "backward",
+        "GPU memory",
+        "with gradient checkpointing",
+    )
     write_table("scale.md", "python -m benchmarks.scale, families", table(families_rows(), header))

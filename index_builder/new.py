@@ -59,11 +59,13 @@ def new(
     side = resolution or min(MOST, (found and found.resolution) or (usual.resolution if usual else MOST))
     place = {"path": str(Path(base).resolve())} if local else {"hub": base}
     adapter = str(lora.resolve())
+    dtype = usual.dtype if usual else "float32"
+    memory = {} if dtype == "float32" else {"gradient_checkpointing": True}  # large families
     content = {
         "title": path.stem,
         "data": {"kind": "imagefolder", "path": str(images.resolve()), "holdout": 0},
         "resolution": side,
-        "model": {"kind": "text-to-image", **place, "adapter": adapter, "dtype": usual.dtype if usual else "float32"},
+        "model": {"kind": "text-to-image", **place, "adapter": adapter, "dtype": dtype, **memory},
     }
     path.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
     print(path)

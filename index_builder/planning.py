@@ -48,17 +48,8 @@ def plan(
         for step in one.steps:
             times = "".join(f"{in_words(step.seconds(device, one.study)):>14}" for device in DEVICES)
             print(f"  {step.title:42}{size_in_words(step.bytes):>9}{times}")
-        memory = one.passes.memory
-        print(
-            f"  GPU memory: {size_in_words(memory.network)} for one image at one timestep "
-            f"({size_in_words(memory.weights)} weights, {size_in_words(memory.activations)} activations)"
-        )
-        if memory.beside is None:
-            print("  Text encoders and VAE come on top; their size is not known before the base model is here.")
-        else:
-            cards = ", ".join(f"{size} GB" for size in memory.cards or ())
-            beside = f"  With {size_in_words(memory.beside)} of text encoders and VAE, " if memory.beside else "  "
-            print(beside + (f"cards that suffice: {cards}" if cards else "a card of 80 GB does not suffice"))
+        for line in one.passes.memory.lines():
+            print(f"  {line}")
         for index in chosen:
             print(index.text)
     print("Estimates: operations counted on the traced network, divided by the rates in docs/scale.md.")

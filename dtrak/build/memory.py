@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from dtrak.models.families.base import Blank
+from dtrak.utils.text import size_in_words
 
 CARDS = (24, 48, 80)  # GB
 SPARE = 0.9  # share of a card that can be used
@@ -24,11 +25,13 @@ class Memory:
     Attributes:
         weights: of the network and of the tuned weights' gradients.
         activations: kept for the backward pass.
-        beside: of text encoders and VAE, which stay on the GPU too; None if their size is not known here.
+        checkpointed: the same with gradient checkpointing; None for networks without.
+        beside: of the VAE, which stays on the GPU too; None if its size is not known here. Text encoders leave it.
     """
 
     weights: float
     activations: float
+    checkpointed: float | None = None
     beside: float | None = None
 
     @property
@@ -37,21 +40,49 @@ class Memory:
         return self.weights + self.activations
 
     @property
-    def cards(self) -> list[int] | None:
-        """The sizes in GB, of ``CARDS``, that suffice with a tenth kept free; None if that is not known."""
+    def smallest(self) -> float:
+        """What it needs with gradient checkpointing, if it can."""
+        return self.weights + (self.activations if self.checkpointed is None else self.checkpointed)
+
+    def cards(self, network: float) -> list[int] | None:
+        """The sizes in GB, of ``CARDS``, that suffice with a tenth kept free; None if that is not known.
+
+        Args:
+            network: what the network needs.
+        """
         if self.beside is None:
             return None
-        return [size for size in CARDS if self.network + self.beside <= SPARE * size * 1e9]
+        return [size for size in CARDS if network + self.beside <= SPARE * size * 1e9]
+
+    def lines(self) -> list[str]:
+        """All of it for people."""
+        weights, activations = size_in_words(self.weights), size_in_words(self.activations)
+        lines = [
+            f"GPU memory: {size_in_words(self.network)} for one image at one timestep ({weights} weights, "
+            f"{activations} activations)" + self._sufficient(self.network)
+        ]
+        if self.checkpointed is not None:
+            size = size_in_words(self.smallest)
+            lines.append(f"  with gradient checkpointing: {size}" + self._sufficient(self.smallest))
+        if self.beside is None:
+            return [*lines, "  The VAE comes on top; its size is not known before the base model is here."]
+        return [*lines, f"  Beside it: {size_in_words(self.beside)} of the VAE"] if self.beside else lines
+
+    def _sufficient(self, network: float) -> str:
+        cards = self.cards(network)
+        if cards is None:
+            return ""
+        return f"; cards of {', '.join(map(str, cards))} GB suffice" if cards else "; a card of 80 GB does not suffice"
 
 
 def bytes_beside(pipeline: Path, width: int) -> float:
-    """Bytes of a pipeline's text encoders and VAE, by the headers of their files.
+    """Bytes of a pipeline's VAE, by the headers of its files.
 
     Args:
         width: bytes of a weight as it is loaded.
     """
     numbers = 0
-    for path in (*pipeline.glob("text_encoder*/*.safetensors"), *pipeline.glob("vae/*.safetensors")):
+    for path in pipeline.glob("vae/*.safetensors"):
         with safe_open(path, "pt") as file:
             numbers += sum(math.prod(file.get_slice(name).get_shape()) for name in list(file.keys()))
     return float(width * numbers)
@@ -65,20 +96,61 @@ def estimate_memory(blank: Blank, width: int) -> Memory:
         width: bytes of a frozen weight and of an activation; tuned weights have 4.
     """
     parameters = list(blank.network.parameters())
-    own = {p.untyped_storage()._cdata for p in parameters}
-    kept: dict[int, Tensor] = {}  # tensors stay alive here, so that a storage's address is its own
-
-    def keep(tensor: Tensor) -> Tensor:
-        if tensor.untyped_storage()._cdata not in own:
-            kept[tensor.untyped_storage()._cdata] = tensor
-        return tensor
-
-    with _FusedAttention(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        blank.call()
     tuned = sum(p.numel() for p in parameters if p.requires_grad)
     frozen = sum(p.numel() for p in parameters if not p.requires_grad)
-    numbers = sum(t.untyped_storage().nbytes() // t.element_size() for t in kept.values())
-    return Memory(float(width * frozen + 2 * 4 * tuned), float(width * numbers))
+    kept = _Kept(parameters)
+    with _FusedAttention():
+        with kept:
+            blank.call()
+        checkpointed = _checkpointed(blank, parameters)
+    known = None if checkpointed is None else float(width * checkpointed)
+    return Memory(float(width * frozen + 2 * 4 * tuned), float(width * kept.numbers), known)
+
+
+def _checkpointed(blank: Blank, parameters: list[torch.nn.Parameter]) -> int | None:
+    """Numbers kept with gradient checkpointing: each block's inputs, and what the largest block keeps."""
+    network: Any = blank.network
+    outside, largest = _Kept(parameters), 0
+
+    def run(block: Any, *inputs: Any) -> Any:
+        nonlocal largest
+        for tensor in inputs:
+            if isinstance(tensor, Tensor):
+                outside.keep(tensor)
+        inside = _Kept(parameters)
+        with inside:
+            found = block(*inputs)
+        largest = max(largest, inside.numbers)
+        return found
+
+    try:
+        network.enable_gradient_checkpointing(run)
+    except (AttributeError, ValueError):
+        return None
+    with outside:
+        blank.call()
+    network.disable_gradient_checkpointing()
+    return outside.numbers + largest
+
+
+class _Kept(torch.autograd.graph.saved_tensors_hooks):
+    """The tensors that a forward pass keeps for its backward pass, without the weights."""
+
+    def __init__(self, parameters: list[torch.nn.Parameter]):
+        super().__init__(self.keep, lambda tensor: tensor)
+        self._own = {p.untyped_storage()._cdata for p in parameters}
+        self._kept: dict[int, Tensor] = {}  # tensors stay alive here, so that a storage's address is its own
+
+    def keep(self, tensor: Tensor) -> Tensor:
+        """Count a tensor, each storage once."""
+        if tensor.untyped_storage()._cdata not in self._own:
+            self._kept[tensor.untyped_storage()._cdata] = tensor
+        return tensor
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers they hold."""
+        return sum(t.untyped_storage().nbytes() // t.element_size() for t in self._kept.values())
 
 
 class _Attention(torch.autograd.Function):

@@ -20,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dtrak.gradients.outputs import OUTPUT_FUNCTIONS, split_view
 from dtrak.gradients.rows import Recorder
-from dtrak.models.base import DiffusionModel, underflow_scale
+from dtrak.models.base import DiffusionModel, activations_kept, underflow_scale
 from dtrak.utils.noise import feature_noise
 
 
@@ -190,7 +190,8 @@ def _apart_by_vmap(model: DiffusionModel, batch: _Batch, outputs: Sequence[str])
         return (prediction[0], *found)
 
     places = (0, 0, 0, None if batch.condition is None else 0, 0)
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):  # fused attention has no batching rule for vmap
+    # Fused attention has no batching rule for vmap, and gradient checkpointing cannot be transformed.
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), activations_kept(model.network):
         prediction, *found = vmap(one, in_dims=places)(
             batch.x_t, batch.target, batch.timesteps, batch.condition, batch.elbo_weights
         )

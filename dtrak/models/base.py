@@ -5,8 +5,9 @@ conditioning), the network, and a noise process (forward process, target, loss w
 one file in this package; code outside it does not depend on the noise process or the prediction target.
 """
 
+import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from dtrak.models.codec import Codec
 from dtrak.models.conditioner import Conditioner, Told
 from dtrak.models.process import NoiseProcess
+from dtrak.utils.errors import DtrakError
 from dtrak.utils.noise import keyed_generator
 
 Network = Callable[..., Any]  # a network, or a function that runs it with other parameters
@@ -139,6 +141,38 @@ class DiffusionModel(ABC):
             told: from :meth:`Conditioner.told`.
         """
         return network(x, self.process.clock(times), **told).sample
+
+
+def checkpoint_gradients(network: Any) -> None:
+    """Let the backward pass compute activations again, block by block, instead of keeping them.
+
+    Raises:
+        DtrakError: the network cannot.
+    """
+    try:
+        network.enable_gradient_checkpointing()
+    except (AttributeError, ValueError) as error:
+        raise DtrakError(
+            f"This network has no gradient checkpointing: {error}", hint="Remove model.gradient_checkpointing."
+        ) from error
+
+
+@contextlib.contextmanager
+def activations_kept(network: Any) -> Iterator[None]:
+    """Without :func:`checkpoint_gradients` within the block, for what cannot run twice."""
+    if not checkpoints_gradients(network):
+        yield
+        return
+    network.disable_gradient_checkpointing()
+    try:
+        yield
+    finally:
+        network.enable_gradient_checkpointing()
+
+
+def checkpoints_gradients(network: torch.nn.Module) -> bool:
+    """Whether :func:`checkpoint_gradients` is in effect."""
+    return any(getattr(module, "gradient_checkpointing", False) for module in network.modules())
 
 
 def underflow_scale(model: DiffusionModel, size: int) -> float:

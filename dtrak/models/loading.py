@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from dtrak.config import LAST, RANDOMISED, Study
-from dtrak.models.base import DiffusionModel, shuffle_weights
+from dtrak.models.base import DiffusionModel, checkpoint_gradients, shuffle_weights
 from dtrak.models.pixel import load_model
 from dtrak.study.folder import StudyFolder, model_variants, trained_model_config
 from dtrak.utils.errors import DtrakError
@@ -62,7 +62,11 @@ def load_any(study: Study, path: Path, adapter: Path | None = None, prompts: Seq
         from dtrak.models.families import loader_of
 
         dtype = getattr(torch, config.dtype)
-        return loader_of(path).load(path, study.resolution, adapter, dtype, prompts, config.guidance_input)
+        model = loader_of(path).load(path, study.resolution, adapter, dtype, prompts, config.guidance_input)
+        model.conditioner.keep_in(StudyFolder(study).root / "conditioning")
+        if config.gradient_checkpointing:
+            checkpoint_gradients(model.network)
+        return model
     return load_model(path, study.resolution, adapter, config.classes, config.null_class)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dtrak.config import TrainingConfig
-from dtrak.models.base import DiffusionModel
+from dtrak.models.base import DiffusionModel, checkpoints_gradients
 from dtrak.models.conditioner import ClassConditioner
 
 MOST_MERGED = 100_000_000  # weights that may be copied
@@ -102,9 +102,11 @@ def lora_merged(network: torch.nn.Module, scale: float = 1.0) -> Iterator[None]:
 def lora_folded(network: torch.nn.Module) -> Iterator[None]:
     """Compute layers as ``(W + BA) x`` instead of ``W x + B (A x)`` within the block, where that is less work.
 
-    The same function, with the same gradients of A and B up to rounding: for training.
+    The same function, with the same gradients of A and B up to rounding: for training. Not with gradient
+    checkpointing, whose second forward pass comes after the block.
     """
-    layers: list[Any] = [m for m in network.modules() if isinstance(m, LoraLayer) and _folds(m)]
+    modules = () if checkpoints_gradients(network) else network.modules()
+    layers: list[Any] = [m for m in modules if isinstance(m, LoraLayer) and _folds(m)]
     for layer in layers:
         layer.forward = partial(_folded, layer)
     try:

@@ -54,6 +54,7 @@ def test_a_study_is_written_and_reads_its_captions(own, monkeypatch):
     assert result.exit_code == 0, result.output
     study = load_study(str(own / "mine.yaml"))
     assert study.model.dtype == "bfloat16"
+    assert study.model.gradient_checkpointing
     assert study.resolution == SIDE
     folder = StudyFolder(study)
     prepare(study, folder.data)

@@ -19,6 +19,7 @@ from dtrak.gradients.outputs import OUTPUT_FUNCTIONS
 from dtrak.methods.attributor import Attributor
 from dtrak.methods.queries import generate_query
 from dtrak.methods.settings import Setting
+from dtrak.models.base import checkpoint_gradients, checkpoints_gradients
 from dtrak.models.families import loader_of
 from dtrak.models.generation import GenerationSettings
 from dtrak.models.loading import load_study_model
@@ -274,3 +275,25 @@ def test_views_of_an_output_function_are_named():
     from dtrak.gradients.outputs import split_view
 
     assert {split_view(name)[1] for name in get_args(OutputName)} == set(OUTPUT_FUNCTIONS)
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["summed", "apart"])
+@pytest.mark.parametrize("name", ["sdxl", "sd3", "flux", "qwen-image", "z-image"])
+def test_gradient_checkpointing_changes_no_gradient(written, name, apart):
+    found = []
+    for checkpointing in (False, True):
+        model = add_lora(loaded(written, name), TrainingConfig(method="lora", rank=2))
+        for parameter in model.parameters().values():
+            parameter.data.add_(0.01)
+        if checkpointing:
+            checkpoint_gradients(model.network)
+            assert checkpoints_gradients(model.network)
+        outputs = ("mean-squared-l2-norm", "loss")
+        configs = [FeatureConfig(output=o, timesteps=3, projection_dim=32, apart=apart) for o in outputs]
+        extractor = FeatureExtractor(model, configs)
+        features = extractor(model.encode(pixels(1))[0], "a", PROMPTS[0])
+        recipe = TrainingConfig(batch_size=2, class_dropout=0)
+        run = Run(model, recipe, model.codec.training_inputs(pixels(2)), ["a", "b"], PROMPTS)
+        found.append([*(torch.from_numpy(f.parts) for f in features), *run.gradients(0)[0]])
+    for kept, again in zip(*found, strict=True):
+        torch.testing.assert_close(kept, again, rtol=1e-5, atol=1e-7)
