@@ -253,6 +253,8 @@ def main() -> None:
     parser.add_argument("--flow", action="store_true", help="flow matching, with the start's text encoder as it is")
     parser.add_argument("--only", choices=("tokenizer", "autoencoder", "network"))
     arguments = parser.parse_args()
+    if arguments.flow and not arguments.start:
+        parser.error("--flow needs --start, whose text encoder it takes")
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

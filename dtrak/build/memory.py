@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from dtrak.models.families import family_of
 from dtrak.models.families.base import Blank
 from dtrak.utils.text import size_in_words
 
@@ -26,7 +27,7 @@ class Memory:
         weights: of the network and of the tuned weights' gradients.
         activations: kept for the backward pass.
         checkpointed: the same with gradient checkpointing; None for networks without.
-        beside: of the VAE, which stays on the GPU too; None if its size is not known here. Text encoders leave it.
+        beside: of what stays on the GPU too, see :func:`bytes_beside`; None if its size is not known here.
     """
 
     weights: float
@@ -66,7 +67,7 @@ class Memory:
             lines.append(f"  with gradient checkpointing: {size}" + self._sufficient(self.smallest))
         if self.beside is None:
             return [*lines, "  The VAE comes on top; its size is not known before the base model is here."]
-        return [*lines, f"  Beside it: {size_in_words(self.beside)} of the VAE"] if self.beside else lines
+        return [*lines, f"  VAE, on top: {size_in_words(self.beside)}"] if self.beside else lines
 
     def _sufficient(self, network: float) -> str:
         cards = self.cards(network)
@@ -76,13 +77,16 @@ class Memory:
 
 
 def bytes_beside(pipeline: Path, width: int) -> float:
-    """Bytes of a pipeline's VAE, by the headers of its files.
+    """Bytes of a pipeline's VAE, by the headers of its files; of Stable Diffusion 1.x and 2.x's text encoder, too.
+
+    Other families' text encoders are on the GPU only while they encode.
 
     Args:
         width: bytes of a weight as it is loaded.
     """
     numbers = 0
-    for path in pipeline.glob("vae/*.safetensors"):
+    encoders = pipeline.glob("text_encoder/*.safetensors") if family_of(pipeline) == "StableDiffusionPipeline" else ()
+    for path in (*pipeline.glob("vae/*.safetensors"), *encoders):
         with safe_open(path, "pt") as file:
             numbers += sum(math.prod(file.get_slice(name).get_shape()) for name in list(file.keys()))
     return float(width * numbers)

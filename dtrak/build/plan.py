@@ -75,7 +75,9 @@ def count_passes(study: Study) -> Passes:
     with torch.device("meta"):
         passes = passes_of(new_network(study), width)
     if study.model.kind != "text-to-image":
-        return replace(passes, memory=replace(passes.memory, beside=0.0))
+        return replace(passes, memory=replace(passes.memory, checkpointed=None, beside=0.0))
+    if study.model.gradient_checkpointing:  # each backward pass begins with another forward pass
+        passes = replace(passes, backward=passes.backward + passes.forward)
     path = local_base(study)
     return replace(passes, memory=replace(passes.memory, beside=bytes_beside(path, width))) if path else passes
 

@@ -100,7 +100,7 @@ class ModelConfig(_Frozen):
     ``hub`` names a model on the Hugging Face Hub, used instead of ``path``. ``dtype`` is that of the frozen
     weights; tuned weights and gradients are in float32. ``guidance_input`` is the guidance scale that
     guidance-distilled networks (FLUX.1 dev, FLUX.2 dev) take as input. ``gradient_checkpointing`` computes
-    activations again in the backward pass instead of keeping them: a third more time, far less memory.
+    activations again in the backward pass instead of keeping them: about half more time, far less memory.
     ``checkpoints`` are earlier checkpoints of the model (TracInCP, GAS); ``ensemble`` are models trained on
     other halves of the data (ensemble methods). Each is a directory of the same kind as the model itself.
     """
@@ -293,7 +293,9 @@ class Study(_Frozen):
     @model_validator(mode="after")
     def _one_forward_pass(self) -> "Study":
         if self.model.gradient_checkpointing and self.training.dropout:
-            raise ValueError("'gradient_checkpointing' needs training without 'dropout', whose draws it would repeat")
+            raise ValueError(
+                "'gradient_checkpointing' needs training without 'dropout': its second pass would drop others"
+            )
         return self
 
     @model_validator(mode="before")

@@ -111,7 +111,7 @@ class FeatureExtractor:
         configs: Sequence[FeatureConfig],
         batch_size: int = 16,
         by_block: bool = False,
-        timesteps: Sequence[int] | None = None,
+        timesteps: Sequence[float] | None = None,
     ):
         self.model, self.configs, self.batch_size = model, list(configs), batch_size
         sizes = [p.numel() for p in model.parameters().values()]

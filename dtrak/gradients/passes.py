@@ -29,19 +29,19 @@ class NoiseSchedule:
     """The (timestep, draw) pairs of a feature, with equal weights.
 
     Attributes:
-        timesteps: in [0, 1000).
+        timesteps: in [0, 1000); a sampler's may lie between integers.
         draws: number of noise draws per timestep.
         seed: noise seed; see :mod:`dtrak.utils.noise`.
         first_draw: number of the first draw.
     """
 
-    timesteps: tuple[int, ...]
+    timesteps: tuple[float, ...]
     draws: int = 1
     seed: int = 0
     first_draw: int = 0
 
     @property
-    def pairs(self) -> list[tuple[int, int]]:
+    def pairs(self) -> list[tuple[float, int]]:
         """All (timestep, draw) pairs, draws outermost."""
         draws = range(self.first_draw, self.first_draw + self.draws)
         return [(t, draw) for draw in draws for t in self.timesteps]

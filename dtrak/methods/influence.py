@@ -235,6 +235,6 @@ DAS = GradientMethod(
     residual=True,
     formula="τ(x, n) = (φ(x)ᵀ (ΦᵀΦ + λI)⁻¹ φₙ · rₙ / (1 − φₙᵀ (ΦᵀΦ + λI)⁻¹ φₙ))²,  φ of mean(ε_θ), "
     "each timestep's gradient scaled to length 1, rₙ = meanₜ(eₙₜ / ‖eₙ‖), eₙₜ = √mean((ε_θ − ε)²)",
-    source="Lin et al., ICLR 2025 (arXiv 2410.18639), as in the released code; unsigned",
+    source="Lin et al., ICLR 2025 (arXiv 2410.18639), gradients and residuals as in its code; unsigned",
     needs="features of its output function, with apart: true",
 )

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Shaped, UInt8
+from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor
 
 from dtrak.models.codec import Codec
@@ -110,7 +110,7 @@ class DiffusionModel(ABC):
         """
         return self.conditioner.condition(names)
 
-    def add_noise(self, x: Tensor, noise: Tensor, timesteps: Int[Tensor, " n"]) -> Tensor:
+    def add_noise(self, x: Tensor, noise: Tensor, timesteps: Shaped[Tensor, " n"]) -> Tensor:
         """The noisy input x_t."""
         return self.process.noisy(x, noise, timesteps)
 

@@ -10,7 +10,7 @@ import torch
 from dtrak.config import LAST, RANDOMISED, Study
 from dtrak.models.base import DiffusionModel, checkpoint_gradients, shuffle_weights
 from dtrak.models.pixel import load_model
-from dtrak.study.folder import StudyFolder, model_variants, trained_model_config
+from dtrak.study.folder import CONDITIONING, StudyFolder, model_variants, trained_model_config
 from dtrak.utils.errors import DtrakError
 
 PROMPTS = 8  # suggested prompts
@@ -63,7 +63,7 @@ def load_any(study: Study, path: Path, adapter: Path | None = None, prompts: Seq
 
         dtype = getattr(torch, config.dtype)
         model = loader_of(path).load(path, study.resolution, adapter, dtype, prompts, config.guidance_input)
-        model.conditioner.keep_in(StudyFolder(study).root / "conditioning")
+        model.conditioner.keep_in(StudyFolder(study).root / CONDITIONING)
         if config.gradient_checkpointing:
             checkpoint_gradients(model.network)
         return model

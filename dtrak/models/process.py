@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
-from jaxtyping import Float, Int
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from dtrak.config import TIMES
@@ -63,15 +63,15 @@ class NoiseProcess(ABC):
         """Move its tables to a device."""
 
     @abstractmethod
-    def noisy(self, x: Tensor, noise: Tensor, times: Int[Tensor, " n"]) -> Tensor:
+    def noisy(self, x: Tensor, noise: Tensor, times: Shaped[Tensor, " n"]) -> Tensor:
         """The noisy input x_t."""
 
     @abstractmethod
-    def target(self, x: Tensor, noise: Tensor, times: Int[Tensor, " n"]) -> Tensor:
+    def target(self, x: Tensor, noise: Tensor, times: Shaped[Tensor, " n"]) -> Tensor:
         """The training target of the network at x_t."""
 
     @abstractmethod
-    def view(self, view: str, times: Int[Tensor, " n"]) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
+    def view(self, view: str, times: Shaped[Tensor, " n"]) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
         """Numbers a and b with which a·x_t + b·prediction is the noise ε̂ ("noise") or the image x̂₀ ("image")."""
 
     @abstractmethod
@@ -83,11 +83,11 @@ class NoiseProcess(ABC):
         """What a UNet takes as its time, on the scale from 0 to 1000."""
 
     @abstractmethod
-    def loss_weights(self, times: Int[Tensor, " n"], gamma: float | None) -> Float[Tensor, " n"]:
+    def loss_weights(self, times: Shaped[Tensor, " n"], gamma: float | None) -> Float[Tensor, " n"]:
         """Weights of training losses: min-SNR-γ (Hang et al., 2023, arXiv 2303.09556), or ones if γ is None."""
 
     @abstractmethod
-    def elbo_weights(self, times: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+    def elbo_weights(self, times: Shaped[Tensor, " n"]) -> Float[Tensor, " n"]:
         """Weights with which the loss is the evidence lower bound (ELBO)."""
 
     @abstractmethod
@@ -134,7 +134,7 @@ class VariancePreserving(NoiseProcess):
         """See :class:`NoiseProcess`."""
         self.alphas_cumprod = self.alphas_cumprod.to(device)
 
-    def noisy(self, x: Tensor, noise: Tensor, times: Int[Tensor, " n"]) -> Tensor:
+    def noisy(self, x: Tensor, noise: Tensor, times: Shaped[Tensor, " n"]) -> Tensor:
         """See :class:`NoiseProcess`."""
         alpha = self.alphas_cumprod[times].reshape(-1, 1, 1, 1)
         return alpha.sqrt() * x + (1 - alpha).sqrt() * noise
@@ -147,7 +147,7 @@ class VariancePreserving(NoiseProcess):
         """The timestep."""
         return times
 
-    def elbo_weights(self, times: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+    def elbo_weights(self, times: Shaped[Tensor, " n"]) -> Float[Tensor, " n"]:
         """Of the ε-loss: w_t = β_t / (2 α_t (1 − ᾱ_t))."""
         betas = self._scheduler.betas.to(times.device)[times]
         return betas / (2 * (1 - betas) * (1 - self.alphas_cumprod[times]))
@@ -166,18 +166,18 @@ class EpsilonDiffusion(VariancePreserving):
 
     prediction = "epsilon"
 
-    def target(self, x: Tensor, noise: Tensor, times: Int[Tensor, " n"]) -> Tensor:
+    def target(self, x: Tensor, noise: Tensor, times: Shaped[Tensor, " n"]) -> Tensor:
         """ε."""
         return noise
 
-    def view(self, view: str, times: Int[Tensor, " n"]) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
+    def view(self, view: str, times: Shaped[Tensor, " n"]) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
         """See :class:`NoiseProcess`; x̂₀ = (x_t − √(1−ᾱ) ε̂) / √ᾱ."""
         alpha = self.alphas_cumprod[times]
         if view == "noise":
             return torch.zeros_like(alpha), torch.ones_like(alpha)
         return alpha.rsqrt(), -((1 - alpha) / alpha).sqrt()
 
-    def loss_weights(self, times: Int[Tensor, " n"], gamma: float | None) -> Float[Tensor, " n"]:
+    def loss_weights(self, times: Shaped[Tensor, " n"], gamma: float | None) -> Float[Tensor, " n"]:
         """min(SNR, γ)/SNR."""
         if gamma is None:
             return torch.ones(len(times), device=times.device)
@@ -190,24 +190,24 @@ class VelocityDiffusion(VariancePreserving):
 
     prediction = "v_prediction"
 
-    def target(self, x: Tensor, noise: Tensor, times: Int[Tensor, " n"]) -> Tensor:
+    def target(self, x: Tensor, noise: Tensor, times: Shaped[Tensor, " n"]) -> Tensor:
         """v."""
         alpha = self.alphas_cumprod[times].reshape(-1, 1, 1, 1)
         return alpha.sqrt() * noise - (1 - alpha).sqrt() * x
 
-    def view(self, view: str, times: Int[Tensor, " n"]) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
+    def view(self, view: str, times: Shaped[Tensor, " n"]) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
         """See :class:`NoiseProcess`; ε̂ = √(1−ᾱ) x_t + √ᾱ v̂ and x̂₀ = √ᾱ x_t − √(1−ᾱ) v̂."""
         alpha = self.alphas_cumprod[times]
         return ((1 - alpha).sqrt(), alpha.sqrt()) if view == "noise" else (alpha.sqrt(), -(1 - alpha).sqrt())
 
-    def loss_weights(self, times: Int[Tensor, " n"], gamma: float | None) -> Float[Tensor, " n"]:
+    def loss_weights(self, times: Shaped[Tensor, " n"], gamma: float | None) -> Float[Tensor, " n"]:
         """min(SNR, γ)/(SNR + 1)."""
         if gamma is None:
             return torch.ones(len(times), device=times.device)
         alpha = self.alphas_cumprod[times]
         return (alpha / (1 - alpha)).clamp(max=gamma) * (1 - alpha)
 
-    def elbo_weights(self, times: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+    def elbo_weights(self, times: Shaped[Tensor, " n"]) -> Float[Tensor, " n"]:
         """Those of the ε-loss times ᾱ, as an error of v̂ is one of √ᾱ as much in ε̂."""
         return super().elbo_weights(times) * self.alphas_cumprod[times]
 
@@ -269,21 +269,23 @@ class FlowMatching(NoiseProcess):
         sigma = self.level(times).reshape(-1, 1, 1, 1)
         return (1 - sigma) * x + sigma * noise
 
-    def target(self, x: Tensor, noise: Tensor, times: Int[Tensor, " n"]) -> Tensor:
+    def target(self, x: Tensor, noise: Tensor, times: Shaped[Tensor, " n"]) -> Tensor:
         """ε − x."""
         return noise - x
 
-    def view(self, view: str, times: Int[Tensor, " n"]) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
+    def view(self, view: str, times: Shaped[Tensor, " n"]) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
         """See :class:`NoiseProcess`; ε̂ = x_σ + (1−σ) v̂ and x̂₀ = x_σ − σ v̂."""
         sigma = self.level(times)
         return torch.ones_like(sigma), 1 - sigma if view == "noise" else -sigma
 
-    def loss_weights(self, times: Int[Tensor, " n"], gamma: float | None) -> Float[Tensor, " n"]:
+    def loss_weights(self, times: Shaped[Tensor, " n"], gamma: float | None) -> Float[Tensor, " n"]:
         """Ones: the weighting "none" of diffusers' scripts."""
         return torch.ones(len(times), device=times.device)
 
-    def elbo_weights(self, times: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+    def elbo_weights(self, times: Shaped[Tensor, " n"]) -> Float[Tensor, " n"]:
         """(1−σ)/σ · Δσ: half the fall of the log-SNR, times (1−σ)², as an error of v̂ is (1−σ) as much in ε̂."""
+        if times.is_floating_point():  # of a sampler: the timestep at or above its noise level
+            times = torch.searchsorted(self.sigmas, self.level(times) * (1 - 1e-6)).clamp(max=self.steps - 1)
         sigma = self.sigmas[times]
         before = torch.where(times > 0, self.sigmas[(times - 1).clamp(min=0)], torch.zeros_like(sigma))
         return (1 - sigma) / sigma * (sigma - before)
@@ -319,14 +321,23 @@ def process_of(scheduler: Any, tokens: int) -> NoiseProcess:
     """
     if type(scheduler) is FlowMatchEulerDiscreteScheduler:
         return FlowMatching(scheduler, tokens)
-    if "beta_schedule" not in scheduler.config:
-        raise DtrakError(
-            f"The pipeline's {type(scheduler).__name__} has no β, and is not the scheduler of flow matching.",
-            hint="Use a base whose scheduler has beta_schedule, or FlowMatchEulerDiscreteScheduler.",
-        )
+    check_betas(type(scheduler).__name__, scheduler.config)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a sampler has keys that DDPMScheduler ignores
         return variance_preserving(DDPMScheduler.from_config(scheduler.config))
+
+
+def check_betas(name: str, config: Any) -> None:
+    """Check that a scheduler's configuration has a schedule of β.
+
+    Raises:
+        DtrakError: it has none, as EDM's and other variants of flow matching.
+    """
+    if "beta_schedule" not in config:
+        raise DtrakError(
+            f"The pipeline's {name} has no β, and is not {FlowMatchEulerDiscreteScheduler.__name__}.",
+            hint="Use a base whose scheduler is one of these two kinds.",
+        )
 
 
 class _Euler(Sampler):

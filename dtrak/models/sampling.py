@@ -36,7 +36,7 @@ class SamplingStep:
 
     done: int
     total: int
-    timestep: int
+    timestep: float
     x: Float[Tensor, "n c s s"]
     x0: Float[Tensor, "n c s s"]
 
@@ -115,7 +115,7 @@ def merged_for(model: DiffusionModel, settings: GenerationSettings) -> Iterator[
         yield
 
 
-def trajectory(model: DiffusionModel, settings: GenerationSettings) -> tuple[Float[Tensor, "steps c s s"], list[int]]:
+def trajectory(model: DiffusionModel, settings: GenerationSettings) -> tuple[Float[Tensor, "steps c s s"], list[float]]:
     """The x̂₀ predicted at each step of generating an image, and the steps' timesteps."""
     with merged_for(model, settings):
         steps = [(step.x0[0], step.timestep) for step in sample(model, [settings])]

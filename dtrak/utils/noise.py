@@ -15,14 +15,14 @@ from jaxtyping import Float32
 NOISE_VERSION = 1  # part of every fingerprint: raise it whenever the streams below change
 
 
-def keyed_generator(purpose: str, seed: int, key: str, *counters: int) -> np.random.Generator:
+def keyed_generator(purpose: str, seed: int, key: str, *counters: float) -> np.random.Generator:
     """A generator that depends only on its arguments.
 
     Args:
         purpose: separates independent uses of one seed ("feature", "training", …).
         seed: the user's seed.
         key: usually a sample id.
-        counters: up to two non-negative integers below 2⁶⁴, such as timestep and draw.
+        counters: up to two non-negative numbers below 2⁶⁴, such as timestep and draw; fractions are dropped.
     """
     name = f"{purpose}\0{seed}\0{key}".encode()
     philox_key = np.frombuffer(hashlib.blake2b(name, digest_size=16).digest(), dtype="<u8")
@@ -32,7 +32,7 @@ def keyed_generator(purpose: str, seed: int, key: str, *counters: int) -> np.ran
 
 
 def feature_noise(
-    seed: int, sample_id: str, pairs: Sequence[tuple[int, int]], shape: tuple[int, ...]
+    seed: int, sample_id: str, pairs: Sequence[tuple[float, int]], shape: tuple[int, ...]
 ) -> Float32[np.ndarray, "pairs *shape"]:
     """Standard normal noise for one sample at several (timestep, draw) pairs."""
     rows = [keyed_generator("feature", seed, sample_id, *pair).standard_normal(shape, np.float32) for pair in pairs]

@@ -52,6 +52,18 @@ def test_a_damaged_file_is_encoded_again(written, tmp_path):
     for path in tmp_path.iterdir():
         path.write_bytes(path.read_bytes()[:100])
     torch.testing.assert_close(model.condition(PROMPTS), expected, rtol=0, atol=0)
+    model.conditioner.prepare(PROMPTS)
+    torch.testing.assert_close(model.condition(PROMPTS), expected, rtol=0, atol=0)
+
+
+def test_another_guidance_input_has_files_of_its_own(written, tmp_path):
+    for name in ("flux", "flux-schnell"):  # which differ in what a prompt is cut to
+        model = loaded(written, name)
+        model.pipe.text_encoder.load_state_dict(loaded(written, FAMILY).pipe.text_encoder.state_dict())
+        model.pipe.text_encoder_2.load_state_dict(loaded(written, FAMILY).pipe.text_encoder_2.state_dict())
+        model.conditioner.keep_in(tmp_path / "conditioning")
+        model.conditioner.prepare(PROMPTS)
+    assert len(list((tmp_path / "conditioning").iterdir())) == 2 * len([*PROMPTS, "", "free"])
 
 
 def test_nothing_is_kept_where_the_disk_is_nearly_full(written, tmp_path, monkeypatch):
@@ -79,18 +91,20 @@ class Part:
 @pytest.mark.parametrize(
     ("free", "alone", "expected"),
     [
-        (1000, True, ["text to cuda:0", "text to cpu"]),
-        (10, True, ["network to cpu", "text to cuda:0", "text to cpu", "network to cuda:0"]),
-        (10, False, []),
+        ([1000, 1000], True, ["text to cuda:0", "text to cpu"]),
+        ([10, 1000], True, ["network to cpu", "text to cuda:0", "text to cpu", "network to cuda:0"]),
+        ([10, 10], True, ["network to cpu", "network to cuda:0"]),
+        ([10], False, []),
     ],
-    ids=["room", "alone", "shared"],
+    ids=["room", "alone", "small", "shared"],
 )
 def test_the_network_makes_room_only_where_nothing_else_uses_it(written, monkeypatch, free, alone, expected):
     moves = []
     model = loaded(written, FAMILY)
     model.encoders, model.network = [Part("text", moves)], Part("network", moves)
     monkeypatch.setattr(type(model), "device", torch.device("cuda:0"))
-    monkeypatch.setattr(base, "free_memory", lambda device: free)
+    left = iter(free)
+    monkeypatch.setattr(base, "free_memory", lambda device: next(left))
     with contextlib.suppress(ZeroDivisionError), model._encoding(alone):
         raise ZeroDivisionError
     assert moves == expected

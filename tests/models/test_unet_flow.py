@@ -7,10 +7,11 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from dtrak.config import TrainingConfig
+from dtrak.config import FeatureConfig, TrainingConfig
+from dtrak.gradients.extractor import FeatureExtractor
 from dtrak.models.families import loader_of
 from dtrak.models.generation import GenerationSettings
-from dtrak.models.sampling import initial_noise, sample
+from dtrak.models.sampling import initial_noise, sample, trajectory
 from dtrak.training.loop import Batch, Run
 from tests.pipelines import write_pipeline
 from tests.stable_diffusion import SIDE, write_stable_diffusion
@@ -54,6 +55,21 @@ def test_the_objective_is_the_squared_error_of_the_velocity(model):
     run = Run(model, recipe, model.codec.training_inputs(np.zeros((2, SIDE, SIDE, 3), np.uint8)), ["a", "b"], PROMPTS)
     batch = Batch(x, torch.tensor([130, 871]), noise, model.condition(PROMPTS), torch.ones(2), [0, 1], [0, 1])
     torch.testing.assert_close(run.objective(batch)[0], wanted, rtol=1e-5, atol=0)
+
+
+def test_weights_at_a_samplers_noise_level_are_those_of_its_timestep(model):
+    timesteps = torch.tensor([0, 130, 999])
+    levels = 1000 * model.process.level(timesteps)
+    torch.testing.assert_close(model.process.elbo_weights(levels), model.process.elbo_weights(timesteps))
+
+
+def test_features_along_the_sampling_path(model):
+    """Journey-TRAK's: at the sampler's noise levels, which lie between timesteps."""
+    images, times = trajectory(model, GenerationSettings(3, 4, PROMPTS[0], 1.0))
+    config = FeatureConfig(output="loss", timesteps=4, projection_dim=16)
+    (found,) = FeatureExtractor(model, [config], timesteps=times)(images, "a", PROMPTS[0])
+    assert [type(time) for time in times] == [float] * 4
+    assert np.isfinite(found.parts).all()
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ trained with. Prompts are encoded by the pipeline's own ``encode_prompt``.
 import contextlib
 import math
 import shutil
+import sys
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -31,6 +32,7 @@ from dtrak.utils.files import atomic_files, digest, write_bytes
 from dtrak.utils.latest import Latest
 
 KEPT = 2 * 2**30  # bytes of prompts' conditioning in memory
+CONDITIONING_VERSION = 1  # raise it whenever a family's ``embed`` changes
 FREE = 20 * 2**30  # bytes that conditioning leaves free on the disk
 SPARE = 1.2  # free memory for text encoders, as a multiple of their weights
 Parts = dict[str, Tensor]
@@ -134,19 +136,17 @@ class PipelineConditioner(Conditioner):
     def prepare(self, names: Sequence[str | None]) -> None:
         """See :class:`Conditioner`; only where they may be kept, and while the disk has room."""
         wanted = [(self._embed, name or "") for name in dict.fromkeys([*names, ""])] + [(self._embed_free, "")]
-        missing = [(embed, prompt) for embed, prompt in wanted if not self._is_kept(embed, prompt)]
-        if not missing:
+        missing = [one for one in wanted if (path := self._path(*one)) and not path.is_file()]
+        if not missing or not self._has_room():
             return
         with self._encoding(True):
             for embed, prompt in missing:
                 path = self._path(embed, prompt)
-                if path is None or shutil.disk_usage(path.parent.parent).free < FREE:
-                    return
-                write_bytes(path, save(self._encoded(embed, prompt)))
+                if path and self._has_room():
+                    write_bytes(path, save(self._encoded(embed, prompt)))
 
-    def _is_kept(self, embed: Callable[[str], Parts], prompt: str) -> bool:
-        path = self._path(embed, prompt)
-        return path is None or path.is_file()
+    def _has_room(self) -> bool:
+        return self._folder is not None and shutil.disk_usage(self._folder.parent).free >= FREE
 
     def _path(self, embed: Callable[[str], Parts], prompt: str) -> Path | None:
         if self._folder is None:
@@ -158,9 +158,12 @@ class PipelineConditioner(Conditioner):
 
     def _read(self, embed: Callable[[str], Parts], prompt: str) -> Parts | None:
         path = self._path(embed, prompt)
+        if path is None or not path.is_file():
+            return None
         try:
-            return load(path.read_bytes()) if path else None
-        except (OSError, SafetensorError):
+            return load(path.read_bytes())
+        except SafetensorError:  # damaged: encode it again
+            path.unlink(missing_ok=True)
             return None
 
     def condition(self, names: Sequence[str | None]) -> Float[Tensor, "n numbers"]:
@@ -250,24 +253,21 @@ class PipelineModel(DiffusionModel):
         if device.type == "cpu":
             yield
             return
-        size = sum(p.nbytes for encoder in self.encoders for p in encoder.parameters())
-        room = device.type != "cuda" or free_memory(device) > SPARE * size
-        if not room and not alone:  # another thread may use the network: encode on the processor
-            yield
-            return
+        size = SPARE * sum(p.nbytes for encoder in self.encoders for p in encoder.parameters())
         with contextlib.ExitStack() as back:
-            if not room:
-                self.network.to("cpu")
+            if alone and free_memory(device) < size:  # else another thread may use the network
                 back.callback(self.network.to, device)
-            for encoder in self.encoders:
-                encoder.to(device)
+                self.network.to("cpu")
+            for encoder in self.encoders if free_memory(device) >= size else []:  # else they run on the processor
                 back.callback(encoder.to, "cpu")
+                encoder.to(device)
             yield
 
     def _encoders_identity(self) -> str:
         return digest([
-            type(self.pipe).__name__, [state_digest(part) for part in self.encoders], lora_scaling(*self.encoders),
-            self._words(), self.resolution,
+            CONDITIONING_VERSION, type(self.pipe).__name__, plain_config(self.pipe), *self.extra, self._words(),
+            [[state_digest(part), str(part.config)] for part in self.encoders], lora_scaling(*self.encoders),
+            self.resolution,
         ])  # fmt: skip
 
     def _words(self) -> dict[str, Any]:
@@ -292,7 +292,9 @@ class PipelineModel(DiffusionModel):
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that are free on a GPU."""
+    """Bytes that are free on a device; without limit where that cannot be asked."""
+    if device.type != "cuda":
+        return sys.maxsize
     torch.cuda.empty_cache()
     return torch.cuda.mem_get_info(device)[0]
 

@@ -21,7 +21,7 @@ from dtrak.models.conditioner import PromptConditioner
 from dtrak.models.families.base import Blank, Loader, plain_config
 from dtrak.models.families.weights import lora_scaling, state_digest, with_adapter
 from dtrak.models.pixel import save_adapter
-from dtrak.models.process import process_of
+from dtrak.models.process import check_betas, process_of
 from dtrak.utils.errors import DtrakError
 from dtrak.utils.files import atomic_files, digest, read_json, read_note
 
@@ -138,8 +138,11 @@ def load_stable_diffusion(
 
 def _scheduler(path: Path) -> Any:
     kind = FlowMatchEulerDiscreteScheduler
-    if read_note(path / kind.config_name).get("_class_name") == kind.__name__:
+    described = read_note(path / kind.config_name)
+    if described.get("_class_name") == kind.__name__:
         return kind.from_pretrained(path, local_files_only=True)
+    if described:  # else diffusers says what is wrong
+        check_betas(str(described.get("_class_name")), described)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the pipeline's sampler has keys that DDPMScheduler ignores
         return DDPMScheduler.from_pretrained(path, local_files_only=True)
