@@ -43,8 +43,9 @@ def read_source(study: Study) -> Iterator[Item]:
             rows = _open(study, name, cache)
             for number in rows.chosen(data.include, size, data.split_seed, data.stratify, data.exclude):
                 item = rows.read(number)
-                if data.caption_template and item.label is not None:
-                    said = data.caption_template.format(label=item.label.replace("_", " ").lower())
+                template = data.caption_template
+                if template and (item.label is not None or "{label}" not in template):
+                    said = template.format(label=(item.label or "").replace("_", " ").lower())
                     item = replace(item, caption=said)
                 yield replace(
                     item,

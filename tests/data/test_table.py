@@ -161,3 +161,16 @@ def test_damaged_data_are_refused_when_opened(fresh):
     np.save(fresh.data / "pixels.npy", np.zeros((3, 16, 16, 3), np.uint8))
     with pytest.raises(DtrakError, match="16 records, 3 images"):
         load_table(fresh.data)
+
+
+@pytest.mark.parametrize(
+    ("template", "captions"),
+    [("a photo of sks dog", ["a photo of sks dog"] * 2), ("{label}", ["a photo of a dog", "a photo of sks dog"])],
+)
+def test_one_prompt_for_all_images_or_one_for_each_folder(tmp_path, template, captions):
+    for number, name in enumerate(("a photo of a dog/1.png", "a photo of sks dog/2.png")):
+        (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        drawn_image(number).save(tmp_path / "images" / name)
+    data = {"kind": "imagefolder", "path": "images", "holdout": 0, "caption_template": template}
+    assert prepare(load_study(str(write_study(tmp_path, data=data))), tmp_path / "data").train == 2
+    assert sorted(r.caption for r in load_table(tmp_path / "data", True).records) == sorted(captions)
