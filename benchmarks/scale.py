@@ -3,7 +3,7 @@
 import torch
 
 from benchmarks.report import table, write_table
-from dtrak.build.plan import DEVICES, estimate, passes_of
+from dtrak.build.plan import DEVICES, estimate, passes_of, quantised_numbers
 from dtrak.config import TrainingConfig, load_study
 from dtrak.models.families import FAMILIES, loader_of
 from dtrak.models.lora import with_lora
@@ -44,24 +44,23 @@ def families_rows() -> list[tuple[str, ...]]:
             blank = loader.blank(loader.resolution, None)
             with_lora(blank.network, TrainingConfig(method="lora", lora_modules=loader.lora_modules))
             passes = passes_of(blank, 2)
+        saved = quantised_numbers(blank.network) if kind != "StableDiffusionPipeline" else 0
+        sizes = (passes.memory.network, passes.memory.smallest, passes.memory.smallest - saved)
         rows.append((
             title, str(loader.resolution), f"{passes.parameters / 1e9:.1f} G", f"{passes.tuned / 1e6:.0f} M",
             f"{passes.forward / 1e12:.1f} T", f"{passes.backward / 1e12:.1f} T",
-            size_in_words(passes.memory.network), size_in_words(passes.memory.smallest),
+            *map(size_in_words, sizes),
         ))  # fmt: skip
     return rows
 
 
+def write_families() -> None:
+    """Write the families' table to docs/scale.md."""
+    numbers = ("family", "resolution", "weights", "of the LoRA", "forward", "backward")
+    memory = ("GPU memory", "with gradient checkpointing", "and 8-bit weights")
+    write_table("scale.md", "python -m benchmarks.scale, families", table(families_rows(), numbers + memory))
+
+
 if __name__ == "__main__":
     write_table("scale.md", "python -m benchmarks.scale", studies_table())
-    header = (
-        "family",
-        "resolution",
-        "weights",
-        "of the LoRA",
-        "forward",
-        "backward",
-        "GPU memory",
-        "with gradient checkpointing",
-    )
-    write_table("scale.md", "python -m benchmarks.scale, families", table(families_rows(), header))
+    write_families()

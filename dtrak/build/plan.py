@@ -73,13 +73,23 @@ def count_passes(study: Study) -> Passes:
     """
     width = 4 if study.model.dtype == "float32" else 2
     with torch.device("meta"):
-        passes = passes_of(new_network(study), width)
+        blank = new_network(study)
+        passes = passes_of(blank, width)
+    if study.model.quantise:
+        saved = (width - 1) * quantised_numbers(blank.network)
+        passes = replace(passes, memory=replace(passes.memory, weights=passes.memory.weights - saved))
     if study.model.kind != "text-to-image":
         return replace(passes, memory=replace(passes.memory, checkpointed=None, beside=0.0))
     if study.model.gradient_checkpointing:  # each backward pass begins with another forward pass
         passes = replace(passes, backward=passes.backward + passes.forward)
     path = local_base(study)
     return replace(passes, memory=replace(passes.memory, beside=bytes_beside(path, width))) if path else passes
+
+
+def quantised_numbers(network: torch.nn.Module) -> int:
+    """Weights that quantisation keeps in 8 bits: the frozen matrices of linear layers."""
+    layers = (layer for layer in network.modules() if isinstance(layer, torch.nn.Linear))
+    return sum(layer.weight.numel() for layer in layers if not layer.weight.requires_grad)
 
 
 def passes_of(blank: Blank, width: int) -> Passes:

@@ -101,6 +101,7 @@ class ModelConfig(_Frozen):
     weights; tuned weights and gradients are in float32. ``guidance_input`` is the guidance scale that
     guidance-distilled networks (FLUX.1 dev, FLUX.2 dev) take as input. ``gradient_checkpointing`` computes
     activations again in the backward pass instead of keeping them: about half more time, far less memory.
+    ``quantise`` "int8" keeps the network's frozen matrices in 8 bits (torchao); what is tuned stays in float32.
     ``checkpoints`` are earlier checkpoints of the model (TracInCP, GAS); ``ensemble`` are models trained on
     other halves of the data (ensemble methods). Each is a directory of the same kind as the model itself.
     """
@@ -118,11 +119,13 @@ class ModelConfig(_Frozen):
     null_class: int | None = None
     guidance_input: float = Field(3.5, ge=0)
     gradient_checkpointing: bool = False
+    quantise: Literal["int8"] | None = None
 
     @model_validator(mode="after")
     def _of_pipelines(self) -> "ModelConfig":
-        if self.kind == "pixel" and (self.dtype != "float32" or self.hub or self.gradient_checkpointing):
-            raise ValueError("'dtype', 'hub' and 'gradient_checkpointing' need kind 'text-to-image'")
+        large = self.dtype != "float32" or self.hub or self.gradient_checkpointing or self.quantise
+        if self.kind == "pixel" and large:
+            raise ValueError("'dtype', 'hub', 'gradient_checkpointing' and 'quantise' need kind 'text-to-image'")
         return self
 
 

@@ -62,7 +62,9 @@ def load_any(study: Study, path: Path, adapter: Path | None = None, prompts: Seq
         from dtrak.models.families import loader_of
 
         dtype = getattr(torch, config.dtype)
-        model = loader_of(path).load(path, study.resolution, adapter, dtype, prompts, config.guidance_input)
+        model = loader_of(path).load(
+            path, study.resolution, adapter, dtype, prompts, config.guidance_input, config.quantise
+        )
         model.conditioner.keep_in(StudyFolder(study).root / CONDITIONING)
         if config.gradient_checkpointing:
             checkpoint_gradients(model.network)

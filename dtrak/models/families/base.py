@@ -57,14 +57,14 @@ class Loader:
     """How to load the models of a family.
 
     Attributes:
-        load: (path, resolution, adapter, dtype, prompts, guidance input) to a model.
+        load: (path, resolution, adapter, dtype, prompts, guidance input, quantisation) to a model.
         blank: (resolution, path or None) to a network with new weights; with None, the family's usual size.
         lora_modules: layers that the family's LoRA files usually adapt.
         dtype: of frozen weights, as a study of such a LoRA usually has it.
         resolution: of its images, in pixels, where a LoRA does not say.
     """
 
-    load: Callable[[Path, int, Path | None, torch.dtype, Sequence[str], float], DiffusionModel]
+    load: Callable[[Path, int, Path | None, torch.dtype, Sequence[str], float, str | None], DiffusionModel]
     blank: Callable[[int, Path | None], Blank]
     lora_modules: tuple[str, ...] = DiffusionModel.lora_modules
     dtype: str = "float32"
@@ -83,9 +83,9 @@ class Loader:
 
         def load(
             path: Path, resolution: int, adapter: Path | None, kept: torch.dtype, prompts: Sequence[str],
-            guidance: float,
+            guidance: float, quantise: str | None = None,
         ) -> DiffusionModel:  # fmt: skip
-            pipe = load_pipe(kind, path, kept)
+            pipe = load_pipe(kind, path, kept, {model.part: quantise} if quantise else None)
             network = with_adapter(kind, getattr(pipe, model.part), model.part, adapter, pipe.components)
             return model(pipe, network, resolution, kept, prompts, guidance)
 

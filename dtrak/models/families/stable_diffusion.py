@@ -149,8 +149,11 @@ def _scheduler(path: Path) -> Any:
 
 
 def _load(
-    path: Path, resolution: int, adapter: Path | None, dtype: torch.dtype, prompts: Sequence[str], guidance: float
-) -> StableDiffusion:
+    path: Path, resolution: int, adapter: Path | None, dtype: torch.dtype, prompts: Sequence[str], guidance: float,
+    quantise: str | None = None,
+) -> StableDiffusion:  # fmt: skip
+    if quantise:
+        raise DtrakError("Stable Diffusion 1.x and 2.x are not quantised.", hint="Remove model.quantise.")
     return load_stable_diffusion(path, resolution, adapter, dtype, prompts)
 
 

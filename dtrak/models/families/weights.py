@@ -25,17 +25,21 @@ LOADING_ERRORS = (OSError, ValueError, RuntimeError, KeyError, IndexError, TypeE
 CLIP = (CLIPTextModel, CLIPTextModelWithProjection)
 
 
-def load_pipe(kind: Any, path: Path, dtype: torch.dtype) -> Any:
+def load_pipe(kind: Any, path: Path, dtype: torch.dtype, quantise: Mapping[str, str] | None = None) -> Any:
     """A pipeline from a directory, its weights from safetensors only, all of them frozen and in evaluation mode.
 
+    Args:
+        quantise: how parts are quantised, by their names.
+
     Raises:
-        DtrakError: it is incomplete or damaged.
+        DtrakError: it is incomplete or damaged, or what quantises is not installed.
     """
+    options = {"quantization_config": _quantisation(quantise)} if quantise else {}
     try:
         disable_progress_bar()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            pipe = kind.from_pretrained(path, torch_dtype=dtype, local_files_only=True, use_safetensors=True)
+            pipe = kind.from_pretrained(path, torch_dtype=dtype, local_files_only=True, use_safetensors=True, **options)
     except LOADING_ERRORS as error:
         raise DtrakError(
             f"The pipeline in {path} could not be loaded: {error}", hint="Check that the directory is complete."
@@ -46,6 +50,19 @@ def load_pipe(kind: Any, path: Path, dtype: torch.dtype) -> Any:
     if dtype == torch.float16:
         pipe.vae.to(torch.float32)  # some overflow in float16
     return pipe
+
+
+def _quantisation(parts: Mapping[str, str]) -> Any:
+    from diffusers.quantizers import PipelineQuantizationConfig
+    from diffusers.quantizers.quantization_config import TorchAoConfig
+
+    try:
+        from torchao.quantization import Int8WeightOnlyConfig
+    except ImportError as error:
+        raise DtrakError("model.quantise needs torchao.", hint="pip install torchao") from error
+    kinds = {"int8": Int8WeightOnlyConfig}
+    mapping: Any = {part: TorchAoConfig(kinds[how]()) for part, how in parts.items()}
+    return PipelineQuantizationConfig(quant_mapping=mapping)
 
 
 def with_adapter(
@@ -156,6 +173,7 @@ def state_digest(module: torch.nn.Module) -> str:
     """A digest of all weights."""
     found = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
+        value = value if type(value) in (Tensor, torch.nn.Parameter) else value.dequantize()
         found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return found.hexdigest()
