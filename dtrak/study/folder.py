@@ -21,6 +21,7 @@ from dtrak.utils.errors import DtrakError
 from dtrak.utils.files import digest, read_json, sha256_file, write_json
 
 CONDITIONING = "conditioning"  # folder of what captions are encoded to
+LATENTS = "latents"  # folder of what training images are encoded to
 PREDICTION_KEYS = {"kind", "dtype", "guidance_input", "quantise"}  # of the model, beside its weights
 PIPELINE_FILES = [
     "model_index.json",

@@ -24,7 +24,7 @@ import fsspec
 from dtrak.config import Study, load_study, workspace
 from dtrak.execution.engines import Engine, Results
 from dtrak.execution.processes import Make
-from dtrak.study.folder import CONDITIONING, StudyFolder
+from dtrak.study.folder import CONDITIONING, LATENTS, StudyFolder
 from dtrak.utils.errors import DtrakError
 from dtrak.utils.files import digest, noted, part_of, sha256_file
 
@@ -162,7 +162,7 @@ class _Worker:
             result = self._work(task)
         last = reversed(dict.fromkeys(reversed(written)))
         names = [path.relative_to(self._workspace).as_posix() for path in last if path.exists()]
-        names = [name for name in names if f"/{CONDITIONING}/" not in name]  # gigabytes that each node can compute
+        names = [name for name in names if not {CONDITIONING, LATENTS} & {*name.split("/")}]  # nodes make their own
         for name in names:
             self._files.send(self._workspace / name, f"{self._outputs}/{name}")
         return result, names

@@ -1,23 +1,28 @@
 """Training a study's model: on the whole training set, on a random half, or with a modified recipe."""
 
+import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from dtrak.config import TrainingConfig
 from dtrak.models.base import DiffusionModel
+from dtrak.models.codec import VaeCodec
 from dtrak.models.conditioner import ClassConditioner
+from dtrak.models.families.weights import state_digest
 from dtrak.models.loading import load_any, suggested_prompts
 from dtrak.models.lora import add_lora
 from dtrak.models.pixel import PixelModel, new_scheduler, new_unet
-from dtrak.study.folder import StudyFolder, base_path, member_name, weights_digest
+from dtrak.study.folder import LATENTS, StudyFolder, base_path, member_name, weights_digest
 from dtrak.training import loop
 from dtrak.utils.errors import DtrakError
-from dtrak.utils.files import exclusive, write_json
+from dtrak.utils.files import digest, exclusive, has_room, write_bytes, write_json
 from dtrak.utils.noise import keyed_generator
 
 
@@ -72,8 +77,25 @@ def training_run(
     """
     model = initial_model(StudyFolder(folder.study.model_copy(update={"training": config})), device)
     table = folder.table
-    inputs = model.codec.training_inputs(table.pixels[: table.train_size], config.flip)
+    inputs = _training_inputs(folder, model, config.flip)
     return loop.Run(model, config, inputs, table.train_ids, table.names[: table.train_size], place, weights)
+
+
+def _training_inputs(folder: StudyFolder, model: DiffusionModel, flips: bool) -> Float[Tensor, "n *kept"]:
+    """What the codec makes of all training images; what a VAE makes of them is kept for the next training."""
+    table = folder.table
+    pixels = table.pixels[: table.train_size]
+    if not isinstance(model.codec, VaeCodec):
+        return model.codec.training_inputs(pixels, flips)
+    made = [state_digest(model.codec.vae), table.fingerprint(), flips, model.device.type]
+    path = folder.root / LATENTS / f"{digest(made)}.safetensors"
+    if path.is_file():
+        with contextlib.suppress(SafetensorError, KeyError):  # damaged: encode them again
+            return load_file(path)["inputs"]
+    inputs = model.codec.training_inputs(pixels, flips)
+    if has_room(folder.root, inputs.nbytes):
+        write_bytes(path, save({"inputs": inputs}))
+    return inputs
 
 
 def train_study(

@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 
 from dtrak.utils.errors import DtrakError
 
+FREE = 20 * 2**30  # bytes of the disk that are left free by what need not be kept
 logger = logging.getLogger(__name__)
 
 
@@ -130,6 +131,11 @@ def write_bytes(path: Path, content: bytes) -> None:
     """Write ``content`` to ``path`` atomically."""
     with atomic_write(path) as file:
         file.write(content)
+
+
+def has_room(folder: Path, size: int = 0) -> bool:
+    """Whether ``FREE`` bytes of the disk stay free beside ``size`` more: for what need not be kept."""
+    return shutil.disk_usage(folder).free >= FREE + size
 
 
 def write_json(path: Path, value: Any, indent: int | None = 2) -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from dtrak.models.families import base
+from dtrak.utils import files
 from tests.pipelines import PROMPTS, loaded
 
 FAMILY = "flux"
@@ -69,7 +70,7 @@ def test_another_guidance_input_has_files_of_its_own(written, tmp_path):
 def test_nothing_is_kept_where_the_disk_is_nearly_full(written, tmp_path, monkeypatch):
     model = loaded(written, FAMILY)
     model.conditioner.keep_in(tmp_path / "conditioning")
-    monkeypatch.setattr(base, "FREE", 2**80)
+    monkeypatch.setattr(files, "FREE", 2**80)
     model.conditioner.prepare(PROMPTS)
     assert not (tmp_path / "conditioning").exists()
     assert len(model.condition(PROMPTS)) == 2

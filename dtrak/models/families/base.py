@@ -6,7 +6,6 @@ trained with. Prompts are encoded by the pipeline's own ``encode_prompt``.
 
 import contextlib
 import math
-import shutil
 import sys
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -28,12 +27,11 @@ from dtrak.models.conditioner import Conditioner
 from dtrak.models.families.weights import load_pipe, lora_scaling, state_digest, with_adapter
 from dtrak.models.pixel import save_adapter
 from dtrak.models.process import NoiseProcess
-from dtrak.utils.files import atomic_files, digest, write_bytes
+from dtrak.utils.files import atomic_files, digest, has_room, write_bytes
 from dtrak.utils.latest import Latest
 
 KEPT = 2 * 2**30  # bytes of prompts' conditioning in memory
 CONDITIONING_VERSION = 1  # raise it whenever a family's ``embed`` changes
-FREE = 20 * 2**30  # bytes that conditioning leaves free on the disk
 SPARE = 1.2  # free memory for text encoders, as a multiple of their weights
 Parts = dict[str, Tensor]
 
@@ -146,7 +144,7 @@ class PipelineConditioner(Conditioner):
                     write_bytes(path, save(self._encoded(embed, prompt)))
 
     def _has_room(self) -> bool:
-        return self._folder is not None and shutil.disk_usage(self._folder.parent).free >= FREE
+        return self._folder is not None and has_room(self._folder.parent)
 
     def _path(self, embed: Callable[[str], Parts], prompt: str) -> Path | None:
         if self._folder is None:
