@@ -17,7 +17,6 @@ import numpy as np
 from jaxtyping import Float
 
 from dtrak.gradients.narrow import narrowed
-from dtrak.linalg.kernel import unit_rows
 from dtrak.utils.errors import DtrakError
 from dtrak.utils.files import digest, read_json, read_note, sha256_file, write_json, write_npy
 
@@ -25,6 +24,12 @@ from dtrak.utils.files import digest, read_json, read_note, sha256_file, write_j
 def index_is_built(folder: Path) -> bool:
     """Whether ``index/<fingerprint>`` contains a complete index; one without Φ is of an older version."""
     return (folder / "manifest.json").exists() and (folder / "features.npy").exists()
+
+
+def unit_rows(features: Float[np.ndarray, "n k"]) -> Float[np.ndarray, "n k"]:
+    """Every row scaled to length 1, in its own type; rows of zeros stay."""
+    norms = np.linalg.norm(features, axis=1, keepdims=True)
+    return features / np.where(norms > 0, norms, 1)
 
 
 @dataclass(frozen=True)

@@ -183,12 +183,6 @@ def row_norms(features: Float[np.ndarray, "n k"]) -> Float64[np.ndarray, " n"]:
     return np.concatenate([np.linalg.norm(block, axis=1) for block in blocks(features)])
 
 
-def unit_rows(features: Float[np.ndarray, "n k"]) -> Float[np.ndarray, "n k"]:
-    """Every row scaled to length 1, in its own type; rows of zeros stay."""
-    norms = np.linalg.norm(features, axis=1, keepdims=True)
-    return features / np.where(norms > 0, norms, 1)
-
-
 def blocks(features: Float[np.ndarray, "n k"], numbers: int = BLOCK) -> Iterator[Float64[np.ndarray, "b k"]]:
     """Blocks of rows of Φ in float64, with about ``numbers`` elements each."""
     for part in row_slices(features.shape, numbers):

@@ -11,7 +11,7 @@ from dtrak.config import FeatureConfig
 from dtrak.gradients.extractor import FeatureExtractor, SampleFeature
 from dtrak.gradients.narrow import narrowed
 from dtrak.index.faiss_index import QueryFeature
-from dtrak.linalg.kernel import unit_rows
+from dtrak.index.store import unit_rows
 from dtrak.methods.base import Need
 from dtrak.methods.embeddings import Embedder
 from dtrak.methods.influence import GradientMethod

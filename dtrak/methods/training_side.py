@@ -12,8 +12,7 @@ from dtrak.config import LAST, FeatureConfig, Split
 from dtrak.data import Table
 from dtrak.gradients.extractor import identity
 from dtrak.index.faiss_index import AttributionIndex
-from dtrak.index.store import FeatureStore, index_is_built
-from dtrak.linalg.kernel import unit_rows
+from dtrak.index.store import FeatureStore, index_is_built, unit_rows
 from dtrak.methods.base import Method
 from dtrak.methods.query import data_fingerprint
 from dtrak.methods.readout import Readout
