@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing import get_context
 
 import numpy as np
 import pytest
@@ -43,20 +44,42 @@ def test_shard_size_changes_no_number(fresh, tiny, small_shards, monkeypatch, bu
         np.testing.assert_array_equal(store.read(), other.read())
 
 
-def test_a_killed_build_resumes_to_the_same_bytes(fresh, source):
-    command = [sys.executable, "-m", "index_builder", "build", str(source / "tiny.yaml"), "--workers", "2"]
-    for seconds in (2.5, 4, 5.5):
-        process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
-        time.sleep(seconds)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+def test_a_killed_build_resumes_to_the_same_bytes(fresh, small_shards):
+    def build():
+        build_indexes(fresh, build_features(fresh, Local(1)))
+
+    for wanted, kind in zip((1, 4, 8, 1), ("features/*/shard-*.json",) * 3 + ("index/*",), strict=True):
+        process = get_context("fork").Process(target=build)
+        process.start()
+        while process.is_alive() and len(list(fresh.root.glob(kind))) < wanted:
+            time.sleep(0.002)
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+    build()
     resumed = hashes(fresh.root)
     for name in ("features", "index"):
         (fresh.root / name).rename(fresh.root / f"old-{name}")
-    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+    build()
     assert hashes(fresh.root) == resumed
     assert not list(fresh.root.rglob("features/**/*.part"))
+
+
+def test_a_killed_command_goes_on_and_ends_with_the_librarys_bytes(fresh, source):
+    command = [sys.executable, "-m", "index_builder", "build", str(source / "tiny.yaml"), "--workers", "2"]
+    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not list(fresh.features.glob("*/shard-*.json")):
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    subprocess.run([*command, "--index-only"], check=True, stderr=subprocess.DEVNULL)
+    found = hashes(fresh.root)
+    for name in ("features", "index"):
+        (fresh.root / name).rename(fresh.root / f"old-{name}")
+    build_indexes(fresh, build_features(fresh, Local(1)))
+    mine = hashes(fresh.root)
+    assert mine
+    assert {path: found.get(path) for path in mine} == mine
 
 
 def test_resume_computes_only_what_is_missing(fresh, small_shards, monkeypatch):
