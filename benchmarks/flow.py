@@ -1,0 +1,137 @@
+"""``python -m benchmarks.flow [STUDY]``: which output function attributes best for a flow-matching model, and where?
+
+D-TRAK takes the squared norm of what the network predicts. For a velocity v that may be v itself, the noise ε̂ or the
+image x̂₀ that follow from it. All are judged on the same retrained models: over all noise levels, and at each alone.
+"""
+
+import argparse
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from benchmarks.report import publish
+from dtrak.build.features import ablation_parts, build_features, build_indexes
+from dtrak.build.pipeline import compute_features
+from dtrak.config import FeatureConfig, load_study
+from dtrak.evaluation.lds import Estimate
+from dtrak.evaluation.measure import Result, Trial, judges, score_matrices
+from dtrak.evaluation.results import POWERS
+from dtrak.execution.engines import Local
+from dtrak.index.store import FeatureStore
+from dtrak.methods.attributor import Attributor
+from dtrak.methods.base import LOSS, SQUARE
+from dtrak.methods.readout import Readout
+from dtrak.methods.settings import Setting
+from dtrak.study.folder import StudyFolder
+from dtrak.utils.errors import DtrakError
+
+ALONE = (SQUARE, f"noise-{SQUARE}", f"image-{SQUARE}", LOSS)  # judged at each noise level
+BASELINES = ("pixel-rbf", "pixel-rbf-label", "same-label", "random")
+TITLES = {SQUARE: "‖v‖²/D", f"noise-{SQUARE}": "‖ε̂‖²/D", f"image-{SQUARE}": "‖x̂₀‖²/D", LOSS: "loss (TRAK)"}
+NORMS = {"mean": "mean", "l1-norm": "‖·‖₁", "l2-norm": "‖·‖₂", "linf-norm": "‖·‖∞"}
+Results = dict[str, Result]  # by kind of query
+
+
+def title(output: str) -> str:
+    """An output function as a formula."""
+    if output in TITLES:
+        return TITLES[output]
+    view = next((v for v in ("noise", "image") if output.startswith(f"{v}-")), "")
+    seen = {"noise": "ε̂", "image": "x̂₀", "": "v"}[view]
+    function = NORMS[output.removeprefix(f"{view}-")]
+    return f"mean({seen})" if function == "mean" else function.replace("·", seen)
+
+
+class Study:
+    """A study's retrained models, and what is judged on them."""
+
+    def __init__(self, name: str):
+        self.folder = StudyFolder(load_study(name))
+        self.attributor = Attributor(self.folder)
+        truth, self.asked = judges(self.attributor)
+        self.models = len(truth.masks)
+        table = self.attributor.table
+        self._trials = {kind: Trial(table, truth, self.asked, part) for kind, part in self.asked.groups.items()}
+
+    def build(self) -> None:
+        """Compute the features of the training images and of the evaluation queries."""
+        sets = [c.model_copy(update={"split": s}) for s in ("train", "truth") for c in self.folder.study.feature_sets]
+        compute_features(self.folder, ablation_parts(sets), Local(2))
+        build_indexes(self.folder, build_features(self.folder, Local(2)))
+
+    def judged(self, setting: Setting) -> Results:
+        """The LDS of a setting."""
+        every = score_matrices(self.attributor, setting, self.asked)
+        return {kind: trial.result(every) for kind, trial in self._trials.items()}
+
+    def judged_at(self, output: str, number: int) -> Results:
+        """The LDS of one output function at one of its timesteps, on both sides."""
+        config = next(c for c in self.folder.study.feature_sets if c.output == output and c.apart)
+        only = np.eye(len(config.pairs()))[number]
+        train, queries = (self._store(config, split).weighted(only) for split in ("train", "truth"))
+        every = Readout(train).each(queries, [10.0**power for power in POWERS])
+        return {kind: trial.result(every) for kind, trial in self._trials.items()}
+
+    def _store(self, config: FeatureConfig, split: str) -> FeatureStore:
+        return self.attributor.store(config.model_copy(update={"split": split}))
+
+
+def shown(found: Estimate) -> str:
+    """An estimate × 100 with its interval."""
+    low, high = found.interval
+    return f"{100 * found.value:.1f} ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def function_rows(study: Study) -> Iterator[tuple[str, ...]]:
+    """Each output function over all its noise levels, with the difference to ‖v‖²/D; then baselines."""
+    outputs = list(dict.fromkeys(c.output for c in study.folder.study.feature_sets))
+    settings = {title(o): Setting("dtrak", output=None if o == SQUARE else o) for o in [*outputs, "l2-norm"]}
+    settings[TITLES[LOSS]] = Setting("trak")
+    settings |= {name: Setting(name) for name in BASELINES}
+    reference = study.judged(Setting("dtrak"))
+    for name, setting in settings.items():
+        try:
+            found = study.judged(setting)
+        except DtrakError as reason:
+            print(f"{name}: {reason}")
+            continue
+        row = [name]
+        for kind, result in found.items():
+            same = setting == Setting("dtrak")
+            row += [
+                shown(result.estimate),
+                "" if same else shown(result.estimate - reference[kind].estimate),
+                f"{100 * result.partial:.1f}",
+            ]
+        yield tuple(row)
+
+
+def level_rows(study: Study) -> Iterator[tuple[str, ...]]:
+    """The LDS of the main output functions at one noise level alone."""
+    timesteps = study.folder.study.features[0].timestep_list()
+    levels = study.attributor.model.process.level(torch.tensor(timesteps))
+    for number, level in enumerate(levels.tolist()):
+        cells = [study.judged_at(output, number) for output in ALONE]
+        kinds = list(cells[0])
+        yield (
+            f"{level:.2f}", *(f"{100 * found[kind].estimate.value:.1f}" for kind in kinds for found in cells),
+        )  # fmt: skip
+
+
+def main() -> None:
+    """Compute the features, print both tables and write them to docs/flow.md."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("study", nargs="?", default="demo-flow")
+    study = Study(parser.parse_args().study)
+    study.build()
+    kinds = list(study.asked.groups)
+    about = f" {study.models} subset models; LDS × 100 with 95 % intervals."
+    header = ("output function", *(f"{k}{what}" for k in kinds for what in ("", ", less ‖v‖²/D", ", partial")))
+    publish("python -m benchmarks.flow", list(function_rows(study)), header, "flow.md", about)
+    header = ("σ", *(f"{kind}: {TITLES[output]}" for kind in kinds for output in ALONE))
+    publish("python -m benchmarks.flow, noise levels", list(level_rows(study)), header, "flow.md", about)
+
+
+if __name__ == "__main__":
+    main()
