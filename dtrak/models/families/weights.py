@@ -53,7 +53,7 @@ def load_pipe(kind: Any, path: Path, dtype: torch.dtype, quantise: Mapping[str, 
 
 
 def _quantisation(parts: Mapping[str, str]) -> Any:
-    from diffusers.quantizers import PipelineQuantizationConfig
+    from diffusers.quantizers.pipe_quant_config import PipelineQuantizationConfig
     from diffusers.quantizers.quantization_config import TorchAoConfig
 
     try:
