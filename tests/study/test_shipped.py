@@ -1,0 +1,38 @@
+"""What ships with the studies of faces belongs to the models and data that ship with them."""
+
+import pytest
+
+from dtrak.config import load_study
+from dtrak.data import prepare
+from dtrak.evaluation.results import load_evaluation
+from dtrak.methods.query import load_query_set
+from dtrak.methods.subsets import load_subsets
+from dtrak.models.loading import load_study_model
+from dtrak.models.process import EpsilonDiffusion, FlowMatching
+from dtrak.study.folder import StudyFolder
+
+
+@pytest.fixture(params=["demo", "demo-flow"])
+def shipped(request, tmp_path, monkeypatch):
+    monkeypatch.setenv("DTRAK_WORKSPACE", str(tmp_path))
+    folder = StudyFolder(load_study(request.param))
+    prepare(folder.study, folder.data)
+    return folder
+
+
+def test_the_truth_is_of_this_model_recipe_and_data(shipped):
+    truth, asked = load_subsets(shipped, "lds"), load_query_set(shipped)
+    assert len(truth.masks) >= 16
+    assert truth.masks.shape[1] == shipped.table.train_size == 730
+    assert truth.losses.shape == (len(truth.masks), len(asked.queries)) == (len(truth.masks), 300)
+    if shipped.study.name == "demo":
+        evaluation = load_evaluation(shipped)
+        assert evaluation is not None
+        assert not evaluation.stale
+
+
+def test_the_model_loads_and_has_its_noise_process(shipped):
+    model = load_study_model(shipped)
+    kind = EpsilonDiffusion if shipped.study.name == "demo" else FlowMatching
+    assert type(model.process) is kind
+    assert all("lora_" in name for name in model.parameters())
