@@ -13,7 +13,7 @@ import torch
 from benchmarks.report import publish
 from dtrak.build.features import ablation_parts, build_features, build_indexes
 from dtrak.build.pipeline import compute_features
-from dtrak.config import FeatureConfig, load_study
+from dtrak.config import RANDOMISED, FeatureConfig, load_study
 from dtrak.evaluation.lds import Estimate
 from dtrak.evaluation.measure import Result, Trial, judges, score_matrices
 from dtrak.evaluation.results import POWERS
@@ -28,6 +28,7 @@ from dtrak.utils.errors import DtrakError
 
 ALONE = (SQUARE, f"noise-{SQUARE}", f"image-{SQUARE}", LOSS)  # judged at each noise level
 BASELINES = ("pixel-rbf", "pixel-rbf-label", "same-label", "random")
+CONTROLS = {SQUARE: "dtrak", LOSS: "trak"}
 TITLES = {SQUARE: "‖v‖²/D", f"noise-{SQUARE}": "‖ε̂‖²/D", f"image-{SQUARE}": "‖x̂₀‖²/D", LOSS: "loss (TRAK)"}
 NORMS = {"mean": "mean", "l1-norm": "‖·‖₁", "l2-norm": "‖·‖₂", "linf-norm": "‖·‖∞"}
 Results = dict[str, Result]  # by kind of query
@@ -56,7 +57,9 @@ class Study:
 
     def build(self) -> None:
         """Compute the features of the training images and of the evaluation queries."""
-        sets = [c.model_copy(update={"split": s}) for s in ("train", "truth") for c in self.folder.study.feature_sets]
+        study = self.folder.study
+        every = study.feature_sets + study.control_sets
+        sets = [c.model_copy(update={"split": s}) for s in ("train", "truth") for c in every]
         compute_features(self.folder, ablation_parts(sets), Local(2))
         build_indexes(self.folder, build_features(self.folder, Local(2)))
 
@@ -88,6 +91,7 @@ def function_rows(study: Study) -> Iterator[tuple[str, ...]]:
     outputs = list(dict.fromkeys(c.output for c in study.folder.study.feature_sets))
     settings = {title(o): Setting("dtrak", output=None if o == SQUARE else o) for o in [*outputs, "l2-norm"]}
     settings[TITLES[LOSS]] = Setting("trak")
+    settings |= {f"{title(o)}, network shuffled": Setting(m, checkpoint=RANDOMISED) for o, m in CONTROLS.items()}
     settings |= {name: Setting(name) for name in BASELINES}
     reference = study.judged(Setting("dtrak"))
     for name, setting in settings.items():

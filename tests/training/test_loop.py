@@ -128,11 +128,13 @@ def test_parts_of_a_batch_add_up_and_dropout_belongs_to_samples(tiny, setting):
     found = []
     for part in (5, 1):
         model = load_study_model(tiny)
+        model.network.double()  # in float32 AdamW makes rounding in small gradients as large as a step
+        model.dtype = torch.float64
         run = Run(model, config, *setting[1:])
         run._part = part
         run.train()
         found.append(weights(run))
-    torch.testing.assert_close(found[0], found[1], rtol=1e-3, atol=1e-4)  # six steps move up to 6e-3
+    torch.testing.assert_close(found[0], found[1], rtol=1e-6, atol=1e-9)
     model, inputs, ids, names = setting
     kept = torch.ones(len(ids))
     everyone = KeyedBatches(model, config, inputs, ids, names, kept)(0)
