@@ -1,21 +1,16 @@
 """Study configuration, and the folders of configurations and workspaces."""
 
-from dtrak.config.study import (
+from dtrak.config.features import (
     LAST,
     RANDOMISED,
     TIMES,
-    DataConfig,
-    ExampleConfig,
     FeatureConfig,
-    ModelConfig,
     OutputName,
     ProjectionKind,
     Split,
-    Study,
-    TrainingConfig,
-    TruthConfig,
     timestep_list,
 )
+from dtrak.config.study import DataConfig, ExampleConfig, ModelConfig, Study, TrainingConfig, TruthConfig
 from dtrak.config.workspace import (
     ROOT,
     SOURCE_FILE,

@@ -4,40 +4,12 @@ import string
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-TIMES = 1000  # number of diffusion timesteps, for all model kinds
-LAST = "last"  # name of the study's own model among its checkpoints
-RANDOMISED = "randomised"  # name of the negative control: the same network with shuffled weights
-
-Split = Literal["train", "truth", "unrelated"]  # of a feature set: training images, evaluation queries, the null
-ProjectionKind = Literal["sparse", "normal", "rademacher"]
-OutputName = Literal[
-    "loss",
-    "mean-squared-l2-norm",
-    "mean",
-    "l1-norm",
-    "l2-norm",
-    "linf-norm",
-    "weighted-mse",
-    "noise-mean-squared-l2-norm",
-    "noise-mean",
-    "noise-l1-norm",
-    "noise-l2-norm",
-    "noise-linf-norm",
-    "image-mean-squared-l2-norm",
-    "image-mean",
-    "image-l1-norm",
-    "image-l2-norm",
-    "image-linf-norm",
-]  # the functions of dtrak.gradients.outputs, of the prediction, of the noise ε̂ or of the image x̂₀ that follow from it
+from dtrak.config.features import RANDOMISED, TIMES, FeatureConfig, Frozen, Split
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class DataConfig(_Frozen):
+class DataConfig(Frozen):
     """The source of the training images.
 
     ``imagefolder`` reads a folder of images (sub-folders are labels, ``metadata.csv`` adds
@@ -91,7 +63,7 @@ class DataConfig(_Frozen):
         return self
 
 
-class ModelConfig(_Frozen):
+class ModelConfig(Frozen):
     """The model: a directory to load, a LoRA adapter on it, or an architecture to train.
 
     ``kind`` "pixel" is a ``UNet2DModel``, class-conditional or unconditional; "text-to-image" is a pipeline
@@ -129,7 +101,7 @@ class ModelConfig(_Frozen):
         return self
 
 
-class TrainingConfig(_Frozen):
+class TrainingConfig(Frozen):
     """The training recipe. Rates and sizes are per step; ``seed`` determines all randomness.
 
     ``timestep_sampling`` "stratified" draws one timestep per batch position from ``batch_size`` equal
@@ -166,7 +138,7 @@ class TrainingConfig(_Frozen):
     checkpoints: tuple[float, ...] = (1.0,)
 
 
-class TruthConfig(_Frozen):
+class TruthConfig(Frozen):
     """The ground truth: evaluation queries, loss measurement, and subsets of retrained models.
 
     ``path`` is a folder of results shipped with the study. ``generated`` is the number of generated queries.
@@ -201,7 +173,7 @@ class TruthConfig(_Frozen):
         return self
 
 
-class UnrelatedConfig(_Frozen):
+class UnrelatedConfig(Frozen):
     """The unrelated images of the significance test: ``drawings`` drawings, and ``count`` of each other kind.
 
     ``path`` is a folder of images to use instead of the drawings that dtrak ships. Real images that the model
@@ -219,7 +191,7 @@ class UnrelatedConfig(_Frozen):
         return self
 
 
-class ExampleConfig(_Frozen):
+class ExampleConfig(Frozen):
     """A generated image that a build saves, so that no page is empty; a study's first one is shown on Home.
 
     ``label`` is a class or a prompt.
@@ -230,47 +202,7 @@ class ExampleConfig(_Frozen):
     steps: int = Field(50, gt=0)
 
 
-class FeatureConfig(_Frozen):
-    """One feature set: the mean of ∇f over timesteps and noise draws, projected to k numbers.
-
-    ``apart`` stores the projected gradient of each (timestep, draw) pair separately, so that any selection
-    of them is a weighted sum of stored parts. ``model`` is "last" or the name of a checkpoint or an ensemble
-    member. Do not list ``split``: every set has the counterparts "truth", the evaluation queries, and
-    "unrelated", the images of the significance test.
-    """
-
-    output: OutputName
-    timesteps: int = Field(10, ge=1, le=TIMES)
-    strategy: Literal["uniform", "cumulative"] = "uniform"
-    noise_draws: int = Field(1, ge=1)
-    first_draw: int = Field(0, ge=0)
-    noise_seed: int = 0
-    apart: bool = False
-    model: str = LAST
-    split: Split = "train"
-    projection: ProjectionKind = "sparse"
-    projection_dim: int = Field(4096, ge=1)
-    projection_seed: int = 0
-    dtype: Literal["float32", "float16"] = "float32"
-
-    def timestep_list(self, num_timesteps: int = TIMES) -> list[int]:
-        """``range(0, T, T//K)`` cut to K for uniform, ``range(K)`` for cumulative."""
-        return timestep_list(self.timesteps, self.strategy, num_timesteps)
-
-    def pairs(self, num_timesteps: int = TIMES) -> list[tuple[int, int]]:
-        """All (timestep, draw) pairs, draws outermost."""
-        draws = range(self.first_draw, self.first_draw + self.noise_draws)
-        return [(t, draw) for draw in draws for t in self.timestep_list(num_timesteps)]
-
-
-def timestep_list(count: int, strategy: str, num_timesteps: int = TIMES) -> list[int]:
-    """``range(0, T, T//K)`` cut to K for "uniform", ``range(K)`` for "cumulative"."""
-    if strategy == "cumulative":
-        return list(range(count))
-    return list(range(0, num_timesteps, num_timesteps // count))[:count]
-
-
-class Study(_Frozen):
+class Study(Frozen):
     """The configuration of a study: one model, its training set, and the features to build."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
