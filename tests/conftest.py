@@ -181,6 +181,13 @@ def paintings(tmp_path_factory):
 
 
 @pytest.fixture
+def painted(paintings, monkeypatch):
+    """The study of the tiny Stable Diffusion."""
+    monkeypatch.setenv("DTRAK_WORKSPACE", str(paintings / "workspace"))
+    return StudyFolder(load_study(str(paintings / "paintings.yaml")))
+
+
+@pytest.fixture
 def tiny(built, source, monkeypatch):
     """The built study."""
     monkeypatch.setenv("DTRAK_WORKSPACE", str(built))

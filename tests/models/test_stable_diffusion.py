@@ -45,9 +45,8 @@ def place(paintings):
 
 
 @pytest.fixture
-def folder(place, monkeypatch):
-    monkeypatch.setenv("DTRAK_WORKSPACE", str(place / "workspace"))
-    return StudyFolder(load_study(str(place / "paintings.yaml")))
+def folder(painted):
+    return painted
 
 
 @pytest.fixture
