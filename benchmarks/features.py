@@ -16,9 +16,9 @@ from dtrak.models.base import DiffusionModel
 from dtrak.models.blank import new_network
 from dtrak.models.codec import PixelCodec
 from dtrak.models.conditioner import Conditioner
+from dtrak.models.diffusion import EpsilonDiffusion
 from dtrak.models.loading import load_any, load_study_model
 from dtrak.models.pixel import PixelModel, new_scheduler
-from dtrak.models.process import EpsilonDiffusion
 from dtrak.study.folder import StudyFolder, trained_model_config
 from dtrak.utils.text import in_words
 

@@ -14,7 +14,7 @@ from dtrak.models.adapters import load_peft
 from dtrak.models.base import DiffusionModel
 from dtrak.models.codec import PixelCodec
 from dtrak.models.conditioner import ClassConditioner
-from dtrak.models.process import EpsilonDiffusion
+from dtrak.models.diffusion import EpsilonDiffusion
 from dtrak.utils.errors import DtrakError
 from dtrak.utils.files import atomic_files, digest, read_json
 

@@ -7,8 +7,9 @@ from dtrak.data import prepare
 from dtrak.evaluation.results import load_evaluation
 from dtrak.methods.query import load_query_set
 from dtrak.methods.subsets import load_subsets
+from dtrak.models.diffusion import EpsilonDiffusion
+from dtrak.models.flow_matching import FlowMatching
 from dtrak.models.loading import load_study_model
-from dtrak.models.process import EpsilonDiffusion, FlowMatching
 from dtrak.study.folder import StudyFolder
 
 

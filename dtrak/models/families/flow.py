@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dtrak.models.base import Network
 from dtrak.models.families.base import PipelineModel
-from dtrak.models.process import FlowMatching
+from dtrak.models.flow_matching import FlowMatching
 from dtrak.utils.errors import DtrakError
 
 Told = dict[str, Tensor | None]

@@ -12,8 +12,9 @@ from diffusers import FluxPipeline, FluxTransformer2DModel
 from torch import Tensor
 
 from dtrak.models.base import Network
-from dtrak.models.families.base import Blank, Loader, Parts
+from dtrak.models.families.base import Blank, Loader
 from dtrak.models.families.flow import DistilledFlow, Told, image_of, tokens_of
+from dtrak.models.families.prompts import Parts
 from dtrak.utils.files import read_note
 
 TOKENS, TOKENS_SCHNELL = 512, 256  # of T5

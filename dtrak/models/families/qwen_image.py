@@ -13,8 +13,9 @@ from torch import Tensor
 
 from dtrak.models.base import Network
 from dtrak.models.codec import FrameVaeCodec
-from dtrak.models.families.base import Blank, Loader, Parts
+from dtrak.models.families.base import Blank, Loader
 from dtrak.models.families.flow import FlowModel, Told, image_of, padded, tokens_of
+from dtrak.models.families.prompts import Parts
 from dtrak.utils.files import read_note
 
 TOKENS = 512

@@ -11,9 +11,10 @@ from diffusers import SD3Transformer2DModel, StableDiffusion3Pipeline
 from torch import Tensor
 
 from dtrak.models.base import Network
-from dtrak.models.families.base import Blank, Loader, Parts
+from dtrak.models.families.base import Blank, Loader
 from dtrak.models.families.flow import FlowModel, Told
-from dtrak.models.process import FlowMatching
+from dtrak.models.families.prompts import Parts
+from dtrak.models.flow_matching import FlowMatching
 from dtrak.utils.files import read_note
 
 TOKENS = 256  # of T5; CLIP adds 77

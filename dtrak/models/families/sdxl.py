@@ -11,8 +11,10 @@ from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 from torch import Tensor
 
 from dtrak.models.base import Network
-from dtrak.models.families.base import Blank, Loader, Parts, PipelineModel
-from dtrak.models.process import NoiseProcess, process_of
+from dtrak.models.families.base import Blank, Loader, PipelineModel
+from dtrak.models.families.prompts import Parts
+from dtrak.models.families.schedulers import process_of
+from dtrak.models.process import NoiseProcess
 from dtrak.utils.files import read_note
 
 USUAL = {

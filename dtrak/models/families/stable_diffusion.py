@@ -4,13 +4,12 @@ It predicts ε or v, or the velocity where the pipeline's scheduler is that of f
 conditional branch only. The VAE and the text encoder are frozen.
 """
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, FlowMatchEulerDiscreteScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.loaders.lora_pipeline import StableDiffusionLoraLoaderMixin
 from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils.logging import disable_progress_bar
@@ -19,11 +18,11 @@ from dtrak.models.base import DiffusionModel
 from dtrak.models.codec import VaeCodec
 from dtrak.models.conditioner import PromptConditioner
 from dtrak.models.families.base import Blank, Loader, plain_config
+from dtrak.models.families.schedulers import load_scheduler, process_of
 from dtrak.models.families.weights import lora_scaling, state_digest, with_adapter
 from dtrak.models.pixel import save_adapter
-from dtrak.models.process import check_betas, process_of
 from dtrak.utils.errors import DtrakError
-from dtrak.utils.files import atomic_files, digest, read_json, read_note
+from dtrak.utils.files import atomic_files, digest, read_json
 
 
 class StableDiffusion(DiffusionModel):
@@ -116,7 +115,7 @@ def load_stable_diffusion(
             path / "text_encoder", dtype=dtype, local_files_only=True, use_safetensors=True
         )
         tokenizer = CLIPTokenizer.from_pretrained(path / "tokenizer", local_files_only=True)
-        scheduler = _scheduler(path / "scheduler")
+        scheduler = load_scheduler(path / "scheduler")
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise DtrakError(
             f"The pipeline in {path} could not be loaded: {error}", hint="Check that the directory is complete."
@@ -134,18 +133,6 @@ def load_stable_diffusion(
     model = StableDiffusion(network, scheduler, resolution, vae, text_encoder, tokenizer, dtype, prompts)
     model.network.eval()
     return model
-
-
-def _scheduler(path: Path) -> Any:
-    kind = FlowMatchEulerDiscreteScheduler
-    described = read_note(path / kind.config_name)
-    if described.get("_class_name") == kind.__name__:
-        return kind.from_pretrained(path, local_files_only=True)
-    if described:  # else diffusers says what is wrong
-        check_betas(str(described.get("_class_name")), described)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the pipeline's sampler has keys that DDPMScheduler ignores
-        return DDPMScheduler.from_pretrained(path, local_files_only=True)
 
 
 def _load(

@@ -12,8 +12,9 @@ from diffusers import ZImagePipeline, ZImageTransformer2DModel
 from torch import Tensor
 
 from dtrak.models.base import Network
-from dtrak.models.families.base import Blank, Loader, Parts
+from dtrak.models.families.base import Blank, Loader
 from dtrak.models.families.flow import FlowModel, Told, padded
+from dtrak.models.families.prompts import Parts
 from dtrak.utils.files import read_note
 
 TOKENS = 512
