@@ -5,7 +5,7 @@ image x̂₀ that follow from it. All are judged on the same retrained models: o
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -14,20 +14,22 @@ from benchmarks.report import publish
 from dtrak.build.features import ablation_parts, build_features, build_indexes
 from dtrak.build.pipeline import compute_features
 from dtrak.config import RANDOMISED, FeatureConfig, load_study
-from dtrak.evaluation.lds import Estimate
-from dtrak.evaluation.measure import Result, Trial, judges, score_matrices
+from dtrak.evaluation.lds import Estimate, correlations, predicted
+from dtrak.evaluation.measure import Result, Scores, Trial, judges, score_matrices
 from dtrak.evaluation.results import POWERS
 from dtrak.execution.engines import Local
 from dtrak.index.store import FeatureStore
 from dtrak.methods.attributor import Attributor
 from dtrak.methods.base import LOSS, SQUARE
 from dtrak.methods.readout import Readout
+from dtrak.methods.registry import get_method
 from dtrak.methods.settings import Setting
 from dtrak.study.folder import StudyFolder
 from dtrak.utils.errors import DtrakError
 
 ALONE = (SQUARE, f"noise-{SQUARE}", f"image-{SQUARE}", LOSS)  # judged at each noise level
-BASELINES = ("pixel-rbf", "pixel-rbf-label", "same-label", "random")
+PIXELS = "pixel-rbf"
+BASELINES = (PIXELS, "pixel-rbf-label", "same-label", "same-creator", "random")
 CONTROLS = {SQUARE: "dtrak", LOSS: "trak"}
 TITLES = {SQUARE: "‖v‖²/D", f"noise-{SQUARE}": "‖ε̂‖²/D", f"image-{SQUARE}": "‖x̂₀‖²/D", LOSS: "loss (TRAK)"}
 NORMS = {"mean": "mean", "l1-norm": "‖·‖₁", "l2-norm": "‖·‖₂", "linf-norm": "‖·‖∞"}
@@ -50,10 +52,10 @@ class Study:
     def __init__(self, name: str):
         self.folder = StudyFolder(load_study(name))
         self.attributor = Attributor(self.folder)
-        truth, self.asked = judges(self.attributor)
-        self.models = len(truth.masks)
+        self.truth, self.asked = judges(self.attributor)
+        self.models = len(self.truth.masks)
         table = self.attributor.table
-        self._trials = {kind: Trial(table, truth, self.asked, part) for kind, part in self.asked.groups.items()}
+        self._trials = {kind: Trial(table, self.truth, self.asked, part) for kind, part in self.asked.groups.items()}
 
     def build(self) -> None:
         """Compute the features of the training images and of the evaluation queries."""
@@ -68,13 +70,29 @@ class Study:
         every = score_matrices(self.attributor, setting, self.asked)
         return {kind: trial.result(every) for kind, trial in self._trials.items()}
 
-    def judged_at(self, output: str, number: int) -> Results:
-        """The LDS of one output function at one of its timesteps, on both sides."""
+    def scores_at(self, output: str, number: int, dampings: Sequence[float]) -> list[Scores]:
+        """The scores by one output function at one of its timesteps, on both sides, for each λ."""
         config = next(c for c in self.folder.study.feature_sets if c.output == output and c.apart)
         only = np.eye(len(config.pairs()))[number]
         train, queries = (self._store(config, split).weighted(only) for split in ("train", "truth"))
-        every = Readout(train).each(queries, [10.0**power for power in POWERS])
+        return Readout(train).each(queries, dampings)
+
+    def judged_at(self, output: str, number: int) -> Results:
+        """The LDS of :meth:`scores_at`."""
+        every = self.scores_at(output, number, [10.0**power for power in POWERS])
         return {kind: trial.result(every) for kind, trial in self._trials.items()}
+
+    def like_pixels(self, number: int) -> list[float]:
+        """Of each kind of query, how alike ‖v‖²/D at one timestep and pixels predict the retrained models.
+
+        Pearson's correlation over the models, both methods at their default λ, averaged over queries.
+        """
+        method, pixels = get_method("dtrak"), get_method(PIXELS)
+        (mine,) = self.scores_at(SQUARE, number, [method.damping])
+        (theirs,) = pixels.score_matrices(self.attributor, Setting(PIXELS), self.asked, [pixels.damping])
+        both = (predicted(scores, self.truth.masks) for scores in (mine, theirs))
+        found = correlations(*both)
+        return [float(found[part].mean()) for part in self.asked.groups.values()]
 
     def _store(self, config: FeatureConfig, split: str) -> FeatureStore:
         return self.attributor.store(config.model_copy(update={"split": split}))
@@ -117,10 +135,10 @@ def level_rows(study: Study) -> Iterator[tuple[str, ...]]:
     levels = study.attributor.model.process.level(torch.tensor(timesteps))
     for number, level in enumerate(levels.tolist()):
         cells = [study.judged_at(output, number) for output in ALONE]
-        kinds = list(cells[0])
-        yield (
-            f"{level:.2f}", *(f"{100 * found[kind].estimate.value:.1f}" for kind in kinds for found in cells),
-        )  # fmt: skip
+        row = [f"{level:.2f}"]
+        for kind, alike in zip(cells[0], study.like_pixels(number), strict=True):
+            row += [*(f"{100 * found[kind].estimate.value:.1f}" for found in cells), f"{alike:.2f}"]
+        yield tuple(row)
 
 
 def main() -> None:
@@ -133,7 +151,8 @@ def main() -> None:
     about = f" {study.models} subset models; LDS × 100 with 95 % intervals."
     header = ("output function", *(f"{k}{what}" for k in kinds for what in ("", ", less ‖v‖²/D", ", partial")))
     publish("python -m benchmarks.flow", list(function_rows(study)), header, "flow.md", about)
-    header = ("σ", *(f"{kind}: {TITLES[output]}" for kind in kinds for output in ALONE))
+    columns = (*(TITLES[output] for output in ALONE), "‖v‖²/D like pixels")
+    header = ("σ", *(f"{kind}: {column}" for kind in kinds for column in columns))
     publish("python -m benchmarks.flow, noise levels", list(level_rows(study)), header, "flow.md", about)
 
 
