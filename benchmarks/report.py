@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -77,3 +78,19 @@ def publish(
     text = f"`{command}` on {machine()}.{about}\n\n{table(rows, header)}"
     print(text)
     write_table(document, command, text)
+
+
+def screenshot(figure: Any, name: str) -> None:
+    """Write a Plotly figure of fixed size to a PNG file of ``docs/``, as Chromium draws it."""
+    from playwright.sync_api import sync_playwright
+
+    from tests.conftest import chromium
+
+    viewport = {"width": figure.layout.width + 20, "height": figure.layout.height + 20}
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
+        page = browser.new_page(viewport=viewport)  # type: ignore[arg-type]
+        page.set_content(figure.to_html(include_plotlyjs=True))
+        page.wait_for_selector(".js-plotly-plot .xtick")
+        page.screenshot(path=str(ROOT / "docs" / name))
+        browser.close()

@@ -14,10 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.report import Row, median_seconds, publish
+from benchmarks.report import Row, median_seconds, publish, screenshot
 from dtrak.analysis.comparison import ranking
 from dtrak.build.features import shard_size
-from dtrak.config import ROOT
 from dtrak.index.faiss_index import AttributionIndex, QueryFeature, build_index
 from dtrak.index.store import FeatureStore
 from dtrak.linalg.kernel import multiply
@@ -142,10 +141,7 @@ def growth(scratch: Path) -> list[Row]:
 
 def draw_growth(found: list[Measured]) -> None:
     """Plot build time, disk space and search time over N, each with a linear reference."""
-    from playwright.sync_api import sync_playwright
     from plotly.subplots import make_subplots
-
-    from tests.conftest import chromium
 
     panels = {
         "build, s": [one.building for one in found],
@@ -161,13 +157,7 @@ def draw_growth(found: list[Measured]) -> None:
     figure.update_xaxes(type="log", title="rows")
     figure.update_yaxes(type="log")
     figure.update_layout(width=1000, height=320, showlegend=False, template="plotly_white", margin={"t": 40, "b": 50})
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1020, "height": 340})
-        page.set_content(figure.to_html(include_plotlyjs=True))
-        page.wait_for_selector(".js-plotly-plot .xtick")
-        page.screenshot(path=str(ROOT / "docs" / "growth.png"))
-        browser.close()
+    screenshot(figure, "growth.png")
 
 
 def lists(scratch: Path) -> list[Row]:

@@ -1,10 +1,12 @@
 """Messages on standard error."""
 
 import logging
+import os
 
 from dtrak.utils.progress import console
 
 errors = console
+NOT_OURS = ("torchao", "torch.utils._pytree")  # log what concerns their developers, while they are imported
 
 
 class _Messages(logging.Handler):
@@ -13,7 +15,11 @@ class _Messages(logging.Handler):
 
 
 def show_messages() -> None:
-    """Print the library's log messages on standard error."""
+    """Print the library's log messages on standard error, and of others only errors."""
+    for name in ("DIFFUSERS_VERBOSITY", "TRANSFORMERS_VERBOSITY"):
+        os.environ.setdefault(name, "error")
+    for name in NOT_OURS:
+        logging.getLogger(name).setLevel(logging.ERROR)
     logger = logging.getLogger("dtrak")
     logger.setLevel(logging.INFO)
     logger.handlers = [_Messages()]

@@ -9,27 +9,26 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def test_the_script_tests_itself_and_goes_on(tmp_path):
-    command = [sys.executable, "scripts/prove_gpu.py", "--out", str(tmp_path / "gpu.json")]
+    out = tmp_path / "gpu.json"
     table = (ROOT / "docs" / "gpu.md").read_text()
 
-    def run(*more):
+    def run(*command):
         environment = {"PATH": "", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-        done = subprocess.run([*command, *more], cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
-        return done.stdout
+        command = [sys.executable, *command]
+        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
 
-    assert "Out of time" in run("--seconds", "-1")
-    kept = {"machine": "", "steps": {}}
-    (tmp_path / "gpu.json").write_text(json.dumps(kept))
-    program = (
-        "import json, runpy; s = runpy.run_path('scripts/prove_gpu.py');"
-        f"open({str(tmp_path / 'gpu.json')!r}, 'w').write("
-        "json.dumps({'machine': s['machine'](), 'steps': {'tests': []}}))"
-    )
-    subprocess.run([sys.executable, "-c", program], cwd=ROOT, env={"CUDA_VISIBLE_DEVICES": ""}, check=True)
-    said = run()
+    program = f"""
+import json, runpy, sys
+sys.argv = ["", "--out", {str(out)!r}, "--seconds", "-1"]
+script = runpy.run_path("scripts/prove_gpu.py", run_name="__main__")
+kept = {{"machine": script["machine"](), "steps": {{"tests": []}}}}
+open({str(out)!r}, "w").write(json.dumps(kept))
+"""
+    assert "Out of time" in run("-c", program)
+    said = run("scripts/prove_gpu.py", "--out", str(out))
     assert "tests: done before" in said
     assert "failed" not in said
-    steps = json.loads((tmp_path / "gpu.json").read_text())["steps"]
+    steps = json.loads(out.read_text())["steps"]
     assert set(steps) == {"tests", "accuracy", "speed", "speed-lora", "sampling", "training", "estimates"}
     assert float(steps["accuracy"][0][1].split(",")[0]) < 1e-4
     assert (ROOT / "docs" / "gpu.md").read_text() == table

@@ -1,7 +1,9 @@
 """Tasks for other processes, in a module of their own: a process that imports little starts quickly."""
 
 import os
+import signal
 import time
+from functools import partial
 
 from dtrak.utils.errors import DtrakError
 
@@ -39,3 +41,38 @@ def count(task, shared):
     shared[task] += 1
     if task == 0:
         time.sleep(60)
+
+
+def on_cluster(folder):
+    """Squares; "die" kills its worker once, "always" each time, "refuse" raises an error, "where" tells the node."""
+    return partial(_on_cluster, folder)
+
+
+def _on_cluster(folder, task):
+    if task == "die":
+        mark = os.path.join(folder, "died")
+        if not os.path.exists(mark):
+            open(mark, "w").close()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return "lived"
+    if task == "always":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if task == "refuse":
+        raise DtrakError("no", hint="ask otherwise")
+    if task == "where":
+        time.sleep(2)  # so that a slow node gets its first worker before all is done
+        import ray
+
+        return ray.get_runtime_context().get_node_id()
+    return task**2
+
+
+def device_seer():
+    """Tells the GPU and the threads that its process was given, after a second."""
+    return _see
+
+
+def _see(task):
+    import torch
+
+    return os.environ.get("CUDA_VISIBLE_DEVICES"), torch.get_num_threads(), time.sleep(1)

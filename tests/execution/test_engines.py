@@ -19,6 +19,7 @@ from dtrak.execution.engines import Local, local
 from dtrak.execution.ray_engine import Ray
 from dtrak.models.generation import GenerationSettings
 from dtrak.utils.errors import DtrakError
+from tests.execution import tasks
 from tests.helpers import call, hashes
 
 
@@ -54,7 +55,7 @@ def start_node(*options):
         [*command, "--node-ip-address=127.0.0.1", *options],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        env=os.environ | {"RAY_USAGE_STATS_ENABLED": "0"},
+        env=os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"},  # not behind the other tests
     )
 
 
@@ -77,47 +78,23 @@ def wait_for(connect, seconds=60):
     raise TimeoutError
 
 
-def _make(folder):
-    return lambda task: _run(folder, task)
-
-
-def _run(folder, task):
-    """Squares; "die" kills its worker once, "refuse" raises an error with a hint, "where" returns the node."""
-    if task == "die":
-        mark = os.path.join(folder, "died")
-        if not os.path.exists(mark):
-            open(mark, "w").close()
-            os.kill(os.getpid(), signal.SIGKILL)
-        return "lived"
-    if task == "always":
-        os.kill(os.getpid(), signal.SIGKILL)
-    if task == "refuse":
-        raise DtrakError("no", hint="ask otherwise")
-    if task == "where":
-        time.sleep(2)  # so that a slow node gets its first worker before all is done
-        import ray
-
-        return ray.get_runtime_context().get_node_id()
-    return task**2
-
-
 def test_both_nodes_work_and_a_killed_worker_is_made_good(cluster, tmp_path):
     engine = Ray(cluster)
-    found = list(engine.results(_make, (str(tmp_path),), [1, 2, "die", 3, *["where"] * 20]))
+    found = list(engine.results(tasks.on_cluster, (str(tmp_path),), [1, 2, "die", 3, *["where"] * 12]))
     assert {1, 4, 9, "lived"} <= set(found)
     assert len(set(found) - {1, 4, 9, "lived"}) == 2  # nodes
-    assert list(engine.results(_make, (str(tmp_path),), [])) == []
+    assert list(engine.results(tasks.on_cluster, (str(tmp_path),), [])) == []
 
 
 def test_what_goes_wrong_on_a_cluster_is_told(cluster, tmp_path, monkeypatch):
     monkeypatch.setattr("dtrak.execution.ray_engine.RETRIES", 1)  # each takes a new worker
     with pytest.raises(DtrakError, match="without an error message"):
-        list(Ray(cluster).results(_make, (str(tmp_path),), ["always"]))
+        list(Ray(cluster).results(tasks.on_cluster, (str(tmp_path),), ["always"]))
     for impossible in (Ray(cluster, threads=64), Ray(cluster, gpus=1)):
         with pytest.raises(DtrakError, match="No node"):
-            list(impossible.results(_make, (str(tmp_path),), [1]))
+            list(impossible.results(tasks.on_cluster, (str(tmp_path),), [1]))
     with pytest.raises(DtrakError, match="no") as refused:
-        list(Ray(cluster).results(_make, (str(tmp_path),), ["refuse"]))
+        list(Ray(cluster).results(tasks.on_cluster, (str(tmp_path),), ["refuse"]))
     assert refused.value.hint == "ask otherwise"
 
 
@@ -158,15 +135,15 @@ def test_features_are_the_same_bytes_though_a_worker_and_a_node_are_lost(fresh, 
 
 def test_retrained_models_and_their_pictures_are_the_same(fresh, cluster):
     query_set(fresh)
-    tasks = [
+    wanted = [
         Task(Removal.of(fresh, ids, None, None), (GenerationSettings(7, 3, "round"),))
         for ids in ([], fresh.table.train_ids[:2])
     ]
     found = []
     for engine in (Local(1), Ray(cluster)):
         retrain_subsets(fresh, "lds", 2, 1, engine)
-        draw_all(fresh, tasks, engine)
-        pictures = [drawn(fresh, task.removal, task.settings).tobytes() for task in tasks]
+        draw_all(fresh, wanted, engine)
+        pictures = [drawn(fresh, task.removal, task.settings).tobytes() for task in wanted]
         found.append((hashes(fresh.root / "truth"), pictures))
         for name in ("truth/lds", "retrained"):
             (fresh.root / name).rename(fresh.root / f"gone-{len(found)}-{os.path.basename(name)}")
@@ -197,19 +174,9 @@ def test_threads_are_shared_out(monkeypatch):
             local(workers, 1, device)
 
 
-def _see(task):
-    import torch
-
-    return os.environ.get("CUDA_VISIBLE_DEVICES"), torch.get_num_threads(), time.sleep(1)
-
-
-def _seer():
-    return _see
-
-
 def test_each_process_has_a_gpu_and_threads_of_its_own():
     """Checks which GPU each process is given; needs no GPU."""
-    found = set(Local(2, 2, ("3", "7")).results(_seer, (), range(6)))
+    found = set(Local(2, 2, ("3", "7")).results(tasks.device_seer, (), range(6)))
     assert found == {("3", 2, None), ("7", 2, None)}
 
 
@@ -223,5 +190,5 @@ def test_more_threads_change_the_last_digits_at_most(fresh):
 def test_without_ray_the_message_names_the_way_out(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(DtrakError, match="not installed") as missing:
-        list(Ray().results(_seer, (), [1]))
+        list(Ray().results(tasks.device_seer, (), [1]))
     assert "requirements-ray.txt" in missing.value.hint
