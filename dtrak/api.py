@@ -143,7 +143,7 @@ class Study:
         logger.info("Index of '%s' is ready in %s.", self.name, self.folder.index)
         if not index_only:
             pipeline.build_rest(self.folder, engine, batch_size, device)
-            self._write_example(device)  # with the significance test
+            self._write_example(device, every=True)  # with the significance test
         self.__dict__.pop("attributor", None)
         return self
 
@@ -295,9 +295,9 @@ class Study:
             picture = Image.fromarray(array)
         return Query(model_pixels(self.config, upright_rgb(picture)), label)
 
-    def _write_example(self, device: str) -> None:
+    def _write_example(self, device: str, every: bool = False) -> None:
         if not example_is_current(self.folder):
-            write_example(self.folder, device)
+            write_example(self.folder, device, every)
 
     def __repr__(self) -> str:
         return f"<Study '{self.name}': {self.config.title}>"

@@ -91,8 +91,11 @@ def first_example(attributor: "Attributor") -> "tuple[Query, Setting]":
     return Query(run.pixels, run.label, run.settings), Setting(attributor.methods()[0].name)
 
 
-def write_example(folder: StudyFolder, device: str = "cpu") -> None:
-    """Generate the examples, so that no page is empty, and save the ranking of the first beside the index."""
+def write_example(folder: StudyFolder, device: str = "cpu", every: bool = False) -> None:
+    """Generate the examples, so that no page is empty, and save the ranking of the first beside the index.
+
+    Its features are saved too, so that Attribution opens on it at once; with ``every``, those of all examples.
+    """
     from dtrak.analysis.significance import null_of
     from dtrak.app.evaluate import reliability
     from dtrak.app.runs import RunStore
@@ -100,6 +103,7 @@ def write_example(folder: StudyFolder, device: str = "cpu") -> None:
     from dtrak.evaluation.results import load_evaluation
     from dtrak.evaluation.series import load_series
     from dtrak.methods.attributor import Attributor
+    from dtrak.methods.query import Query
     from dtrak.models.generation import GenerationSettings
     from dtrak.models.sampling import generate_all
     from dtrak.utils.errors import DtrakError
@@ -117,10 +121,14 @@ def write_example(folder: StudyFolder, device: str = "cpu") -> None:
         if one in drawn:
             runs.save_generated(fingerprint, one, drawn[one])
     query, setting = first_example(attributor)
-    run = runs.load(runs.generated_id(fingerprint, asked[0]))
-    assert run is not None
+    kept = [run for one in asked if (run := runs.load(runs.generated_id(fingerprint, one))) is not None]
+    features = [
+        runs.features_of(one, attributor, Query(one.pixels, one.label, one.settings), [setting])
+        for one in (kept if every else kept[:1])
+    ]
+    run = kept[0]
     assert run.settings is not None
-    answer = attributor.attribute(query, attributor.features(query, [setting]), setting, top=SHOWN)
+    answer = attributor.attribute(query, features[0], setting, top=SHOWN)
     try:
         verdict = significance(null_of(attributor, setting).judge(answer.scores))
     except DtrakError as reason:  # its features are computed after the index

@@ -9,9 +9,10 @@ import io
 import json
 import time
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -27,6 +28,10 @@ from dtrak.models.generation import GenerationSettings
 from dtrak.utils.errors import DtrakError
 from dtrak.utils.files import atomic_write, digest, read_json, write_bytes, write_json
 from dtrak.utils.latest import Latest
+
+if TYPE_CHECKING:
+    from dtrak.methods.attributor import Attributor
+    from dtrak.methods.settings import Setting
 
 METADATA_KEY = "dtrak"
 TITLE = 60  # characters of a prompt in a title
@@ -136,6 +141,21 @@ class RunStore:
         arrays = {"parts": feature.parts, "values": feature.values, "blocks": feature.blocks}
         with atomic_write(self._feature_path(run, key)) as file:
             np.savez(file, **{name: array for name, array in arrays.items() if array is not None})  # type: ignore[arg-type]
+
+    def features_of(
+        self, run: Run, attributor: "Attributor", query: Query, settings: "Sequence[Setting]"
+    ) -> dict[str, QueryFeature]:
+        """The features of a run for some settings; those that are not saved yet are computed and saved.
+
+        Args:
+            query: the run as a query.
+        """
+        needs = {need.key: need for setting in settings for need in attributor.needs(setting, query)}
+        found = {key: self.feature(run, key, need.identity) for key, need in needs.items()}
+        made = attributor.compute(query, [need for key, need in needs.items() if found[key] is None])
+        for key, feature in made.items():
+            self.save_feature(run, key, feature)
+        return {key: feature for key, feature in (found | made).items() if feature is not None}
 
     def _feature_path(self, run: Run, key: str) -> Path:
         part = "" if run.region is None else f"-{digest(run.region.text)}"

@@ -8,11 +8,14 @@ import time
 from streamlit.testing.v1 import AppTest
 
 from dtrak.app.elements import plain
-from dtrak.app.example import first_example, write_example
+from dtrak.app.example import examples_of, first_example, write_example
+from dtrak.app.service import study_service
 from dtrak.config import ROOT, load_study
 from dtrak.evaluation.series import removal_series
 from dtrak.execution.engines import Local
 from dtrak.methods.attributor import Attributor
+from dtrak.methods.settings import Setting
+from dtrak.models.generation import GenerationSettings
 from tests.pages.client import text
 
 
@@ -25,10 +28,16 @@ def test_home(app):
 def test_home_shows_the_example_and_what_happens_without_its_sources(app, tiny):
     attributor = Attributor(tiny)
     removal_series(attributor, *first_example(attributor), Local(1))
-    write_example(tiny)
+    write_example(tiny, every=True)
     app.run()
     assert not app.exception
     assert "unrelated images" in text(app)
+    service = study_service(str(tiny.study.source))
+    fingerprint = service.model_fingerprint
+    for one in examples_of(tiny.study, service.classes):
+        settings = GenerationSettings(one.seed, one.steps, one.label, tiny.study.guidance)
+        run = service.runs.load(service.runs.generated_id(fingerprint, settings))
+        assert service.attribute(run, Setting("dtrak"), 3) is not None  # nothing is left to compute
     app.select_slider(key="removed").set_value(1).run()
     assert not app.exception
     assert "without 1 random images" in text(app)
