@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from dtrak.methods.attributor import Attributor
     from dtrak.methods.query import Query
     from dtrak.methods.settings import Setting
+    from dtrak.models.generation import GenerationSettings
 
 FILE, SHIPPED = "example.json", "example"  # the latter beside the truth that ships with a study
 SHOWN, KEPT = 6, 4  # tiles of the example, and images that are kept as runs where the study names none
@@ -113,12 +114,12 @@ def write_example(folder: StudyFolder, device: str = "cpu", every: bool = False)
     wanted = examples_of(folder.study, attributor.model.names)
     asked = [GenerationSettings(one.seed, one.steps, one.label, folder.study.guidance) for one in wanted]
     missing = [one for one in asked if runs.load(runs.generated_id(fingerprint, one)) is None]
-    drawn: dict[GenerationSettings, Any] = {}
+    drawn: dict[GenerationSettings, Any] = _evaluated(folder)
     for steps in {one.steps for one in missing}:
-        alike = [one for one in missing if one.steps == steps]
+        alike = [one for one in missing if one.steps == steps and one not in drawn]
         drawn |= dict(zip(alike, generate_all(attributor.model, alike), strict=True))
     for one in reversed(asked):  # the first one is the newest: pages open on it
-        if one in drawn:
+        if one in missing:
             runs.save_generated(fingerprint, one, drawn[one])
     query, setting = first_example(attributor)
     kept = [run for one in asked if (run := runs.load(runs.generated_id(fingerprint, one))) is not None]
@@ -149,6 +150,18 @@ def write_example(folder: StudyFolder, device: str = "cpu", every: bool = False)
         "reliability": reliability(load_evaluation(folder), setting, True).text, "series": series,
     }  # fmt: skip
     write_json(folder.index / FILE, content)
+
+
+def _evaluated(folder: StudyFolder) -> "dict[GenerationSettings, Any]":
+    """The evaluation's generated images: drawn once, so that what is known of them holds on any machine."""
+    from dtrak.methods.query import load_query_set
+    from dtrak.utils.errors import DtrakError
+
+    try:
+        asked = load_query_set(folder)
+    except DtrakError:
+        return {}
+    return {query.settings: query.pixels for query in asked.queries if query.settings}
 
 
 def example_is_current(folder: StudyFolder) -> bool:

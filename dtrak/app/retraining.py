@@ -12,7 +12,7 @@ from dtrak.evaluation.exact import exact_influence
 from dtrak.evaluation.removal import Removal, Task, draw_all, drawn, is_drawn
 from dtrak.evaluation.whatif import random_rows
 from dtrak.execution.engines import Local, cores
-from dtrak.methods.exact import path_of
+from dtrak.methods.exact import stored
 from dtrak.methods.query import Query
 from dtrak.study.folder import StudyFolder
 from dtrak.utils.files import digest, exclusive, read_note
@@ -64,8 +64,8 @@ class RetrainingJobs:
         """The exact influence on a picture and the growth of its adjoint, if it was computed."""
         if run.region is not None:
             return None
-        path = path_of(self._folder, self._query(run))
-        if not path.exists():
+        path = stored(self._folder, self._query(run))
+        if path is None:
             return None
         return np.load(path).astype(np.float64), float(read_note(path.with_suffix(".json")).get("growth", 0.0))
 

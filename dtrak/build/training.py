@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from dtrak.build.pipeline import prepare_data
-from dtrak.config import load_study
-from dtrak.study.folder import StudyFolder, needs_training
+from dtrak.study.folder import StudyFolder, base_study, needs_training
 from dtrak.training.loop import Progress
 from dtrak.training.study import train_member, train_study
 from dtrak.utils.progress import progress
@@ -21,8 +20,8 @@ def train_model(folder: StudyFolder, device: str = "cpu") -> Path:
     Raises:
         DtrakError: the data cannot be read, or the study does not say how to train.
     """
-    base = folder.study.model.base
-    chain = [StudyFolder(load_study(base))] if base and needs_training(StudyFolder(load_study(base))) else []
+    base = base_study(folder.study)
+    chain = [StudyFolder(base)] if base and needs_training(StudyFolder(base)) else []
     for part in [*chain, folder]:
         prepare_data(part)
         with _reporting(f"train {part.study.name}", part) as report:

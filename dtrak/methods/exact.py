@@ -1,7 +1,7 @@
 """Exact influence: the derivative of a query's loss with respect to each training sample's weight.
 
 It takes minutes, so it is computed by ``dtrak exact`` (:mod:`dtrak.evaluation.exact`) and kept in
-``workspace/STUDY/exact``; the method reads what is there.
+``workspace/STUDY/exact``; the method reads what is there, or what ships with the study.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class ExactMethod(Method):
     def require(self, study: TrainingSide) -> None:
         """See :class:`Method`."""
         check_exact(study.folder)
-        if not any(folder_of(study.folder).glob("*.npy")):
+        if not any(path for folder in _folders(study.folder) for path in folder.glob("*.npy")):
             raise DtrakError(
                 "No exact influence is computed yet.",
                 hint=f"python -m index_builder exact {study.folder.study.name} --seed 1",
@@ -47,8 +47,8 @@ class ExactMethod(Method):
         self, study: Attributor, setting: Setting, query: Query, features: Features
     ) -> tuple[Scores, float | None]:
         """See :class:`Method`."""
-        path = path_of(study.folder, query)
-        if not path.exists():
+        path = stored(study.folder, query)
+        if path is None:
             raise DtrakError(
                 "The exact influence on this image is not computed.",
                 hint=f"python -m index_builder exact {study.folder.study.name}, with this image's seed or file.",
@@ -73,15 +73,30 @@ def check_exact(folder: StudyFolder) -> None:
 
 def folder_of(folder: StudyFolder) -> Path:
     """The folder of the results for the present data, recipe and seed."""
-    from dtrak.study.folder import recipe_digest
-
-    depends = [VERSION, folder.table.fingerprint(), recipe_digest(folder), folder.study.training.seed]
-    return folder.root / "exact" / digest([*depends, folder.study.truth.timesteps, folder.study.truth.draws])
+    return _folders(folder)[0]
 
 
 def path_of(folder: StudyFolder, query: Query) -> Path:
-    """The file of one query's scores."""
-    return folder_of(folder) / f"{digest([query.id, query.label])}.npy"
+    """The file that one query's scores are written to."""
+    return folder_of(folder) / _name(query)
+
+
+def stored(folder: StudyFolder, query: Query) -> Path | None:
+    """The file of one query's scores, computed here or shipped with the study; None if there is none."""
+    return next((path for place in _folders(folder) if (path := place / _name(query)).exists()), None)
+
+
+def _folders(folder: StudyFolder) -> list[Path]:
+    from dtrak.study.folder import recipe_digest, truth_folders
+
+    depends = [VERSION, folder.table.fingerprint(), recipe_digest(folder), folder.study.training.seed]
+    key = digest([*depends, folder.study.truth.timesteps, folder.study.truth.draws])
+    shipped = truth_folders(folder)[1:]
+    return [folder.root / "exact" / key, *(place / "exact" / key for place in shipped)]
+
+
+def _name(query: Query) -> str:
+    return f"{digest([query.id, query.label])}.npy"
 
 
 METHODS: tuple[Method, ...] = (

@@ -111,9 +111,11 @@ def base_path(study: Study) -> Path:
     Raises:
         DtrakError: the study names no base model, or it is not available.
     """
-    if study.model.base:
+    if directory := _base_directory(study):
+        return directory
+    if tuned := base_study(study):
         _check_bases(study)
-        base = trained_model_config(StudyFolder(load_study(study.model.base)))
+        base = trained_model_config(StudyFolder(tuned))
         if base.path:
             return base.path
     if study.model.path:
@@ -123,11 +125,22 @@ def base_path(study: Study) -> Path:
     raise DtrakError(f"Study '{study.name}' has no base model.", hint="Set model.base, model.path or model.hub.")
 
 
+def base_study(study: Study) -> Study | None:
+    """The study whose model is fine-tuned; None where ``model.base`` names a model's directory, or nothing."""
+    return load_study(study.model.base) if study.model.base and not _base_directory(study) else None
+
+
+def _base_directory(study: Study) -> Path | None:
+    directory = study.resolve(study.model.base) if study.model.base else None
+    is_model = directory and any((directory / name).exists() for name in ("config.json", "unet", "model_index.json"))
+    return directory if is_model else None
+
+
 def _check_bases(study: Study) -> None:
     """Refuse a study that is, through other studies, its own base."""
     chain = [study.name]
-    while study.model.base:
-        study = load_study(study.model.base)
+    while tuned := base_study(study):
+        study = tuned
         chain.append(study.name)
         if chain.count(study.name) > 1:
             raise DtrakError(f"model.base goes round: {' → '.join(chain)}.", hint="Set another model.base.")

@@ -21,10 +21,10 @@ from typing import Any
 
 import fsspec
 
-from dtrak.config import Study, load_study, workspace
+from dtrak.config import Study, workspace
 from dtrak.execution.engines import Engine, Results
 from dtrak.execution.processes import Make
-from dtrak.study.folder import CONDITIONING, LATENTS, StudyFolder
+from dtrak.study.folder import CONDITIONING, LATENTS, StudyFolder, base_study
 from dtrak.utils.errors import DtrakError
 from dtrak.utils.files import digest, noted, part_of, sha256_file
 
@@ -72,8 +72,8 @@ class Mirrored:
 def _inputs(arguments: tuple[Any, ...], tasks: Sequence[Any]) -> Iterator[Path]:
     studies = [argument for argument in arguments if isinstance(argument, Study)]
     for study in studies:
-        if study.model.base:
-            studies.append(load_study(study.model.base))
+        if base := base_study(study):
+            studies.append(base)
     for folder in map(StudyFolder, studies):
         wanted = {path for pattern in ALWAYS_READ for path in folder.root.glob(pattern)}
         wanted |= {path for task in tasks if hasattr(task, "reads") for path in task.reads(folder)}

@@ -51,6 +51,16 @@ def test_a_study_is_not_its_own_base(tmp_path, monkeypatch):
             base_path(StudyFolder(load_study(name)).study)
 
 
+def test_a_base_is_a_models_directory_or_a_study(tmp_path, source, monkeypatch):
+    monkeypatch.setenv("DTRAK_CONFIGS", str(tmp_path))
+    (tmp_path / "model").symlink_to(source / "model")
+    (tmp_path / "first").mkdir()  # holds no model, so the study is meant
+    (tmp_path / "first.yaml").write_text(DATA + "model: {base: model}\n")
+    (tmp_path / "second.yaml").write_text(DATA + "model: {base: first}\n")
+    for name in ("first", "second"):
+        assert base_path(load_study(name)) == (source / "model").resolve()
+
+
 def test_a_damaged_note_of_one_study_hides_no_other(tmp_path, monkeypatch):
     monkeypatch.setenv("DTRAK_WORKSPACE", str(tmp_path))
     for name, text in (("damaged", "{"), ("list", "[1]"), ("binary", "\x00")):

@@ -69,6 +69,17 @@ def test_the_method_reads_what_was_computed(smooth, picture):
         exact_influence(StudyFolder(smooth.study.model_copy(update={"training": half})), [picture])
 
 
+def test_the_method_reads_what_ships_with_the_study(smooth, picture, tmp_path):
+    found = exact_influence(smooth, [picture]).scores[0]
+    truth = smooth.study.truth.model_copy(update={"path": tmp_path / "shipped"})
+    shipped = StudyFolder(smooth.study.model_copy(update={"truth": truth}))
+    (tmp_path / "shipped").mkdir()
+    (smooth.root / "exact").rename(tmp_path / "shipped" / "exact")
+    assert "No exact influence" in Attributor(smooth).why_not("exact").message
+    scores, _ = Attributor(shipped).scores(Setting("exact"), picture, {})
+    np.testing.assert_allclose(scores, found, rtol=1e-6)
+
+
 def test_a_rough_training_leaves_nothing_behind(fresh):
     training = fresh.study.training.model_copy(update={"epsilon": 1e-300, "learning_rate": 1e6})
     rough = StudyFolder(fresh.study.model_copy(update={"training": training}))

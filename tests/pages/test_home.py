@@ -1,21 +1,26 @@
 """Home by Streamlit's test client: the example, what a study needs, and what starts without torch."""
 
+import shutil
 import subprocess
 import sys
 import threading
 import time
 
+import numpy as np
 from streamlit.testing.v1 import AppTest
 
 from dtrak.app.elements import plain
 from dtrak.app.example import examples_of, first_example, write_example
+from dtrak.app.runs import RunStore
 from dtrak.app.service import study_service
-from dtrak.config import ROOT, load_study
+from dtrak.config import ROOT, ExampleConfig, load_study
 from dtrak.evaluation.series import removal_series
 from dtrak.execution.engines import Local
 from dtrak.methods.attributor import Attributor
+from dtrak.methods.query import load_query_set
 from dtrak.methods.settings import Setting
 from dtrak.models.generation import GenerationSettings
+from dtrak.study.folder import StudyFolder
 from tests.pages.client import text
 
 
@@ -41,6 +46,19 @@ def test_home_shows_the_example_and_what_happens_without_its_sources(app, tiny):
     app.select_slider(key="removed").set_value(1).run()
     assert not app.exception
     assert "without 1 random images" in text(app)
+
+
+def test_an_example_that_is_an_evaluation_query_has_its_pixels(tiny, tmp_path, monkeypatch):
+    query = load_query_set(tiny).queries[-1]
+    example = ExampleConfig(seed=query.settings.seed, label=query.label, steps=query.settings.steps)
+    study = tiny.study.model_copy(update={"examples": (example,)})
+    shutil.copytree(tiny.root, tmp_path / "tiny", ignore=shutil.ignore_patterns("runs"))
+    monkeypatch.setenv("DTRAK_WORKSPACE", str(tmp_path))
+    monkeypatch.setattr("dtrak.models.sampling.generate_all", lambda model, wanted: [None] * len(wanted))
+    folder = StudyFolder(study)
+    write_example(folder)
+    (run,) = RunStore(folder.runs).latest(2)
+    np.testing.assert_array_equal(run.pixels, query.pixels)
 
 
 def test_home_and_about_do_without_what_is_slow_to_import(tiny, source, monkeypatch):
