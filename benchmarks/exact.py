@@ -7,7 +7,7 @@ learns 200 others. Everything is kept in OUT and goes on after a kill.
 
 import argparse
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -32,13 +32,12 @@ from dtrak.methods.exact import path_of
 from dtrak.methods.query import QuerySet
 from dtrak.methods.registry import METHODS
 from dtrak.methods.settings import Setting
-from dtrak.methods.subsets import Family
+from dtrak.methods.subsets import Family, SubsetTruth
 from dtrak.study.folder import StudyFolder
 from dtrak.utils.errors import DtrakError
 
 FAMILIES: dict[Family, int] = {"lds": 48, "remove-20": 40, "remove-5": 40, "creators": 6}
-REMOVED: dict[str, Family] = {"50 %": "lds", "20 %": "remove-20", "5 %": "remove-5"}
-TWICE = 8  # halves with a second seed
+SHARES = ("50 %", "50 %, another seed", "20 %", "5 %")  # that are judged by their LDS
 REMOVALS = (2, 10, 40)  # images: 1, 5 and 20 %
 ASKED = 8  # queries whose highest and lowest images are removed
 SETTINGS = {
@@ -104,8 +103,9 @@ def changes(
         Change(kind, query, len(rows), float(exact[query, list(rows)].sum()), float(loss[query] - full[query]))
         for (kind, query, rows), loss in zip(wanted, losses, strict=True)
     ]
-    for kind, family in (("random", "remove-5"), ("random", "remove-20"), ("creator", "creators"), ("half", "lds")):
-        truth = attributor.subsets(family)  # type: ignore[arg-type]
+    truths = truths_of(attributor)
+    for kind, share in (("random", "5 %"), ("random", "20 %"), ("creator", "a creator"), ("half", "50 %")):
+        truth = truths[share]
         for mask, loss in zip(truth.masks, truth.losses, strict=True):
             for query in range(len(exact)):
                 predicted, actual = float(exact[query, ~mask].sum()), float(loss[query] - full[query])
@@ -129,11 +129,24 @@ def scores_of(
 _slow: dict[Setting, Float[np.ndarray, "q n"]] = {}
 
 
+def truths_of(attributor: Attributor) -> dict[str, SubsetTruth]:
+    """The retrained models by what was left out; halves also with another training seed than the exact influence."""
+    halves = attributor.subsets("lds")
+    assert halves.repeats is not None
+    same, other = (replace(halves, losses=losses) for losses in halves.repeats)
+    return {
+        "50 %": same,
+        "50 %, another seed": other,
+        "20 %": attributor.subsets("remove-20"),
+        "5 %": attributor.subsets("remove-5"),
+        "a creator": attributor.subsets("creators"),
+    }
+
+
 def lds_rows(attributor: Attributor, asked: QuerySet, half: Float[np.ndarray, "q n"]) -> Iterator[tuple[str, ...]]:
     """The LDS of each method for each share removed."""
-    truths = [attributor.subsets(family) for family in REMOVED.values()]
-    part = asked.groups["held-out"]
-    trials = [Trial(attributor.table, truth, asked, part) for truth in truths]
+    truths, part = truths_of(attributor), asked.groups["held-out"]
+    trials = [Trial(attributor.table, truths[share], asked, part) for share in SHARES]
     every = {name: partial(scores_of, attributor, setting, asked, DAMPINGS) for name, setting in SETTINGS.items()}
     for name, scores in [*every.items(), (HALF, lambda: [half])]:
         try:
@@ -142,14 +155,10 @@ def lds_rows(attributor: Attributor, asked: QuerySet, half: Float[np.ndarray, "q
             print(f"{name}: {reason}")
             continue
         yield name, *(_shown(trial.result(matrices).estimate) for trial in trials)
-    if truths[0].repeats:
-        agreement = reliability(*truths[0].repeats)[part]
-        yield (
-            "a perfect prediction, of another training seed",
-            f"{100 * ceiling(float(agreement.mean()), 1):.0f}",
-            "",
-            "",
-        )
+    if repeats := truths["50 %"].repeats:
+        agreement = reliability(*repeats)[part]
+        best = f"{100 * ceiling(float(agreement.mean()), 1):.0f}"
+        yield "a perfect prediction for another seed", "", best, "", ""
 
 
 def _shown(found: Estimate) -> str:
@@ -221,12 +230,12 @@ def main() -> None:
     folder = prepared(out)
     for family, count in FAMILIES.items():
         retrain_subsets(folder, family, count, 1, engine, report=partial(say, f"models of {family}"))
-    retrain_subsets(folder, "lds", TWICE, 2, engine, report=partial(say, "second seeds"))
+    retrain_subsets(folder, "lds", FAMILIES["lds"], 2, engine, report=partial(say, "second seeds"))
     build(folder, engine)
     asked, attributor = queries_of(folder), Attributor(folder)
     half = influence(folder, asked, engine)
     exact = np.stack([np.load(path_of(folder, query)) for query in asked.queries]).astype(np.float64)
-    header = ("method", *(f"without {share}" for share in REMOVED))
+    header = ("method", *(f"without {share}" for share in SHARES))
     about = " LDS × 100 with 95 % intervals; each method's λ is cross-fitted."
     publish("python -m benchmarks.exact", list(lds_rows(attributor, asked, half)), header, "exact.md", about)
     header = ("method", "rank correlation with the exact influence", "of its ten highest images")
