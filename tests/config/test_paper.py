@@ -82,8 +82,8 @@ def test_halves_of_cifar2_are_drawn_from_the_drawn_training_set():
 
 
 @pytest.mark.skipif(
-    not load_study("cifar2").resolve("../data/cifar-10-binary.tar.gz").exists(),
-    reason="needs the archive of CIFAR-10 in data/",
+    not load_study("cifar2").resolve(load_study("cifar2").data.path).exists(),
+    reason="needs data/cifar-10-binary.tar.gz, which is not in the repository",
 )
 def test_cifars_draws_are_the_papers_on_the_real_archive():
     for name, printed in (("cifar2", CIFAR2), ("cifar10", CIFAR10)):
