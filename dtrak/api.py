@@ -13,7 +13,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from dtrak.analysis.significance import Verdict, null_of
-from dtrak.app.example import example_is_current, write_example
+from dtrak.app.example import example_is_current, save_example_features, write_example
 from dtrak.build import pipeline
 from dtrak.build.training import train_model
 from dtrak.config import Study as StudyConfig
@@ -143,7 +143,8 @@ class Study:
         logger.info("Index of '%s' is ready in %s.", self.name, self.folder.index)
         if not index_only:
             pipeline.build_rest(self.folder, engine, batch_size, device)
-            self._write_example(device, every=True)  # with the significance test
+            self._write_example(device)  # with the significance test
+            save_example_features(self.folder, device)
         self.__dict__.pop("attributor", None)
         return self
 
@@ -295,9 +296,9 @@ class Study:
             picture = Image.fromarray(array)
         return Query(model_pixels(self.config, upright_rgb(picture)), label)
 
-    def _write_example(self, device: str, every: bool = False) -> None:
+    def _write_example(self, device: str) -> None:
         if not example_is_current(self.folder):
-            write_example(self.folder, device, every)
+            write_example(self.folder, device)
 
     def __repr__(self) -> str:
         return f"<Study '{self.name}': {self.config.title}>"

@@ -3,6 +3,7 @@
 Reading must be quick, so what only writing needs is imported inside :func:`write_example`.
 """
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,9 @@ from dtrak.utils.files import digest, read_json, write_bytes, write_json
 from dtrak.utils.images import enlarged_png
 
 if TYPE_CHECKING:
+    from dtrak.app.runs import Run
     from dtrak.methods.attributor import Attributor
+    from dtrak.methods.base import Features
     from dtrak.methods.query import Query
     from dtrak.methods.settings import Setting
     from dtrak.models.generation import GenerationSettings
@@ -71,65 +74,25 @@ def examples_of(study: Study, names: list[str]) -> list[ExampleConfig]:
 
 
 def first_example(attributor: "Attributor") -> "tuple[Query, Setting]":
-    """The picture on Home and the setting that ranks its sources.
-
-    Its pixels are those of the saved image: drawn again, in a batch of another size, they could differ in a bit, which
-    would make it another query with other noise.
-    """
-    from dtrak.app.runs import RunStore
-    from dtrak.methods.query import Query
-    from dtrak.methods.settings import Setting
-    from dtrak.models.generation import GenerationSettings
-    from dtrak.models.sampling import generate
-
-    study, runs = attributor.folder.study, RunStore(attributor.folder.runs)
-    fingerprint = attributor.model_fingerprint(LAST)
-    one = examples_of(study, attributor.model.names)[0]
-    settings = GenerationSettings(one.seed, one.steps, one.label, study.guidance)
-    run = runs.load(runs.generated_id(fingerprint, settings))
-    if run is None:
-        run = runs.save_generated(fingerprint, settings, generate(attributor.model, [settings])[0])
-    return Query(run.pixels, run.label, run.settings), Setting(attributor.methods()[0].name)
+    """The picture on Home and the setting that ranks its sources."""
+    (run,) = _kept(attributor, 1)
+    return _query(run), _setting(attributor)
 
 
-def write_example(folder: StudyFolder, device: str = "cpu", every: bool = False) -> None:
-    """Generate the examples, so that no page is empty, and save the ranking of the first beside the index.
-
-    Its features are saved too, so that Attribution opens on it at once; with ``every``, those of all examples.
-    """
+def write_example(folder: StudyFolder, device: str = "cpu") -> None:
+    """Draw the examples, so that no page is empty, and save the ranking of the first beside the index."""
     from dtrak.analysis.significance import null_of
     from dtrak.app.evaluate import reliability
-    from dtrak.app.runs import RunStore
     from dtrak.app.views import significance, tiles
     from dtrak.evaluation.results import load_evaluation
     from dtrak.evaluation.series import load_series
     from dtrak.methods.attributor import Attributor
-    from dtrak.methods.query import Query
-    from dtrak.models.generation import GenerationSettings
-    from dtrak.models.sampling import generate_all
     from dtrak.utils.errors import DtrakError
 
-    attributor, runs = Attributor(folder, device), RunStore(folder.runs)
-    fingerprint = attributor.model_fingerprint(LAST)
-    wanted = examples_of(folder.study, attributor.model.names)
-    asked = [GenerationSettings(one.seed, one.steps, one.label, folder.study.guidance) for one in wanted]
-    missing = [one for one in asked if runs.load(runs.generated_id(fingerprint, one)) is None]
-    drawn: dict[GenerationSettings, Any] = _evaluated(folder)
-    for steps in {one.steps for one in missing}:
-        alike = [one for one in missing if one.steps == steps and one not in drawn]
-        drawn |= dict(zip(alike, generate_all(attributor.model, alike), strict=True))
-    for one in reversed(asked):  # the first one is the newest: pages open on it
-        if one in missing:
-            runs.save_generated(fingerprint, one, drawn[one])
-    query, setting = first_example(attributor)
-    kept = [run for one in asked if (run := runs.load(runs.generated_id(fingerprint, one))) is not None]
-    features = [
-        runs.features_of(one, attributor, Query(one.pixels, one.label, one.settings), [setting])
-        for one in (kept if every else kept[:1])
-    ]
-    run = kept[0]
+    attributor = Attributor(folder, device)
+    run, setting = _kept(attributor)[0], _setting(attributor)
     assert run.settings is not None
-    answer = attributor.attribute(query, features[0], setting, top=SHOWN)
+    answer = attributor.attribute(_query(run), _features(attributor, run), setting, top=SHOWN)
     try:
         verdict = significance(null_of(attributor, setting).judge(answer.scores))
     except DtrakError as reason:  # its features are computed after the index
@@ -142,7 +105,7 @@ def write_example(folder: StudyFolder, device: str = "cpu", every: bool = False)
             for name, source in zip(names, (step.sources, step.random), strict=True):
                 write_bytes(folder.index / name, (pictures / source).read_bytes())
             series.append({"count": step.removed, "sources": names[0], "random": names[1]})
-    write_bytes(folder.index / "example.png", enlarged_png(query.pixels, 256))
+    write_bytes(folder.index / "example.png", enlarged_png(run.pixels, 256))
     content = {
         "version": VERSION, "depends": _depends(folder), "run": run.id, "title": run.title,
         "method": answer.method.title,
@@ -152,16 +115,75 @@ def write_example(folder: StudyFolder, device: str = "cpu", every: bool = False)
     write_json(folder.index / FILE, content)
 
 
+def save_example_features(folder: StudyFolder, device: str = "cpu") -> None:
+    """Save the features of all examples that lack them, so that Attribution opens on any of them at once."""
+    from dtrak.methods.attributor import Attributor
+
+    attributor = Attributor(folder, device)
+    for run in _kept(attributor):
+        _features(attributor, run)
+
+
+def _kept(attributor: "Attributor", count: int | None = None) -> "list[Run]":
+    """The runs of the examples, or of the first ``count``; those that are missing are drawn and saved.
+
+    Those that are evaluation queries take the pixels that are stored: drawn again, on another machine or in a batch of
+    another size, they could differ in a bit, and what is known of a query would not be found.
+    """
+    from dtrak.app.runs import RunStore
+    from dtrak.models.generation import GenerationSettings
+    from dtrak.models.sampling import generate_all
+
+    study, runs = attributor.folder.study, RunStore(attributor.folder.runs)
+    fingerprint = attributor.model_fingerprint(LAST)
+    wanted = [
+        GenerationSettings(one.seed, one.steps, one.label, study.guidance)
+        for one in examples_of(study, attributor.model.names)[:count]
+    ]
+    found = {one: runs.load(runs.generated_id(fingerprint, one)) for one in wanted}
+    if missing := [one for one in wanted if found[one] is None]:
+        drawn = _evaluated(attributor.folder)
+        for steps in {one.steps for one in missing}:
+            alike = [one for one in missing if one.steps == steps and one not in drawn]
+            drawn |= dict(zip(alike, generate_all(attributor.model, alike), strict=True))
+        for one in reversed(missing):  # the first one is the newest: pages open on it
+            found[one] = runs.save_generated(fingerprint, one, drawn[one])
+    return [run for run in found.values() if run is not None]
+
+
 def _evaluated(folder: StudyFolder) -> "dict[GenerationSettings, Any]":
-    """The evaluation's generated images: drawn once, so that what is known of them holds on any machine."""
+    """The pixels of the evaluation's generated images; none before the study was retrained."""
     from dtrak.methods.query import load_query_set
     from dtrak.utils.errors import DtrakError
 
-    try:
-        asked = load_query_set(folder)
-    except DtrakError:
-        return {}
-    return {query.settings: query.pixels for query in asked.queries if query.settings}
+    with contextlib.suppress(DtrakError):
+        return {query.settings: query.pixels for query in load_query_set(folder).queries if query.settings}
+    return {}
+
+
+def _setting(attributor: "Attributor") -> "Setting":
+    from dtrak.methods.settings import Setting
+
+    return Setting(attributor.methods()[0].name)
+
+
+def _query(run: "Run") -> "Query":
+    from dtrak.methods.query import Query
+
+    return Query(run.pixels, run.label, run.settings)
+
+
+def _features(attributor: "Attributor", run: "Run") -> "Features":
+    """The run's features for :func:`_setting`; what is not saved is computed and saved."""
+    from dtrak.app.runs import RunStore
+
+    runs, query = RunStore(attributor.folder.runs), _query(run)
+    needs = attributor.needs(_setting(attributor), query)
+    saved = runs.features(run, needs)
+    made = attributor.compute(query, [need for need in needs if need.key not in saved])
+    for key, feature in made.items():
+        runs.save_feature(run, key, feature)
+    return {**saved, **made}
 
 
 def example_is_current(folder: StudyFolder) -> bool:

@@ -9,7 +9,7 @@ import io
 import json
 import time
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,8 +30,7 @@ from dtrak.utils.files import atomic_write, digest, read_json, write_bytes, writ
 from dtrak.utils.latest import Latest
 
 if TYPE_CHECKING:
-    from dtrak.methods.attributor import Attributor
-    from dtrak.methods.settings import Setting
+    from dtrak.methods.base import Need
 
 METADATA_KEY = "dtrak"
 TITLE = 60  # characters of a prompt in a title
@@ -122,15 +121,14 @@ class RunStore:
         folders = sorted(self.root.glob("*/run.json"), key=lambda p: p.stat().st_mtime, reverse=True)[:count]
         return [run for run in (self.load(path.parent.name) for path in folders) if run]
 
-    def feature(self, run: Run, key: str, identity: dict[str, Any]) -> QueryFeature | None:
-        """A saved feature, or None.
+    def features(self, run: Run, needs: "Iterable[Need]") -> dict[str, QueryFeature]:
+        """Those of some needed features that are saved, by their keys."""
+        found = {need.key: self._feature(run, need.key, need.identity) for need in needs}
+        return {key: feature for key, feature in found.items() if feature is not None}
 
-        Args:
-            key: digest of ``identity``, which is everything that the feature depends on.
-        """
-        path = self._feature_path(run, key)
+    def _feature(self, run: Run, key: str, identity: dict[str, Any]) -> QueryFeature | None:
         try:
-            with np.load(path) as stored:
+            with np.load(self._feature_path(run, key)) as stored:
                 blocks = stored.get("blocks")
                 return QueryFeature(stored["parts"], identity, stored["values"], blocks)
         except (OSError, ValueError, KeyError, zipfile.BadZipFile):
@@ -141,21 +139,6 @@ class RunStore:
         arrays = {"parts": feature.parts, "values": feature.values, "blocks": feature.blocks}
         with atomic_write(self._feature_path(run, key)) as file:
             np.savez(file, **{name: array for name, array in arrays.items() if array is not None})  # type: ignore[arg-type]
-
-    def features_of(
-        self, run: Run, attributor: "Attributor", query: Query, settings: "Sequence[Setting]"
-    ) -> dict[str, QueryFeature]:
-        """The features of a run for some settings; those that are not saved yet are computed and saved.
-
-        Args:
-            query: the run as a query.
-        """
-        needs = {need.key: need for setting in settings for need in attributor.needs(setting, query)}
-        found = {key: self.feature(run, key, need.identity) for key, need in needs.items()}
-        made = attributor.compute(query, [need for key, need in needs.items() if found[key] is None])
-        for key, feature in made.items():
-            self.save_feature(run, key, feature)
-        return {key: feature for key, feature in (found | made).items() if feature is not None}
 
     def _feature_path(self, run: Run, key: str) -> Path:
         part = "" if run.region is None else f"-{digest(run.region.text)}"

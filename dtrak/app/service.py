@@ -151,17 +151,15 @@ class StudyService:
         Raises:
             DtrakError: a setting needs something that the study or the run lacks.
         """
-        found: Features = {}
-        for need in self._needs(run, settings):
-            feature = self.runs.feature(run, need.key, need.identity)
-            if feature is None:
-                return None
-            found[need.key] = feature
-        return found
+        needs = self._needs(run, settings)
+        found = self.runs.features(run, needs)
+        return found if len(found) == len(needs) else None
 
     def compute_features(self, run: Run, settings: Sequence[Setting]) -> Job:
         """Queue the computation of the features that a run lacks for some settings."""
-        missing = [n for n in self._needs(run, settings) if self.runs.feature(run, n.key, n.identity) is None]
+        needs = self._needs(run, settings)
+        saved = self.runs.features(run, needs)
+        missing = [need for need in needs if need.key not in saved]
 
         def work(job: Job) -> None:
             groups: dict[tuple[str, bool], list[Need]] = {}

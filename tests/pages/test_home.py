@@ -10,7 +10,7 @@ import numpy as np
 from streamlit.testing.v1 import AppTest
 
 from dtrak.app.elements import plain
-from dtrak.app.example import examples_of, first_example, write_example
+from dtrak.app.example import examples_of, first_example, save_example_features, write_example
 from dtrak.app.runs import RunStore
 from dtrak.app.service import study_service
 from dtrak.config import ROOT, ExampleConfig, load_study
@@ -33,7 +33,8 @@ def test_home(app):
 def test_home_shows_the_example_and_what_happens_without_its_sources(app, tiny):
     attributor = Attributor(tiny)
     removal_series(attributor, *first_example(attributor), Local(1))
-    write_example(tiny, every=True)
+    write_example(tiny)
+    save_example_features(tiny)
     app.run()
     assert not app.exception
     assert "unrelated images" in text(app)
