@@ -81,9 +81,7 @@ def build(folder: StudyFolder, engine: Local) -> None:
     """Compute the features of training images and evaluation queries, with the shuffled network's."""
     query_set(folder)
     build_indexes(folder, build_features(folder, engine))
-    study = folder.study
-    every = study.feature_sets + study.control_sets
-    sets = [c.model_copy(update={"split": split}) for split in ("train", "truth") for c in every]
+    sets = folder.study.sets_of("train") + folder.study.sets_of("truth")
     compute_features(folder, ablation_parts(sets), engine)
     fit_ekfac(folder)
 
@@ -154,11 +152,12 @@ def lds_rows(attributor: Attributor, asked: QuerySet, half: Float[np.ndarray, "q
         except DtrakError as reason:
             print(f"{name}: {reason}")
             continue
-        yield name, *(_shown(trial.result(matrices).estimate) for trial in trials)
+        results = [trial.result(matrices) for trial in trials]
+        yield name, *(_shown(result.estimate) for result in results), f"{100 * results[-1].swap:.0f}"
     if repeats := truths["50 %"].repeats:
         agreement = reliability(*repeats)[part]
         best = f"{100 * ceiling(float(agreement.mean()), 1):.0f}"
-        yield "a perfect prediction for another seed", "", best, "", ""
+        yield "a perfect prediction for another seed", "", best, "", "", ""
 
 
 def _shown(found: Estimate) -> str:
@@ -195,10 +194,11 @@ def change_rows(found: Sequence[Change]) -> Iterator[tuple[str, ...]]:
             if len(rows := [i for i, c in enumerate(these) if c.query == query]) > 3
         ]
         slope = float(predicted @ actual / (predicted @ predicted))
-        signs = np.mean(np.sign(predicted) == np.sign(actual))
+        signs, rises = np.mean(np.sign(predicted) == np.sign(actual)), np.mean(actual > 0)
         overall = spearmanr(predicted, actual).statistic
         of_query = f"{np.mean(within):.2f}" if within else ""
-        yield kind, str(removed or "all"), str(len(these)), f"{signs:.0%}", f"{overall:.2f}", of_query, f"{slope:.2f}"
+        told = (f"{rises:.0%}", f"{signs:.0%}", f"{overall:.2f}", of_query, f"{slope:.2f}")
+        yield kind, str(removed or "all"), str(len(these)), *told
 
 
 def draw_figure(found: Sequence[Change]) -> None:
@@ -235,14 +235,23 @@ def main() -> None:
     asked, attributor = queries_of(folder), Attributor(folder)
     half = influence(folder, asked, engine)
     exact = np.stack([np.load(path_of(folder, query)) for query in asked.queries]).astype(np.float64)
-    header = ("method", *(f"without {share}" for share in SHARES))
+    header = ("method", *(f"without {share}" for share in SHARES), "5 %, another query's scores")
     about = " LDS × 100 with 95 % intervals; each method's λ is cross-fitted."
     publish("python -m benchmarks.exact", list(lds_rows(attributor, asked, half)), header, "exact.md", about)
     header = ("method", "rank correlation with the exact influence", "of its ten highest images")
     rows = list(recovered_rows(attributor, asked, exact))
     publish("python -m benchmarks.exact, rankings", rows, header, "exact.md")
     found = changes(folder, attributor, exact, engine)
-    header = ("images removed", "number", "cases", "sign predicted", "rank correlation", "within a query", "slope")
+    header = (
+        "images removed",
+        "number",
+        "cases",
+        "loss rises",
+        "sign predicted",
+        "rank correlation",
+        "within a query",
+        "slope",
+    )
     publish("python -m benchmarks.exact, removals", list(change_rows(found)), header, "exact.md")
     draw_figure(found)
 

@@ -59,9 +59,7 @@ class Study:
 
     def build(self) -> None:
         """Compute the features of the training images and of the evaluation queries."""
-        study = self.folder.study
-        every = study.feature_sets + study.control_sets
-        sets = [c.model_copy(update={"split": s}) for s in ("train", "truth") for c in every]
+        sets = self.folder.study.sets_of("train") + self.folder.study.sets_of("truth")
         compute_features(self.folder, ablation_parts(sets), Local(2))
         build_indexes(self.folder, build_features(self.folder, Local(2)))
 

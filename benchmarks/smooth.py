@@ -20,16 +20,16 @@ import yaml
 from jaxtyping import Float
 from PIL import Image
 
+from dtrak.build.training import train_model
 from dtrak.config import ROOT, Study, load_study
-from dtrak.data import prepare
 from dtrak.evaluation.exact import exact_influence, query_loss
 from dtrak.evaluation.subsets import query_losses, query_set
 from dtrak.execution.engines import Local
 from dtrak.methods.exact import folder_of, path_of
 from dtrak.methods.query import QuerySet
-from dtrak.study.folder import StudyFolder
+from dtrak.study.folder import StudyFolder, needs_training
 from dtrak.training.adjoint import Replay
-from dtrak.training.study import train_study, training_run
+from dtrak.training.study import training_run
 from dtrak.utils.files import digest, write_json, write_npy
 from dtrak.utils.noise import keyed_generator
 
@@ -72,10 +72,9 @@ def prepared(out: Path) -> StudyFolder:
         data = {"kind": "imagefolder", "path": name, "holdout": 0, "keep_duplicates": True}
         content = {"data": data, "resolution": SIDE, **recipes[name]}
         (out / f"{name}.yaml").write_text(yaml.safe_dump(content))
-        folder = StudyFolder(load_study(str(out / f"{name}.yaml")))
-        if not folder.data.exists():
-            prepare(folder.study, folder.data)
-        train_study(folder, lambda progress, name=name: say(f"train {name}", progress.step, progress.steps))  # type: ignore[misc]
+    folder = StudyFolder(load_study(str(out / "smooth.yaml")))
+    if needs_training(folder):
+        train_model(folder)
     return folder
 
 
