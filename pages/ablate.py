@@ -32,7 +32,7 @@ from dtrak.methods.ranking import top_scored
 from dtrak.methods.registry import METHODS
 from dtrak.methods.settings import AUTO, Setting
 from dtrak.utils.errors import DtrakError
-from dtrak.utils.images import enlarged_png
+from dtrak.utils.images import data_url
 from dtrak.utils.text import percent
 
 SHOWN = 12
@@ -221,7 +221,7 @@ def lab() -> None:
     left, right = st.columns([1, 3], gap="large")
     try:
         with left:
-            st.image(enlarged_png(run.pixels, 160), width=160, alt=f"The query: {run.title}")
+            st.image(data_url(run.pixels, 160), width=160, alt=f"The query: {run.title}")
             setting = chosen_setting()
         with right:
             if not features_or_wait(service, run, [setting], "ablate"):

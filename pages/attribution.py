@@ -49,7 +49,7 @@ from dtrak.methods.ranking import Ranking
 from dtrak.methods.registry import METHODS
 from dtrak.methods.settings import Setting
 from dtrak.utils.errors import DtrakError
-from dtrak.utils.images import enlarged_png
+from dtrak.utils.images import data_url
 
 ANY = "any"
 VIEWS = {
@@ -198,7 +198,7 @@ with left:
         upload()
         st.stop()
     run = replace(chosen_run, region=region_in_url())
-    st.image(enlarged_png(run.pixels, 256), width=224, alt=f"The query: {run.title}")
+    st.image(data_url(run.pixels, 256), width=224, alt=f"The query: {run.title}")
     st.markdown(f"**{plain(run.title)}**")
     place = st.container()
     if run.settings is not None and run.settings.lora_scale != 1:

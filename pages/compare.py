@@ -24,7 +24,7 @@ from dtrak.app.widgets import (
 from dtrak.methods.ranking import top_scored
 from dtrak.methods.settings import Setting
 from dtrak.utils.errors import DtrakError
-from dtrak.utils.images import enlarged_png
+from dtrak.utils.images import data_url
 from dtrak.utils.text import percent
 
 DEFAULT = ("trak", "dtrak")
@@ -82,7 +82,7 @@ def second_run(service: StudyService) -> Run | None:
 def show_queries(runs: list[Run]) -> None:
     """Show the queries above their lanes."""
     for column, (letter, r) in zip(st.columns(4), zip("AB", runs, strict=False), strict=False):
-        column.image(enlarged_png(r.pixels, 128), width=128, alt=f"Query {letter}: {r.title}")
+        column.image(data_url(r.pixels, 128), width=128, alt=f"Query {letter}: {r.title}")
         column.caption(plain(f"{letter}: {r.title}" if len(runs) > 1 else r.title))
 
 
@@ -114,7 +114,7 @@ def show(found: list[Lane], top: int) -> None:
         st.caption("None.")
     for column, gap in zip(st.columns(max(len(gaps), 1)), gaps, strict=False):
         record = table.records[gap.row]
-        column.image(enlarged_png(table.pixels[gap.row], 96), width="stretch", alt=describe(record))
+        column.image(data_url(table.pixels[gap.row], 96), width="stretch", alt=describe(record))
         column.markdown(f"**{gap.place_a} ↔ {gap.place_b}**  \n{plain(record.caption or record.id)}")
     if gaps:
         st.caption(f"Rank by {plain(a.title)} ↔ rank by {plain(b.title)}.")

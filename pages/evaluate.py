@@ -26,7 +26,7 @@ from dtrak.evaluation.counterfactual import Counterfactuals
 from dtrak.evaluation.results import POWERS, Evaluation
 from dtrak.methods.registry import METHODS
 from dtrak.methods.settings import Setting
-from dtrak.utils.images import enlarged_png
+from dtrak.utils.images import data_url
 
 PICTURES_IN_A_ROW = 5
 KINDS = {"generated": "Generated images", "held-out": "Held-out images"}
@@ -215,11 +215,11 @@ def removals(found: Counterfactuals) -> None:
         columns = st.columns(PICTURES_IN_A_ROW)
         for column, pair in zip(columns, [None, *pairs][start : start + PICTURES_IN_A_ROW], strict=False):
             if pair is None:
-                column.image(enlarged_png(found.before(query), 160), width="stretch", alt="With all images")
+                column.image(data_url(found.before(query), 160), width="stretch", alt="With all images")
                 column.markdown("**With all images**")
                 continue
             title = removal_title(pair.method)
-            column.image(enlarged_png(found.picture(pair.after[0]), 160), width="stretch", alt=f"Without: {title}")
+            column.image(data_url(found.picture(pair.after[0]), 160), width="stretch", alt=f"Without: {title}")
             mean = f", mean of {len(pair.after)} sets" if len(pair.after) > 1 else ""
             column.markdown(
                 f"**Without {pair.removed}: {title}**  \nℓ2 {pair.distance:.1f}, cosine {pair.cosine:.3f}{mean}"

@@ -15,7 +15,7 @@ from dtrak.methods.ranking import Scored
 from dtrak.methods.registry import METHODS
 from dtrak.methods.settings import Setting
 from dtrak.utils.errors import DtrakError
-from dtrak.utils.images import enlarged_png
+from dtrak.utils.images import data_url
 
 MOST_SHOWN = 24
 
@@ -34,7 +34,7 @@ with left:
     if colour == "influence":
         run = choose_run(service)
         if run is not None:
-            st.image(enlarged_png(run.pixels, 192), width=160, alt=f"The query: {run.title}")
+            st.image(data_url(run.pixels, 192), width=160, alt=f"The query: {run.title}")
             st.markdown(f"**{plain(run.title)}**")
     groups = groups_of(table)
     group = st.selectbox("List", [None, *groups], format_func=lambda title: title or "What is selected on the map",

@@ -8,7 +8,7 @@ from dtrak.app.runs import read_settings
 from dtrak.app.widgets import current_service, hand_over_to_app, show_end, show_error, wait_for
 from dtrak.models.generation import GenerationSettings
 from dtrak.utils.errors import DtrakError
-from dtrak.utils.images import enlarged_png
+from dtrak.utils.images import data_url
 
 ANY = "any"
 MOST_TEXT, MOST_CLASS = 20.0, 5.0  # guidance
@@ -74,7 +74,7 @@ def kept() -> None:
     with st.container(horizontal=True):
         for run in found:
             with st.container(width=112, key=f"kept-{run.id}"):
-                st.image(enlarged_png(run.pixels, 128), width=96, alt=run.title)
+                st.image(data_url(run.pixels, 128), width=96, alt=run.title)
                 st.page_link("pages/attribution.py", label="Attribute", query_params={"run": run.id},
                              help=plain(run.title))  # fmt: skip
 
@@ -139,7 +139,7 @@ with results:
         columns = st.columns(min(len(runs), 4))
         for place, run in enumerate(runs):
             with columns[place % len(columns)], st.container(border=True, key=f"run-{run.id}"):
-                st.image(enlarged_png(run.pixels, 192), width="stretch", alt=f"Generated image, {run.title}")
+                st.image(data_url(run.pixels, 192), width="stretch", alt=f"Generated image, {run.title}")
                 st.markdown(plain(run.title))
                 if st.button("Attribute", key=f"attribute-{run.id}", width="stretch", type="primary"):
                     st.switch_page("pages/attribution.py", query_params={"run": run.id})

@@ -9,7 +9,7 @@ from dtrak.build.status import building, commands_left, study_status
 from dtrak.config import load_study
 from dtrak.study.folder import StudyFolder
 from dtrak.utils.errors import DtrakError
-from dtrak.utils.images import enlarged_file
+from dtrak.utils.images import file_url
 
 STEPS = (
     ("Generate", "an image from a prompt or a class, and a seed.", "pages/generate.py"),
@@ -49,7 +49,7 @@ def show_removals(example: Example) -> None:
         (one.sources, one.random),
         strict=True,
     ):
-        column.image(enlarged_file(path, 192), width="stretch", alt=f"The image {title}")
+        column.image(file_url(path, 192), width="stretch", alt=f"The image {title}")
         column.caption(title if count else "with all training images")
     st.caption("Measured, not predicted: the model was trained again each time, from the same seed and noise. The "
                "random images have the same labels and creators.")  # fmt: skip

@@ -24,7 +24,7 @@ from dtrak.app.widgets import current_service, gallery, hand_over_to_app, show_e
 from dtrak.methods.registry import METHODS
 from dtrak.methods.settings import Setting
 from dtrak.utils.errors import DtrakError
-from dtrak.utils.images import data_url, enlarged_png
+from dtrak.utils.images import data_url
 from dtrak.utils.text import percent
 
 MOST_IMAGES = 24
@@ -63,7 +63,7 @@ with left:
     chosen = st.selectbox("Image", [ALL, *titles], key="ledger_image",
                           format_func=lambda i: saved_pictures(len(saved)) if i == ALL else titles[i])  # fmt: skip
     used = [(run, one) for run, one in saved if chosen in (ALL, run.id)]
-    st.image([enlarged_png(run.pixels, 96) for run, _ in used[:9]], width=72, alt=[run.title for run, _ in used[:9]])
+    st.image([data_url(run.pixels, 96) for run, _ in used[:9]], width=72, alt=[run.title for run, _ in used[:9]])
 runs, scores = [run for run, _ in used], [one for _, one in used]
 with right:
     try:

@@ -7,7 +7,7 @@ from dtrak.app.sections.trust import reliability_card
 from dtrak.app.widgets import current_service, hand_over_to_app
 from dtrak.data import BadImage, open_image
 from dtrak.methods.settings import Setting
-from dtrak.utils.images import enlarged_png
+from dtrak.utils.images import data_url, reduced_url
 
 hand_over_to_app()
 service = current_service()
@@ -23,17 +23,13 @@ st.title(plain(record.caption or record.id))
 left, right = st.columns(2, gap="large")
 with left:
     try:
-        st.image(
-            open_image(table.original(sample_id), service.folder.study.data.max_pixels), width=384, alt=describe(record)
-        )
+        original = open_image(table.original(sample_id), service.folder.study.data.max_pixels)
+        st.image(reduced_url(original, 768), width=384, alt=describe(record))
         st.caption("Original")
     except BadImage as reason:
         st.warning(f"The original cannot be shown: {reason}.")
-    st.image(
-        enlarged_png(table.pixels[table.rows[sample_id]], 192),
-        width=192,
-        alt=f"{describe(record)}, as the model sees it",
-    )
+    pixels = table.pixels[table.rows[sample_id]]
+    st.image(data_url(pixels, 192), width=192, alt=f"{describe(record)}, as the model sees it")
     st.caption("As the model sees it")
 with right:
     facts = {
@@ -58,7 +54,7 @@ if record.split == "train":
         st.caption("No saved picture has features yet; attribute one first.")
     else:
         for column, (run_, z, place) in zip(st.columns(8), found, strict=False):
-            column.image(enlarged_png(run_.pixels, 96), width="stretch", alt=run_.title)
+            column.image(data_url(run_.pixels, 96), width="stretch", alt=run_.title)
             column.page_link("pages/attribution.py", label=f"rank {place}", query_params={"run": run_.id})
             column.caption(f"z {z:+.1f}")
         st.caption(

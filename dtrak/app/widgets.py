@@ -23,7 +23,7 @@ from dtrak.config import load_study, study_names
 from dtrak.methods.settings import Setting
 from dtrak.study.folder import StudyFolder
 from dtrak.utils.errors import DtrakError
-from dtrak.utils.images import data_url, enlarged_png, png_url
+from dtrak.utils.images import data_url, png_url
 
 if TYPE_CHECKING:
     from dtrak.app.runs import Run
@@ -221,21 +221,25 @@ def choose_run(service: StudyService, param: str = "run") -> Run | None:
     """The run in the URL, or else the newest one, with a menu of recent runs; None if there are none."""
     run_id = st.query_params.get(param)
     run = service.runs.load(run_id) if run_id else None
-    if run_id and run is None:
-        st.warning(f"There is no run '{plain(run_id[:40])}' in this workspace. It may belong to another workspace.")
     recent = service.runs.latest(RECENT)
+    if run_id and run is None:
+        instead = " Below is the newest image." if recent else ""
+        st.warning(
+            f"There is no run '{plain(run_id[:40])}' in this workspace. It may belong to another workspace.{instead}"
+        )
     if not recent:
         st.info("No images generated yet.")
         st.page_link("pages/generate.py", label="Generate an image")
         return None
     if run is None:
         run = recent[0]
-        st.query_params[param] = run.id
+        if not run_id:  # an unknown one stays in the URL, and the warning with it, however often the page runs
+            st.query_params[param] = run.id
     if len(recent) > 1:
         with st.popover("Recent images"):
             for row in range(0, len(recent), 4):
                 for column, found in zip(st.columns(4), recent[row : row + 4], strict=False):
-                    column.image(enlarged_png(found.pixels, 96), width=96, alt=found.title)
+                    column.image(data_url(found.pixels, 96), width=96, alt=found.title)
                     if column.button("Open", key=f"{param}-{found.id}", help=plain(found.title), width="stretch"):
                         forget_details()
                         st.query_params[param] = found.id
@@ -288,11 +292,8 @@ def wait_for(
             time_left = f", about {left / 60:.0f} min left" if left is not None and left > 45 else ""
             st.progress(min(job.done / job.total, 1.0), f"{text} {job.done} of {job.total}{time_left}")
         if job.preview is not None:
-            st.image(
-                [data_url(picture) for picture in job.preview],  # inline: a slow browser could request a file too late
-                width=128,
-                alt=["Preview"] * len(job.preview),
-            )
+            shown = [data_url(picture) for picture in job.preview]
+            st.image(shown, width=128, alt=["Preview"] * len(shown))
         if st.button("Cancel", key=key):
             job.cancel()
             on_cancel()

@@ -1,4 +1,7 @@
-"""Images as PNG and as data URLs."""
+"""Images as PNG and as data URLs.
+
+The pages show images as data URLs: a file that Streamlit keeps can be gone before a slow browser asks for it.
+"""
 
 import base64
 import io
@@ -24,10 +27,17 @@ def png_url(content: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(content).decode()
 
 
-def enlarged_file(path: Path, size: int = TILE) -> bytes:
-    """:func:`enlarged_png` of an image file."""
+def file_url(path: Path, size: int = TILE) -> str:
+    """:func:`data_url` of an image file."""
     with Image.open(path) as image:
-        return enlarged_png(np.asarray(image.convert("RGB")), size)
+        return data_url(np.asarray(image.convert("RGB")), size)
+
+
+def reduced_url(image: Image.Image, size: int) -> str:
+    """An image of any shape as a PNG data URL, reduced to at most ``size`` pixels on a side."""
+    reduced = image.copy()
+    reduced.thumbnail((size, size))
+    return png_url(_png(reduced))
 
 
 def enlarged_png(pixels: UInt8[np.ndarray, "r r 3"], size: int = TILE) -> bytes:
@@ -38,6 +48,10 @@ def enlarged_png(pixels: UInt8[np.ndarray, "r r 3"], size: int = TILE) -> bytes:
             (image.width * -(-size // image.width),) * 2,
             Image.Resampling.NEAREST if image.width < SMOOTH else Image.Resampling.LANCZOS,
         )
+    return _png(image)
+
+
+def _png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "PNG", compress_level=1)  # half the time for a sixth more bytes, which stay on this machine
     return buffer.getvalue()

@@ -18,9 +18,11 @@ def test_attribution_without_a_run(app):
     assert not app.exception
 
 
-def test_attribution_of_an_unknown_run(app):
+def test_attribution_of_an_unknown_run(app, run):
     app.query_params["run"] = "nothing"
     visit(app, "attribution")
+    assert "There is no run" in text(app)
+    app.run()
     assert "There is no run" in text(app)
 
 

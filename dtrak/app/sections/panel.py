@@ -13,7 +13,7 @@ from dtrak.app.views import format_score
 from dtrak.app.widgets import open_sample, pinned, toggle_pin
 from dtrak.methods.ranking import Ranking
 from dtrak.utils.errors import DtrakError
-from dtrak.utils.images import enlarged_png
+from dtrak.utils.images import data_url
 
 OTHERS = 4
 
@@ -24,7 +24,7 @@ def sample_panel(service: StudyService, run: Run, answer: Ranking, verdict: Verd
     row = table.rows[sample_id]
     record = table.records[row]
     with st.container(border=True, key="panel"):
-        st.image(enlarged_png(table.pixels[row], 256), width="stretch", alt=describe(record))
+        st.image(data_url(table.pixels[row], 256), width="stretch", alt=describe(record))
         st.markdown(f"**{plain(record.caption or record.id)}**")
         by = " · ".join(plain(part) for part in (record.label, record.creator, record.licence) if part)
         score, place = answer.score_and_place(row)
@@ -60,5 +60,5 @@ def _others(service: StudyService, run: Run, answer: Ranking, sample_id: str) ->
     if found:
         st.caption("Other images it influences")
         for column, (other, z, place) in zip(st.columns(OTHERS), found, strict=False):
-            column.image(enlarged_png(other.pixels, 64), width="stretch", alt=other.title)
+            column.image(data_url(other.pixels, 64), width="stretch", alt=other.title)
             column.caption(f"rank {place}", help=f"z = {z:+.1f} in that ranking")

@@ -11,7 +11,7 @@ from dtrak.app.views import format_score
 from dtrak.app.widgets import show_end, wait_for
 from dtrak.methods.ranking import Ranking
 from dtrak.utils.errors import DtrakError
-from dtrak.utils.images import enlarged_png
+from dtrak.utils.images import data_url
 
 MOST = 10  # timesteps shown
 
@@ -47,7 +47,7 @@ def timeline_section(service: StudyService, run: Run, answer: Ranking) -> None:
             best = int(split.scores[i].argmax())
             record = table.records[best]
             with st.container(width=104, key=f"step-{number}"):
-                st.image(enlarged_png(pixels, 96), width=96, alt=f"Predicted image at timestep {times[number]}")
+                st.image(data_url(pixels, 96), width=96, alt=f"Predicted image at timestep {times[number]}")
                 st.caption(f"t = {times[number]}")
-                st.image(enlarged_png(table.pixels[best], 64), width=64, alt=describe(record))
+                st.image(data_url(table.pixels[best], 64), width=64, alt=describe(record))
                 st.caption(f"{plain(record.caption or record.id)}  \n{format_score(float(split.scores[i, best]))}")

@@ -18,7 +18,7 @@ from dtrak.methods.registry import METHODS
 from dtrak.methods.settings import Setting
 from dtrak.study.folder import check_retrainable
 from dtrak.utils.errors import DtrakError
-from dtrak.utils.images import enlarged_png
+from dtrak.utils.images import data_url
 from dtrak.utils.text import percent
 
 TOP, PINNED, CREATOR, CLASS, HAND = "Top proponents", "Pinned", "Creator", "Class", "Manual selection"
@@ -131,7 +131,7 @@ def _retrain(service: StudyService, run: Run, removed: list[str]) -> None:
     )
     columns = st.columns(4)
     for column, title, pixels in zip(columns, titles, (run.pixels, *pictures), strict=True):
-        column.image(enlarged_png(pixels, 160), width="stretch", alt=f"{title}: {run.title}")
+        column.image(data_url(pixels, 160), width="stretch", alt=f"{title}: {run.title}")
         column.markdown(f"**{title}**")
     try:
         for column, after in zip(columns[2:], (without, others), strict=True):
