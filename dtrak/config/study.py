@@ -69,7 +69,8 @@ class ModelConfig(Frozen):
     ``kind`` "pixel" is a ``UNet2DModel``, class-conditional or unconditional; "text-to-image" is a pipeline
     conditioned on captions, of a family that its ``model_index.json`` names (see ``dtrak.models.families``). In a
     YAML file it may be "auto": "text-to-image" for what is on the hub or has a text encoder.
-    ``base`` is what training starts from: a study's name, or a model's directory.
+    ``base`` is what training starts from: a study's name, or a model's directory. If the study's model is a LoRA
+    on a base of its own, it is merged into that.
     ``hub`` names a model on the Hugging Face Hub, used instead of ``path``. ``dtype`` is that of the frozen
     weights; tuned weights and gradients are in float32. ``guidance_input`` is the guidance scale that
     guidance-distilled networks (FLUX.1 dev, FLUX.2 dev) take as input. ``gradient_checkpointing`` computes

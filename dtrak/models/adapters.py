@@ -47,6 +47,16 @@ def load_peft(network: Any, adapter: Path) -> torch.nn.Module:
     return found
 
 
+def merged_into(network: Any) -> torch.nn.Module:
+    """The network with its adapter added to its weights for good."""
+    if isinstance(network, PeftModel):
+        merged: Any = network.merge_and_unload()
+        return merged
+    network.fuse_lora()
+    network.unload_lora()
+    return network
+
+
 def _saved(name: str) -> str:
     """A parameter's name in peft's files."""
     name = name.replace(".default", "")

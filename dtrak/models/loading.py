@@ -10,7 +10,7 @@ import torch
 from dtrak.config import LAST, RANDOMISED, Study
 from dtrak.models.base import DiffusionModel, checkpoint_gradients, shuffle_weights
 from dtrak.models.pixel import load_model
-from dtrak.study.folder import CONDITIONING, StudyFolder, model_variants, trained_model_config
+from dtrak.study.folder import CONDITIONING, StudyFolder, base_adapters, model_variants, trained_model_config
 from dtrak.utils.errors import DtrakError
 
 PROMPTS = 8  # suggested prompts
@@ -54,22 +54,26 @@ def load_study_model(folder: StudyFolder, device: torch.device | str = "cpu", va
 def load_any(study: Study, path: Path, adapter: Path | None = None, prompts: Sequence[str] = ()) -> DiffusionModel:
     """Load a model of the study's kind; see :func:`load_model` and :mod:`dtrak.models.families`.
 
+    Where ``path`` is that of the study's base, the base's own adapters are merged in.
+
     Raises:
         DtrakError: it cannot be loaded.
     """
-    config = study.model
+    config, merged = study.model, base_adapters(study, path)
+    if merged and config.quantise:
+        raise DtrakError("Quantised weights cannot take in the adapter of their base.", hint="Remove model.quantise.")
     if config.kind == "text-to-image":
         from dtrak.models.families import loader_of
 
         dtype = getattr(torch, config.dtype)
         model = loader_of(path).load(
-            path, study.resolution, adapter, dtype, prompts, config.guidance_input, config.quantise
+            path, study.resolution, adapter, dtype, prompts, config.guidance_input, config.quantise, merged
         )
         model.conditioner.keep_in(StudyFolder(study).root / CONDITIONING)
         if config.gradient_checkpointing:
             checkpoint_gradients(model.network)
         return model
-    return load_model(path, study.resolution, adapter, config.classes, config.null_class)
+    return load_model(path, study.resolution, adapter, config.classes, config.null_class, merged)
 
 
 def suggested_prompts(folder: StudyFolder) -> list[str]:

@@ -1,6 +1,7 @@
 """The model kind "pixel": a diffusers ``UNet2DModel`` on pixels, class-conditional or not, with ε-prediction."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from dtrak.models.adapters import load_peft
+from dtrak.models.adapters import load_peft, merged_into
 from dtrak.models.base import DiffusionModel
 from dtrak.models.codec import PixelCodec
 from dtrak.models.conditioner import ClassConditioner
@@ -96,6 +97,7 @@ def load_model(
     adapter: Path | None = None,
     classes: dict[str, int] | None = None,
     null_class: int | None = None,
+    merged: Sequence[Path] = (),
 ) -> PixelModel:
     """Load a directory written by ``save_pretrained`` of a diffusers pipeline or a UNet2DModel.
 
@@ -105,6 +107,7 @@ def load_model(
         adapter: directory of a LoRA adapter (peft), whose parameters are then the tuned ones.
         classes: label → class index; default from ``classes.json`` of the adapter or the network.
         null_class: as in :class:`ClassConditioner`.
+        merged: directories of LoRA adapters that are merged into the weights first.
 
     Raises:
         DtrakError: there is no such model, or it cannot be loaded.
@@ -133,13 +136,16 @@ def load_model(
     scheduler = new_scheduler()
     if (path / "scheduler" / "scheduler_config.json").is_file():
         scheduler = DDPMScheduler.from_pretrained(path / "scheduler", local_files_only=True)
-    for labels in ([adapter] if adapter else []) + [path]:
+    for labels in [*([adapter] if adapter else []), *reversed(merged), path]:
         if classes is None and (labels / CLASSES_FILE).is_file():
             stored = read_json(labels / CLASSES_FILE)
             classes, null_class = stored["classes"], stored["null_class"]
     network: torch.nn.Module = unet
+    for part in merged:
+        network = merged_into(load_peft(network, part))
+    network.requires_grad_(True)
     if adapter:
-        network = load_peft(unet, adapter)
+        network = load_peft(network, adapter)
     model = PixelModel(network, scheduler, resolution, classes, null_class)
     model.network.eval()
     return model

@@ -125,6 +125,21 @@ def base_path(study: Study) -> Path:
     raise DtrakError(f"Study '{study.name}' has no base model.", hint="Set model.base, model.path or model.hub.")
 
 
+def base_adapters(study: Study, path: Path) -> list[Path]:
+    """The adapters that belong to the weights in ``path`` where those are what ``study`` fine-tunes.
+
+    A base study's model may be an adapter on a base of its own; merged in this order, they are what is fine-tuned.
+
+    Raises:
+        DtrakError: the base model is not available.
+    """
+    tuned = base_study(study)
+    if tuned is None or path != base_path(study):
+        return []
+    adapter = trained_model_config(StudyFolder(tuned)).adapter
+    return [*base_adapters(tuned, path), adapter] if adapter else []
+
+
 def base_study(study: Study) -> Study | None:
     """The study whose model is fine-tuned; None where ``model.base`` names a model's directory, or nothing."""
     return load_study(study.model.base) if study.model.base and not _base_directory(study) else None
@@ -265,7 +280,7 @@ def recipe_digest(folder: StudyFolder) -> str:
     """A digest of what a training depends on, without its data, seed and precision."""
     study = folder.study
     unrelated = {"seed", "precision", "save_every", "checkpoints", "members"}
-    start = study.model.unet or weights_digest(base_path(study))
+    start = study.model.unet or _base_digest(study, base_path(study))
     recipe = study.training.model_dump(mode="json", exclude=unrelated, exclude_defaults=True)
     model = study.model.model_dump(mode="json", include=PREDICTION_KEYS, exclude_defaults=True)
     return digest([recipe, start, study.resolution, *([model] if model else [])])
@@ -275,9 +290,15 @@ def model_digest(folder: StudyFolder) -> str:
     """A digest of the weight files of the study's model; does not load the network."""
     config = trained_model_config(folder)
     told = folder.study.model.model_dump(mode="json", include={"guidance_input"}, exclude_defaults=True)
-    return digest(
-        [*(weights_digest(path) for path in (config.path, config.adapter) if path), *([told] if told else [])]
-    )
+    weights = [_base_digest(folder.study, config.path)] if config.path else []
+    adapter = [weights_digest(config.adapter)] if config.adapter else []
+    return digest([*weights, *adapter, *([told] if told else [])])
+
+
+def _base_digest(study: Study, path: Path) -> str:
+    """A digest of weights with the adapters that belong to them."""
+    found = [weights_digest(part) for part in (path, *base_adapters(study, path))]
+    return digest(found) if len(found) > 1 else found[0]
 
 
 def weights_digest(folder: Path) -> str:

@@ -68,6 +68,24 @@ def test_an_adapter_saves_and_loads_to_the_same_prediction(tmp_path):
     assert model.fingerprint() == again.fingerprint()
 
 
+def test_a_merged_adapter_is_part_of_the_weights(tmp_path):
+    small_unet(classes=4).save_pretrained(tmp_path / "base")
+    model = add_lora(load_model(tmp_path / "base", SIZE, classes={"a": 1}, null_class=0), LORA)
+    with torch.no_grad():
+        for p in model.parameters().values():
+            p.copy_(torch.randn(p.shape).half())
+    model.save(tmp_path / "adapter", torch.float16)
+    merged = load_model(tmp_path / "base", SIZE, merged=[tmp_path / "adapter"])
+    assert merged.conditioner.classes == {"a": 1}
+    assert not any("lora" in name for name in merged.parameters())
+    x, t, c = torch.randn(2, 3, SIZE, SIZE), torch.tensor([1, 500]), torch.tensor([1, 0])
+    model.network.eval()
+    torch.testing.assert_close(model.predict(x, t, c), merged.predict(x, t, c), rtol=1e-4, atol=1e-4)
+    again = load_model(tmp_path / "base", SIZE, tmp_path / "adapter", merged=[tmp_path / "adapter"])
+    assert set(again.parameters()) == set(model.parameters())
+    assert not torch.allclose(again.predict(x, t, c), merged.predict(x, t, c))
+
+
 def test_a_fingerprint_sees_one_weight(tmp_path):
     model = PixelModel(small_unet(), DDPMScheduler(), SIZE)
     before = model.fingerprint()

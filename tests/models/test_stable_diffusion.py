@@ -31,7 +31,7 @@ from dtrak.models.lora import lora_scaled
 from dtrak.models.sampling import generate, generate_all, initial_noise, sample
 from dtrak.study.folder import StudyFolder, model_digest, recipe_digest
 from dtrak.training.loop import KeyedBatches
-from dtrak.training.study import initial_model
+from dtrak.training.study import initial_model, train_study
 from dtrak.utils.errors import DtrakError
 from tests import oracle
 from tests.stable_diffusion import SIDE, write_lora_study
@@ -209,6 +209,42 @@ def test_loras_of_peft_and_of_diffusers_load_to_the_same_model(place, folder, tm
         assert [p.shape for p in theirs.parameters().values()] == [p.shape for p in ours.parameters().values()]
         with torch.no_grad():
             torch.testing.assert_close(theirs.predict(x_t, t, told), ours.predict(x_t, t, told))
+
+
+@pytest.mark.parametrize("saved", ["peft", "diffusers"])
+def test_a_lora_on_the_model_of_a_study_starts_from_that_models_lora(place, folder, tmp_path, monkeypatch, saved):
+    adapter = folder.model_dir / "checkpoint-1.00"
+    first = load_stable_diffusion(place / "base", SIDE, adapter, torch.float32)
+    if saved == "diffusers":
+        state = get_peft_model_state_dict(first.network)
+        layers = {name.removeprefix("base_model.model."): value for name, value in state.items()}
+        StableDiffusionPipeline.save_lora_weights(tmp_path / "new", unet_lora_layers=layers)
+        adapter = tmp_path / "new"
+    for part in ("base", "paintings"):
+        shutil.copytree(place / part, tmp_path / part)
+    write_lora_study(tmp_path, adapter=str(adapter)).rename(tmp_path / "first.yaml")
+    again = write_lora_study(tmp_path, path=None, base=str(tmp_path / "first.yaml"))
+    monkeypatch.setenv("DTRAK_WORKSPACE", str(tmp_path / "workspace"))
+    second = StudyFolder(load_study(str(again)))
+    prepare(second.study, second.data)
+    start = initial_model(second)
+    x_t, t, told = torch.randn(1, *first.latent_shape), torch.tensor([500]), first.condition(["a round painting"])
+    with torch.no_grad():
+        torch.testing.assert_close(start.predict(x_t, t, told), first.predict(x_t, t, told))
+    assert all("lora_" in name for name in start.parameters())
+    recipe = recipe_digest(second)
+    train_study(second)
+    own = second.model_dir / "checkpoint-1.00"
+    apart, whole = (load_stable_diffusion(place / "base", SIDE, own, torch.float32, (), m) for m in ((), (adapter,)))
+    with torch.no_grad():
+        trained = load_study_model(second).predict(x_t, t, told)
+        torch.testing.assert_close(trained, whole.predict(x_t, t, told))
+        assert not torch.allclose(trained, apart.predict(x_t, t, told))
+    before = model_digest(second)
+    write_lora_study(tmp_path).rename(tmp_path / "first.yaml")  # the base without its LoRA
+    write_lora_study(tmp_path, path=None, base=str(tmp_path / "first.yaml"))
+    assert recipe_digest(StudyFolder(load_study(str(again)))) != recipe
+    assert model_digest(StudyFolder(load_study(str(again)))) != before
 
 
 def test_a_users_lora_makes_a_study_without_training(place, folder, tmp_path, monkeypatch):

@@ -47,14 +47,16 @@ class Loader:
     """How to load the models of a family.
 
     Attributes:
-        load: (path, resolution, adapter, dtype, prompts, guidance input, quantisation) to a model.
+        load: (path, resolution, adapter, dtype, prompts, guidance input, quantisation, merged adapters) to a model.
         blank: (resolution, path or None) to a network with new weights; with None, the family's usual size.
         lora_modules: layers that the family's LoRA files usually adapt.
         dtype: of frozen weights, as a study of such a LoRA usually has it.
         resolution: of its images, in pixels, where a LoRA does not say.
     """
 
-    load: Callable[[Path, int, Path | None, torch.dtype, Sequence[str], float, str | None], DiffusionModel]
+    load: Callable[
+        [Path, int, Path | None, torch.dtype, Sequence[str], float, str | None, Sequence[Path]], DiffusionModel
+    ]
     blank: Callable[[int, Path | None], Blank]
     lora_modules: tuple[str, ...] = DiffusionModel.lora_modules
     dtype: str = "float32"
@@ -73,10 +75,10 @@ class Loader:
 
         def load(
             path: Path, resolution: int, adapter: Path | None, kept: torch.dtype, prompts: Sequence[str],
-            guidance: float, quantise: str | None = None,
+            guidance: float, quantise: str | None = None, merged: Sequence[Path] = (),
         ) -> DiffusionModel:  # fmt: skip
             pipe = load_pipe(kind, path, kept, {model.part: quantise} if quantise else None)
-            network = with_adapter(kind, getattr(pipe, model.part), model.part, adapter, pipe.components)
+            network = with_adapter(kind, getattr(pipe, model.part), model.part, adapter, pipe.components, merged)
             return model(pipe, network, resolution, kept, prompts, guidance)
 
         return cls(load, blank, model.lora_modules, dtype)

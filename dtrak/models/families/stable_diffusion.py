@@ -93,8 +93,9 @@ def blank(resolution: int, path: Path | None = None) -> Blank:
 
 
 def load_stable_diffusion(
-    path: Path, resolution: int, adapter: Path | None, dtype: torch.dtype, prompts: Sequence[str] = ()
-) -> StableDiffusion:
+    path: Path, resolution: int, adapter: Path | None, dtype: torch.dtype, prompts: Sequence[str] = (),
+    merged: Sequence[Path] = (),
+) -> StableDiffusion:  # fmt: skip
     """Load a directory written by ``save_pretrained`` of a Stable Diffusion 1.x pipeline, and a LoRA.
 
     Args:
@@ -102,6 +103,7 @@ def load_stable_diffusion(
             scripts, as diffusers reads them). Its parameters are then the tuned ones, in float32.
         dtype: type of all frozen weights.
         prompts: suggested prompts.
+        merged: LoRAs that are merged into the weights first.
 
     Raises:
         DtrakError: the model or the LoRA cannot be loaded.
@@ -129,7 +131,7 @@ def load_stable_diffusion(
     for frozen in (vae, text_encoder):
         frozen.requires_grad_(False)
     components = {"text_encoder": text_encoder}
-    network = with_adapter(StableDiffusionLoraLoaderMixin, unet, "unet", adapter, components)
+    network = with_adapter(StableDiffusionLoraLoaderMixin, unet, "unet", adapter, components, merged)
     model = StableDiffusion(network, scheduler, resolution, vae, text_encoder, tokenizer, dtype, prompts)
     model.network.eval()
     return model
@@ -137,11 +139,11 @@ def load_stable_diffusion(
 
 def _load(
     path: Path, resolution: int, adapter: Path | None, dtype: torch.dtype, prompts: Sequence[str], guidance: float,
-    quantise: str | None = None,
+    quantise: str | None = None, merged: Sequence[Path] = (),
 ) -> StableDiffusion:  # fmt: skip
     if quantise:
         raise DtrakError("Stable Diffusion 1.x and 2.x are not quantised.", hint="Remove model.quantise.")
-    return load_stable_diffusion(path, resolution, adapter, dtype, prompts)
+    return load_stable_diffusion(path, resolution, adapter, dtype, prompts, merged)
 
 
 LOADER = Loader(_load, blank, resolution=512)

@@ -5,7 +5,7 @@ LoRA files (of peft, diffusers, Kohya's scripts, ai-toolkit) are read by the pip
 
 import hashlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 from transformers.utils.logging import disable_progress_bar
 
-from dtrak.models.adapters import load_peft
+from dtrak.models.adapters import load_peft, merged_into
 from dtrak.utils.errors import DtrakError
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
@@ -66,8 +66,9 @@ def _quantisation(parts: Mapping[str, str]) -> Any:
 
 
 def with_adapter(
-    kind: Any, network: Any, part: str, adapter: Path | None, components: Mapping[str, Any] = MappingProxyType({})
-) -> torch.nn.Module:
+    kind: Any, network: Any, part: str, adapter: Path | None, components: Mapping[str, Any] = MappingProxyType({}),
+    merged: Sequence[Path] = (),
+) -> torch.nn.Module:  # fmt: skip
     """The network with a LoRA, whose parameters are the tuned ones, in float32; all weights are tuned without one.
 
     What a LoRA file holds for CLIP text encoders is added to them, frozen.
@@ -76,10 +77,14 @@ def with_adapter(
         kind: the pipeline's class, which knows the formats of LoRA files.
         adapter: a peft adapter's directory, or a LoRA file or a directory that holds one.
         components: the pipeline's parts by name.
+        merged: LoRAs that are merged into the network's weights first; what they add to text encoders stays beside
+            those, as a LoRA's own does.
 
     Raises:
         DtrakError: there is no such LoRA, or it was made for another model.
     """
+    for one in merged:
+        network = merged_into(_adapted(kind, network, part, one, components))
     network.requires_grad_(adapter is None)
     if adapter is None:
         return network
