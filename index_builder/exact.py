@@ -11,22 +11,41 @@ from dtrak.config import load_study
 from dtrak.methods.query import Query
 from dtrak.study.folder import StudyFolder
 from dtrak.utils.progress import progress
-from index_builder.options import DeviceOption, JsonOption, StudyArgument
+from index_builder.options import DeviceOption, EngineFor, JsonOption, StudyArgument, takes_engine
 
 
+@takes_engine
 def exact(
     study: StudyArgument,
+    engine_for: EngineFor,
     image: Annotated[Path | None, typer.Option(exists=True, dir_okay=False, help="An image file to attribute.")] = None,
     seed: Annotated[list[int] | None, typer.Option(min=0, help="Generate an image from this seed; repeatable.")] = None,
     label: Annotated[str | None, typer.Option(help="Class or prompt to condition on. Default: unconditional.")] = None,
     steps: Annotated[int, typer.Option(min=1, max=1000, help="Denoising steps, with --seed.")] = 50,
+    evaluation: Annotated[
+        bool,
+        typer.Option(
+            "--evaluation", help="Instead, all evaluation queries; these alone are shared out to workers or a cluster."
+        ),
+    ] = False,
     double: Annotated[bool, typer.Option("--float64", help="Compute in float64; nothing is stored.")] = False,
     device: DeviceOption = "cpu",
     as_json: JsonOption = False,
 ) -> None:
     """Compute the exact influence on images by differentiating through the training; resumable."""
+    from dtrak.build.exact import exact_of_evaluation
     from dtrak.evaluation.exact import exact_influence
 
+    if evaluation:
+        if image or seed or double or as_json:
+            raise typer.BadParameter("--evaluation goes with none of --image, --seed, --float64 and --json")
+        folder = StudyFolder(load_study(study))
+        with progress(f"exact {folder.study.name}", None) as show:
+            growth = exact_of_evaluation(
+                folder, engine_for(device), lambda done, total: show(done, "queries", total), device
+            )
+        print(f"The adjoint grew {growth:.3g}-fold." if growth else "All of them were computed before.")
+        return
     folder, queries = _queries(study, image, seed or [], label, steps, device)
     with progress(f"exact {folder.study.name}", None) as show:
         found = exact_influence(folder, queries, lambda done, total: show(done, "steps", total), double, device)
@@ -72,7 +91,7 @@ def _queries(
     study: str, image: Path | None, seeds: list[int], label: str | None, steps: int, device: str
 ) -> tuple[StudyFolder, list[Query]]:
     if (image is None) == (not seeds):
-        raise typer.BadParameter("give either --image or --seed")
+        raise typer.BadParameter("give either --image or --seed, or --evaluation")
     from dtrak.methods.attributor import Attributor
     from dtrak.methods.queries import generate_query, query_from_file
     from dtrak.models.generation import GenerationSettings
