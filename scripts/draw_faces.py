@@ -5,8 +5,8 @@
 SETS holds the unpacked packages ``@iconify-json/<set>`` (``npm pack`` fetches them; scripts/fetch_icons.sh does so).
 OUT gets ``faces.parquet`` and ``base.parquet``: id, image (lossless WebP, 64×64 on white), label (style),
 caption, creator, licence, url, expression (the drawing's name) and split: a hundred faces are held out, drawn by a
-fixed seed in proportion to the styles; and ``unrelated.parquet``, 256 drawings of the base for the significance test.
-Needs resvg-py.
+fixed seed in proportion to the styles; ``unrelated.parquet``, 256 drawings of the base for the significance test; and
+``more.parquet``, those hundred faces as the data of a study of its own, 16 of them held out. Needs resvg-py.
 """
 
 import argparse
@@ -24,7 +24,7 @@ import resvg_py
 from PIL import Image
 
 DRAWN, SIDE, MARGIN = 256, 64, 0.06  # pixels, pixels, and a share of the drawing's longer side
-HELD_OUT, UNRELATED, SEED = 100, 256, 0  # images
+HELD_OUT, HELD_OUT_OF_THOSE, UNRELATED, SEED = 100, 16, 256, 0  # images
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="{box}">{body}</svg>'
 SKIN_TONES = ("-light", "-medium-light", "-medium", "-medium-dark", "-dark")
 
@@ -171,17 +171,24 @@ def read_set(folder: Path, key: str) -> list[dict[str, Any]]:
     return rows
 
 
-def held_out(rows: list[dict[str, Any]]) -> set[str]:
-    """Ids of the held-out rows, each style's share of them drawn without replacement."""
+def held_out(rows: list[dict[str, Any]], count: int) -> set[str]:
+    """Ids of the ``count`` held-out rows, each style's share of them drawn without replacement."""
     random = np.random.default_rng(SEED)
     styles: dict[str, list[str]] = {}
     for row in rows:
         styles.setdefault(row["label"], []).append(row["id"])
-    exact = {style: HELD_OUT * len(ids) / len(rows) for style, ids in styles.items()}
+    exact = {style: count * len(ids) / len(rows) for style, ids in styles.items()}
     counts = {style: int(share) for style, share in exact.items()}
-    for style in sorted(exact, key=lambda s: counts[s] - exact[s])[: HELD_OUT - sum(counts.values())]:
+    for style in sorted(exact, key=lambda s: counts[s] - exact[s])[: count - sum(counts.values())]:
         counts[style] += 1
     return {str(i) for style, ids in styles.items() for i in random.choice(ids, counts[style], replace=False)}
+
+
+def write(path: Path, rows: list[dict[str, Any]], held: set[str]) -> None:
+    """Write a study's images as a Parquet file, with their split."""
+    rows = [row | {"split": "heldout" if row["id"] in held else "train"} for row in rows]
+    pq.write_table(pa.Table.from_pylist(rows), path, compression="zstd")
+    print(f"{path.name}: {len(rows)} drawings")
 
 
 def main() -> None:
@@ -202,10 +209,11 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     for name, faces in (("faces", True), ("base", False)):
         chosen = [{k: v for k, v in row.items() if k != "face"} for row in kept if row["face"] is faces]
-        held = held_out(chosen) if faces else set()
-        chosen = [row | {"split": "heldout" if row["id"] in held else "train"} for row in chosen]
-        pq.write_table(pa.Table.from_pylist(chosen), arguments.out / f"{name}.parquet", compression="zstd")
-        print(f"{name}: {len(chosen)} drawings")
+        held = held_out(chosen, HELD_OUT) if faces else set()
+        write(arguments.out / f"{name}.parquet", chosen, held)
+        if faces:
+            more = [row for row in chosen if row["id"] in held]
+            write(arguments.out / "more.parquet", more, held_out(more, HELD_OUT_OF_THOSE))
     places = sorted(np.random.default_rng(SEED).choice(len(chosen), UNRELATED, replace=False).tolist())
     table = pa.Table.from_pylist([chosen[place] for place in places])
     columns = ["id", "image", "label", "caption", "creator", "licence", "url"]
