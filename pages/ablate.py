@@ -7,14 +7,14 @@ from typing import Any
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from dtrak.analysis.comparison import agreement
-from dtrak.app.ablate import POWERS, Scores, damping_curve, setting_cost
+from dtrak.analysis.comparison import Ranked, agreement
+from dtrak.app.ablate import POWERS, damping_curve, setting_cost
 from dtrak.app.elements import explain, plain
 from dtrak.app.evaluate import baseline_text
 from dtrak.app.figures import damping_figure
 from dtrak.app.sections.multiples import multiples_section
 from dtrak.app.sections.trust import reliability_card
-from dtrak.app.service import all_scores
+from dtrak.app.service import LISTED, ranking
 from dtrak.app.views import change_badges, damping_text, default_power, tiles
 from dtrak.app.widgets import (
     choose_run,
@@ -28,7 +28,6 @@ from dtrak.app.widgets import (
 from dtrak.build.costs import read_costs
 from dtrak.methods.choices import CHOICES, changed, offer
 from dtrak.methods.influence import GradientMethod
-from dtrak.methods.ranking import top_scored
 from dtrak.methods.registry import METHODS
 from dtrak.methods.settings import AUTO, Setting
 from dtrak.utils.errors import DtrakError
@@ -38,7 +37,7 @@ from dtrak.utils.text import percent
 SHOWN = 12
 CURVE_AT_ONCE = 600  # training images; above, the λ curve is plotted on request
 POWER_STEPS = [i / 20 for i in range(-80, 81)]  # log₁₀ λ
-Shown = tuple[tuple[str, str, str], str, Scores]  # study, data and run; setting; scores
+Shown = tuple[tuple[str, str, str], str, Ranked]  # study, data and run; setting; ranking
 
 missing: list[str] = []  # values for which no features are stored
 
@@ -154,36 +153,36 @@ def restore() -> None:
     st.session_state.update({f"ablate_{name}": value for name, value in values.items() if value is not None})
 
 
-def previous(scores: Scores) -> Shown | None:
+def previous(known: Ranked) -> Shown | None:
     """The previous ranking, if it is of the same image in the same study."""
     before: Shown | None = st.session_state.get("ablate_before")
-    return before if before and before[0] == subject and len(before[2]) == len(scores) else None
+    return before if before and before[0] == subject and before[2].total == known.total else None
 
 
-def metrics(scores: Scores, setting: Setting, pinned: list[Setting]) -> None:
+def metrics(known: Ranked, setting: Setting, pinned: list[Setting]) -> None:
     """Show the LDS, the agreement with the previous and the pinned setting's rankings, and the cost."""
-    before = previous(scores)
+    before = previous(known)
     columns = st.columns(4)
-    known = measured(setting, columns[0])
+    lds = measured(setting, columns[0])
     if before is not None:
-        found = agreement(before[2], scores)
+        found = agreement(before[2], known)
         columns[1].metric("Overlap with previous", percent(found.overlap), help=plain(Setting.parse(before[1]).title))
         columns[2].metric(
             "RBO with previous", f"{found.rank_biased_overlap:.2f}", help="Rank-biased overlap; 1: equal."
         )
     if pinned:
-        other = service.ask(run, pinned[-1], all_scores)
+        other = service.ask(run, pinned[-1], ranking, LISTED)
         if other is not None:
-            found = agreement(other[0], scores)
+            found = agreement(Ranked.found(other), known)
             columns[3].metric("Overlap with pinned", percent(found.overlap), help=plain(pinned[-1].title))
     cost = setting_cost(attributor, setting, read_costs(service.folder))
     took = "" if cost.seconds is None else f", built in {cost.seconds:.0f} s"
     st.caption(
-        f"{known}Cost: {cost.megabytes:.0f} MB of features on disk{took}; a query takes {cost.passes} network passes. "
+        f"{lds}Cost: {cost.megabytes:.0f} MB of features on disk{took}; a query takes {cost.passes} network passes. "
         "Overlap: share of the top 10 that both rankings have. RBO: rank-biased overlap of the whole rankings, which "
         "weights the first ranks most."
     )
-    if known:
+    if lds:
         st.page_link("pages/evaluate.py", label="How the LDS was measured")
 
 
@@ -227,19 +226,20 @@ def lab() -> None:
             if not features_or_wait(service, run, [setting], "ablate"):
                 return
             start = time.perf_counter()
-            scores, damping = service.answer(run, setting, all_scores)
+            answer = service.answer(run, setting, ranking, LISTED)
             elapsed = time.perf_counter() - start
             shown = st.session_state.get("ablate_now")
             if shown and shown[:2] != (subject, setting.text):
                 st.session_state["ablate_before"] = shown
-            st.session_state["ablate_now"] = (subject, setting.text, scores)
+            known = Ranked.found(answer)
+            st.session_state["ablate_now"] = (subject, setting.text, known)
             st.query_params["setting"] = st.session_state["ablate_restored"] = setting.text
-            before = previous(scores)
-            badges = change_badges(before[2], scores, table, SHOWN) if before is not None else {}
+            before = previous(known)
+            badges = change_badges(before[2], known, table, SHOWN) if before is not None else {}
             st.markdown(f"**{plain(setting.title)}**")
             pinned = settings_of("pins", service)
-            metrics(scores, setting, pinned)
-            gallery(tiles(top_scored(scores, table, SHOWN), table, badges), "proponent", "ablate_gallery")
+            metrics(known, setting, pinned)
+            gallery(tiles(answer.listing(SHOWN), table, badges), "proponent", "ablate_gallery")
             if st.button("Pin to Compare", key="pin"):
                 pinned = [s for s in pinned if s != setting] + [setting]
                 st.query_params["pins"] = ";".join(s.text for s in pinned)
@@ -249,14 +249,14 @@ def lab() -> None:
                 shown_lanes = texts[-4:] if len(texts) > 1 else [*texts, "trak"]
                 wanted = {"run": run.id, "lanes": ";".join(shown_lanes), "pins": ";".join(texts)}
                 st.page_link("pages/compare.py", label="Compare the pinned settings", query_params=wanted)
-            st.caption(f"Ranked {len(scores)} images in {elapsed * 1e3:.1f} ms.")
+            st.caption(f"{'Searched' if answer.large else 'Ranked'} {known.total:,} images in {elapsed * 1e3:.1f} ms.")
             multiples_section(service, run, setting)
             if METHODS[setting.method].damping is not None:
                 st.markdown("**Sensitivity to λ.** Rank-biased overlap of the ranking at each λ with the one above.")
-                large = len(scores) > CURVE_AT_ONCE
+                large = known.total > CURVE_AT_ONCE
                 if not large or st.button("Plot the curve", help="Takes an eigendecomposition: some seconds."):
                     curve = service.answer(run, setting, damping_curve)
-                    figure = damping_figure(list(POWERS), curve, damping)
+                    figure = damping_figure(list(POWERS), curve, answer.damping)
                     st.plotly_chart(figure, key="damping_curve", alt="Rank-biased overlap by λ")
     except DtrakError as error:
         show_error(error)

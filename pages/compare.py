@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from dtrak.analysis.comparison import contrast, disagreements
+from dtrak.analysis.comparison import contrasted, disagreements, paired
 from dtrak.app.ablate import lane_agreements
 from dtrak.app.elements import describe, plain
 from dtrak.app.figures import score_scatter
@@ -21,13 +21,13 @@ from dtrak.app.widgets import (
     settings_of,
     show_error,
 )
-from dtrak.methods.ranking import top_scored
 from dtrak.methods.settings import Setting
 from dtrak.utils.errors import DtrakError
 from dtrak.utils.images import data_url
 from dtrak.utils.text import percent
 
 DEFAULT = ("trak", "dtrak")
+POINTS = 10_000  # most in the scatter plot
 METHODS_MODE, PICTURES_MODE, CONTRAST_MODE = (
     "Methods on one picture",
     "One method on two pictures",
@@ -91,7 +91,7 @@ def show(found: list[Lane], top: int) -> None:
     shown = [
         {
             "title": f"{one.title} · {one.measured}" if one.measured else one.title,
-            "tiles": tiles(top_scored(one.scores, table, top), table),
+            "tiles": tiles(one.ranking.listing(top), table),
         }
         for one in found
     ]
@@ -104,27 +104,31 @@ def show(found: list[Lane], top: int) -> None:
             "rank-biased overlap": round(p.agreement.rank_biased_overlap, 3),
             "Kendall τ": round(p.agreement.kendall, 3),
         }
-        for p in lane_agreements([one.scores for one in found], top)
+        for p in lane_agreements([one.known for one in found], top)
     ]
     st.dataframe(rows, hide_index=True, key="agreement")
     a, b = found[0], found[1]
     st.subheader("Strongest disagreements")
-    gaps = disagreements(a.scores, b.scores)
+    gaps = disagreements(a.known, b.known)
     if not gaps:
         st.caption("None.")
     for column, gap in zip(st.columns(max(len(gaps), 1)), gaps, strict=False):
         record = table.records[gap.row]
         column.image(data_url(table.pixels[gap.row], 96), width="stretch", alt=describe(record))
-        column.markdown(f"**{gap.place_a} ↔ {gap.place_b}**  \n{plain(record.caption or record.id)}")
+        places = f"{a.known.place_text(gap.place_a)} ↔ {b.known.place_text(gap.place_b)}"
+        column.markdown(f"**{plain(places)}**  \n{plain(record.caption or record.id)}")
     if gaps:
         st.caption(f"Rank by {plain(a.title)} ↔ rank by {plain(b.title)}.")
-    st.subheader("All scores")
-    marked = {table.rows[s.record.id] for lane in (a, b) for s in top_scored(lane.scores, table, top)}
+    marked = {table.rows[s.record.id] for lane in (a, b) for s in lane.ranking.listing(top)}
+    points, *scores = paired(a.ranking, b.ranking, sorted(marked), POINTS)
+    whole = len(points) == table.train_size
+    st.subheader("All scores" if whole else "Scores")
     event = st.plotly_chart(
-        score_scatter(a.scores, b.scores, (a.title, b.title), table, marked), key="scatter", on_select="rerun",
-        selection_mode="points", alt="Scores of all training images in the first two lanes",
+        score_scatter(points, scores[0], scores[1], (a.title, b.title), table, marked), key="scatter",
+        on_select="rerun", selection_mode="points", alt="Scores of the training images in the first two lanes",
     )  # fmt: skip
-    st.caption("Click a point to open the training image.")
+    drawn = "" if whole else f" Shown are the top lists and {len(points) - len(marked):,} images drawn at random."
+    st.caption(f"Click a point to open the training image.{drawn}")
     if event.selection.points:
         open_sample(event.selection.points[0]["customdata"][0])
 
@@ -162,10 +166,10 @@ try:
             show(pair, top)
         else:
             reliability_card(service, setting, run)
-            why = contrast(pair[0].scores, pair[1].scores)
             st.markdown(f"By {plain(setting.title)}: scores of A minus scores of B, each normalised to unit length.")
             for title, sign, side in (("A rather than B", 1, "proponent"), ("B rather than A", -1, "opponent")):
                 st.subheader(title)
-                gallery(tiles(top_scored(why, table, top, sign), table), side, f"contrast-{side}")
+                why = contrasted(pair[0].ranking, pair[1].ranking, top, sign)
+                gallery(tiles(why, table), side, f"contrast-{side}")
 except DtrakError as error:
     show_error(error)

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
-from jaxtyping import Float
 
-from dtrak.analysis.comparison import Agreement, agreement, rank_biased_overlap
+from dtrak.analysis.comparison import Agreement, Ranked, agreement, rank_biased_overlap
 from dtrak.build.costs import Cost
 from dtrak.methods.attributor import Attributor, Features
 from dtrak.methods.influence import GradientMethod
@@ -16,8 +15,6 @@ from dtrak.methods.registry import METHODS
 from dtrak.methods.settings import Setting
 
 POWERS = np.arange(-4.0, 4.01, 0.5)  # log₁₀ λ
-
-Scores = Float[np.ndarray, " n"]
 
 
 @dataclass(frozen=True)
@@ -69,7 +66,8 @@ def damping_curve(
     vector = method.query_vector(attributor, setting, side, features, query)
     dampings = 10.0 ** np.array(powers)
     every = method.sweep(attributor.readout(side), vector, dampings, setting)
-    return [rank_biased_overlap(scores, reference) for scores in every]
+    own = Ranked.of(reference)
+    return [rank_biased_overlap(Ranked.of(scores), own) for scores in every]
 
 
 @dataclass(frozen=True)
@@ -81,11 +79,10 @@ class PairAgreement:
     agreement: Agreement
 
 
-def lane_agreements(scores: Sequence[Scores], top: int) -> list[PairAgreement]:
+def lane_agreements(found: Sequence[Ranked], top: int) -> list[PairAgreement]:
     """The agreement of every pair of lanes.
 
     Args:
-        scores: of all training images, one array per lane.
         top: number of places for the overlap.
     """
-    return [PairAgreement(i, j, agreement(scores[i], scores[j], top)) for i, j in combinations(range(len(scores)), 2)]
+    return [PairAgreement(i, j, agreement(found[i], found[j], top)) for i, j in combinations(range(len(found)), 2)]

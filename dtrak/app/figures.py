@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 
 from dtrak.analysis.evidence import Split
 from dtrak.analysis.ledger import Ledger
@@ -245,26 +245,31 @@ def damping_figure(powers: Sequence[float], curve: Sequence[float], current: flo
     return figure
 
 
-def score_scatter(a: Scores, b: Scores, names: tuple[str, str], table: Table, shown: set[int]) -> go.Figure:
+def score_scatter(
+    rows: Int[np.ndarray, " p"], a: Scores, b: Scores, names: tuple[str, str], table: Table, shown: set[int]
+) -> go.Figure:
     """Scores of two lanes against each other, one point per training image; ``customdata`` starts with its id.
 
     Args:
+        rows: the training images, and a, b their scores.
         names: axis titles.
         shown: rows to highlight.
     """
-    ids, captions = table.train_ids, table.train_records.column("caption")
+    marked = np.isin(rows, list(shown))
     figure = go.Figure()
-    for rows, colour, size, name in (
-        ([i for i in range(len(a)) if i not in shown], NEUTRAL, 6, "other images"),
-        (sorted(shown), POSITIVE, 10, "in either top list"),
+    for chosen, colour, size, name in (
+        (~marked, NEUTRAL, 6, "other images"),
+        (marked, POSITIVE, 10, "in either top list"),
     ):
+        records = table.records.take(rows[chosen])
+        told = zip(records.column("id"), records.column("caption"), strict=True)
         figure.add_scatter(
-            x=a[rows],
-            y=b[rows],
+            x=a[chosen],
+            y=b[chosen],
             mode="markers",
             marker={"color": colour, "size": size, "opacity": 0.75},
             name=name,
-            customdata=[[ids[i], literal(captions[i] or ids[i])] for i in rows],
+            customdata=[[sample, literal(caption or sample or "")] for sample, caption in told],
             hovertemplate="%{customdata[1]}<br>%{x:.3g} · %{y:.3g}<extra></extra>",
         )
     figure.update_layout(

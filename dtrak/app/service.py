@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
 
-from dtrak.analysis.comparison import ranks
+from dtrak.analysis.comparison import Ranked, ranks
 from dtrak.analysis.evidence import near_duplicates
 from dtrak.analysis.map import Kind, Map, map_of
 from dtrak.analysis.significance import standardise
@@ -43,6 +43,7 @@ from dtrak.utils.latest import Latest
 
 ANSWERS_KEPT, ANSWERS_OF_STUDY_KEPT = 64, 8
 DUPLICATES_LIMIT = 5_000
+LISTED = 1000  # ranks that are compared where a pass over all images takes long
 REVERSE_RUNS = 50
 TRUTH_PARTS = ("evaluation.json", "counterfactual.json")
 T = TypeVar("T")
@@ -54,13 +55,17 @@ class Lane:
     """One ranking in a comparison.
 
     Attributes:
-        scores: of all training images.
         measured: its measured LDS, in words.
     """
 
     title: str
-    scores: Scores
+    ranking: Ranking
     measured: str = ""
+
+    @functools.cached_property
+    def known(self) -> Ranked:
+        """What is compared."""
+        return Ranked.found(self.ranking)
 
 
 class StudyService:
@@ -220,9 +225,8 @@ class StudyService:
             return self._answers_of_study.of(kind, lambda: map_of(self.attributor, kind))
 
     def lane(self, run: Run, setting: Setting, title: str, measured: str = "") -> Lane:
-        """The scores of all training images for a run whose features are computed."""
-        scores, _ = self.answer(run, setting, all_scores)
-        return Lane(title, scores, measured)
+        """The ranking of a run whose features are computed."""
+        return Lane(title, self.answer(run, setting, ranking, LISTED), measured)
 
     @functools.cached_property
     def evidence(self) -> EvidenceJobs:

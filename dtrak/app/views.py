@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from dtrak.analysis.comparison import ranks
+from dtrak.analysis.comparison import Ranked
 from dtrak.analysis.evidence import STABLE, Hubs, Split, Stability
 from dtrak.analysis.significance import Verdict
 from dtrak.app.elements import describe
@@ -52,21 +52,14 @@ def tiles(
     ]
 
 
-def change_badges(
-    before: Float[np.ndarray, " n"], after: Float[np.ndarray, " n"], table: Table, count: int
-) -> dict[str, list[Badge]]:
-    """Rank changes of the first ``count`` images against an earlier ranking, by id.
-
-    Args:
-        before, after: scores of all training images.
-    """
-    old, new = ranks(before), ranks(after)
+def change_badges(before: Ranked, after: Ranked, table: Table, count: int) -> dict[str, list[Badge]]:
+    """Rank changes of the first ``count`` images against an earlier ranking, by id."""
+    rows = after.first[:count]
     found: dict[str, list[Badge]] = {}
-    for row in np.flatnonzero(new < count).tolist():
-        moved = int(old[row] - new[row])
-        if moved:
+    for new, (row, old) in enumerate(zip(rows.tolist(), before.places(rows).tolist(), strict=True)):
+        if moved := old - new:
             word = f"{'▲' if moved > 0 else '▼'} {abs(moved)}"
-            help_text = f"rank {old[row] + 1} under the previous setting"
+            help_text = f"rank {before.place_text(old + 1)} under the previous setting"
             found[table.records[row].id] = [(word, "up" if moved > 0 else "down", help_text)]
     return found
 

@@ -217,12 +217,20 @@ class AttributionIndex:
         """The inner products with a fixed random sample of rows, which is read once."""
         return multiply(self._sample, q)
 
+    def of_rows(self, q: Float[np.ndarray, " k"], rows: Int[np.ndarray, " r"]) -> Float64[np.ndarray, " r"]:
+        """The inner products with some rows."""
+        return multiply(self.features[rows], q)
+
     @cached_property
-    def _sample(self) -> Float[np.ndarray, "s k"]:
+    def sampled_rows(self) -> Int[np.ndarray, " s"]:
+        """The rows of the sample, ascending; those of an index with more columns are among those of one with fewer."""
         rows, columns = self.features.shape
         count = min(rows, max(FEWEST_DRAWN, NUMBERS_DRAWN // columns))
-        drawn = np.sort(keyed_generator("sampled rows", 0, "").choice(rows, count, replace=False))
-        return np.ascontiguousarray(self.features[drawn])
+        return np.sort(keyed_generator("sampled rows", 0, "").permutation(rows)[:count])
+
+    @cached_property
+    def _sample(self) -> Float[np.ndarray, "s k"]:
+        return np.ascontiguousarray(self.features[self.sampled_rows])
 
     def scores(self, query: QueryFeature, damping: float | None) -> Float64[np.ndarray, " n"]:
         """Exact scores of all training samples; inner products without damping.

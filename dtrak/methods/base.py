@@ -19,7 +19,7 @@ from dtrak.config import FeatureConfig, Split
 from dtrak.utils.files import digest
 
 if TYPE_CHECKING:
-    from dtrak.index.faiss_index import QueryFeature
+    from dtrak.index.faiss_index import AttributionIndex, QueryFeature
     from dtrak.methods.attributor import Attributor
     from dtrak.methods.query import Query, QuerySet
     from dtrak.methods.selection import Side
@@ -36,18 +36,33 @@ class Search:
     """What an index tells of a ranking without a pass over all rows.
 
     Attributes:
+        index: the index.
+        q: the vector whose inner products with the rows are the scores.
         rows: the rows with the largest scores, descending, and those with the smallest, ascending.
         scores: their exact scores.
         damping: the λ used.
-        sample: gives the exact scores of a fixed random sample of the rows.
-        large: whether a pass over all rows takes long.
     """
 
+    index: AttributionIndex
+    q: Float64[np.ndarray, " k"]
     rows: tuple[Int[np.ndarray, " top"], Int[np.ndarray, " top"]]
     scores: tuple[Float64[np.ndarray, " top"], Float64[np.ndarray, " top"]]
     damping: float | None
-    sample: Callable[[], Float64[np.ndarray, " s"]]
-    large: bool
+
+    @classmethod
+    def of(cls, index: AttributionIndex, q: Float64[np.ndarray, " k"], top: int, damping: float | None) -> Search:
+        """Search an index for both ends."""
+        (largest, high), (smallest, low) = index.both_ends(q, top)
+        return cls(index, q, (largest, smallest), (high, low), damping)
+
+    @property
+    def large(self) -> bool:
+        """Whether a pass over all rows takes long."""
+        return self.index.is_large
+
+    def sample(self) -> Float64[np.ndarray, " s"]:
+        """The exact scores of a fixed random sample of the rows, :attr:`AttributionIndex.sampled_rows`."""
+        return self.index.sampled(self.q)
 
 
 @dataclass(frozen=True)

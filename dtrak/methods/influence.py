@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -172,8 +171,7 @@ class GradientMethod(Method):
         index = study.indexed(source.config)
         damping = study.readout(side).damping(self.wanted_damping(setting))
         q = index.searchable(study.of_query(source, features), damping)
-        (largest, high), (smallest, low) = index.both_ends(q, top)
-        return Search((largest, smallest), (high, low), damping, partial(index.sampled, q), index.is_large)
+        return Search.of(index, q, top, damping)
 
 
 METHODS: tuple[Method, ...] = (

@@ -109,6 +109,16 @@ class Ranking:
         """The scores of a fixed random sample of the training samples where all take long; else all."""
         return self.search.sample() if self.search is not None and self.large else self.scores
 
+    def scores_of(self, rows: Int[np.ndarray, " r"]) -> Float[np.ndarray, " r"]:
+        """The scores of some training rows."""
+        if self.search is not None and self.large:
+            return self.search.index.of_rows(self.search.q, rows)
+        return self.scores[rows]
+
+    def listing(self, top: int) -> list[Scored]:
+        """The first ``top`` proponents, at most as many as were searched for."""
+        return replace(self, top=top).proponents
+
     def score_and_place(self, row: int) -> tuple[float, int]:
         """The score of a training row and its place from 1; a search that listed it knows both."""
         if self.search is not None:

@@ -8,6 +8,7 @@ import re
 import numpy as np
 import pytest
 
+from dtrak.analysis.comparison import Ranked
 from dtrak.analysis.evidence import damp_hubs, hubs, near_duplicates, split_by_block, split_by_timestep, stability
 from dtrak.analysis.significance import Null, null_of, standardise
 from dtrak.app.ablate import POWERS, damping_curve, lane_agreements, setting_cost
@@ -109,7 +110,7 @@ def test_views_of_a_ranking(attributor, query, tiny):
     groups = np.arange(14)
     groups[13] = 12
     assert [s.score for s in top_scored(scores, table, 3, 1, groups)] == [9, 7, 6]
-    moved = change_badges(scores, -scores, table, 2)
+    moved = change_badges(Ranked.of(scores), Ranked.of(-scores), table, 2)
     assert moved[table.records[0].id][0][0] == "▲ 13"
     features = attributor.features(query, [Setting("dtrak")])
     stable = stability(attributor, Setting("dtrak"), query, features)
@@ -147,7 +148,7 @@ def test_cost_and_curve(attributor, query, tiny):
     curve = damping_curve(attributor, Setting("dtrak", damping=1.0), query, features)
     assert curve[list(POWERS).index(0)] == pytest.approx(1)
     assert damping_curve(attributor, Setting("grad-dot"), query, features) == []
-    (pair,) = lane_agreements([scores, scores], 5)
+    (pair,) = lane_agreements([Ranked.of(scores)] * 2, 5)
     assert pair.agreement.overlap == 1
 
 

@@ -5,6 +5,7 @@ import io
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -36,10 +37,9 @@ def searched(large=True):
     def refuse():
         raise AssertionError("all scores were asked for")
 
-    found = Search(
-        (np.array([1, 2]), np.array([3, 4])), (np.array([4.0, 3.0]), np.array([-2.0, -1.0])), 0.1,
-        lambda: np.array([3.0, -1.0]), large,
-    )  # fmt: skip
+    index = SimpleNamespace(is_large=large, sampled=lambda q: np.array([3.0, -1.0]))
+    ends = (np.array([1, 2]), np.array([3, 4])), (np.array([4.0, 3.0]), np.array([-2.0, -1.0]))
+    found = Search(index, np.zeros(1), *ends, 0.1)
     return replace(RANKING, given=refuse, search=found)
 
 

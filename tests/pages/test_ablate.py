@@ -1,5 +1,6 @@
 """Ablate by Streamlit's test client."""
 
+from dtrak.app.ablate import POWERS
 from dtrak.app.jobs import queue
 from tests.helpers import wait_until
 from tests.pages.client import text, visit
@@ -14,6 +15,21 @@ def test_ablate(app, run):
     app.selectbox(key="ablate_timesteps").set_value(1 if before != 1 else 5).run()
     assert not app.exception
     assert "Overlap with previous" in {m.label for m in app.metric}
+
+
+def test_in_a_large_study_the_index_is_searched(app, run, scored, monkeypatch):
+    on_request = [1.0] * len(POWERS)  # among more than 600 images
+    monkeypatch.setattr("dtrak.app.ablate.damping_curve", lambda *a: on_request)
+    app.query_params.update({"run": run.id})
+    app.switch_page("pages/ablate.py").run()
+    assert not app.exception
+    assert "Searched 14 images" in text(app)
+    app.select_slider(key="ablate_power_dtrak").set_value(1.0).run()
+    assert not app.exception
+    assert "Overlap with previous" in {m.label for m in app.metric}
+    app.selectbox(key="multiples").set_value("damping").run()
+    assert not app.exception
+    assert not scored
 
 
 def test_all_values_of_a_choice_side_by_side(app, run):

@@ -7,7 +7,6 @@ from dtrak.analysis.significance import null_of
 from dtrak.app.jobs import queue, queue_beside, retraining_queue
 from dtrak.app.service import study_service
 from dtrak.gradients.region import Region
-from dtrak.methods.registry import METHODS
 from dtrak.methods.settings import Setting
 from tests.helpers import wait_until
 from tests.pages.client import text, visit
@@ -98,12 +97,7 @@ def test_the_timeline_shows_a_source_for_each_timestep(app, run):
     assert {f"t = {t}" for t in (0, 200, 400, 600, 800)} <= {c.value for c in app.caption}
 
 
-def test_attribution_in_a_large_study_ranks_before_the_significance_test(app, run, monkeypatch):
-    for name in ("app.evidence", "index.faiss_index"):
-        monkeypatch.setattr(f"dtrak.{name}.MANY_NUMBERS", 0)
-    method, asked = type(METHODS["dtrak"]), []
-    score_all = method.scores
-    monkeypatch.setattr(method, "scores", lambda *a: asked.append(a) or score_all(*a))
+def test_attribution_in_a_large_study_ranks_before_the_significance_test(app, run, scored, monkeypatch):
     held = threading.Event()
     monkeypatch.setattr("dtrak.app.evidence.null_of", lambda *a: held.wait(30) and null_of(*a))
     app.run()
@@ -113,7 +107,7 @@ def test_attribution_in_a_large_study_ranks_before_the_significance_test(app, ru
     assert not app.exception
     assert "Removing the **proponents**" in text(app)
     assert "unrelated images" not in text(app)
-    assert not asked  # both ends come from the index
+    assert not scored  # both ends come from the index
     held.set()
     wait_until(lambda: not queue_beside().active(), 30)
     app.run()

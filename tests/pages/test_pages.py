@@ -15,6 +15,21 @@ def test_compare(app, run):
     assert "There is no method 'nonsense'" in text(app)
 
 
+def test_compare_in_a_large_study_searches_the_index(app, run, other_run, scored):
+    app.query_params.update({"run": run.id, "run2": other_run.id, "lanes": "trak;dtrak"})
+    app.switch_page("pages/compare.py").run()
+    for mode, title in (
+        ("Methods on one picture", "Strongest disagreements"),
+        ("One method on two pictures", "Strongest disagreements"),
+        ("Why A rather than B", "B rather than A"),
+    ):
+        app.segmented_control(key="compare").set_value(mode).run()
+        assert not app.exception
+        assert not app.error
+        assert title in {s.value for s in app.subheader}
+    assert not scored
+
+
 def test_explore(app, run):
     visit(app, "explore", run=run.id)
     assert not app.exception

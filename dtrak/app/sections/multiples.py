@@ -7,11 +7,10 @@ import streamlit as st
 
 from dtrak.app.elements import plain
 from dtrak.app.runs import Run
-from dtrak.app.service import StudyService, all_scores
+from dtrak.app.service import StudyService, ranking
 from dtrak.app.views import tiles
 from dtrak.app.widgets import features_or_wait, lanes
 from dtrak.methods.choices import CHOICES, aligned, changed, offer, stored
-from dtrak.methods.ranking import top_scored
 from dtrak.methods.registry import METHODS
 from dtrak.methods.settings import Setting
 
@@ -57,12 +56,12 @@ def multiples_section(service: StudyService, run: Run, setting: Setting) -> None
     table, kind = service.attributor.table, "generated" if run.settings is not None else "held-out"
     shown = []
     for value, one in known.items():
-        scores, _ = service.answer(run, one, all_scores)
+        found = service.answer(run, one, ranking, SHOWN)
         score = service.lds_now(one, kind)
         measured = "" if score is None else f" · LDS {100 * score.mean:.0f}"
         shown.append({
             "title": f"{CHOICES[chosen].shown(value)}{measured}",
-            "tiles": tiles(top_scored(scores, table, SHOWN), table),
+            "tiles": tiles(found.proponents, table),
         })  # fmt: skip
     lanes(shown, "multiples-lanes")
     caption = f"Each column is {setting.title} with another {CHOICES[chosen].label}{alike}."
