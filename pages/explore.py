@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import streamlit as st
 
 from dtrak.analysis.map import KINDS, self_influence
@@ -12,7 +13,6 @@ from dtrak.app.service import ranking
 from dtrak.app.views import tiles
 from dtrak.app.widgets import choose_run, current_service, features_or_wait, gallery, hand_over_to_app
 from dtrak.methods.ranking import Scored
-from dtrak.methods.registry import METHODS
 from dtrak.methods.settings import Setting
 from dtrak.utils.errors import DtrakError
 from dtrak.utils.images import data_url
@@ -46,11 +46,11 @@ with left:
 
 with right:
     try:
-        scores: Any = None
+        answer: Any = None
         if colour == "influence" and run is not None and setting is not None:
             if not features_or_wait(service, run, [setting], "explore"):
                 st.stop()
-            scores = service.answer(run, setting, ranking, 10).scores
+            answer = service.answer(run, setting, ranking, 10)
         extra: Any = None
         if setting is not None and colour == "self-influence":
             extra = service.answer_of_study(setting, self_influence)
@@ -61,11 +61,12 @@ with right:
     except DtrakError as reason:
         st.info(explain(reason))
         st.stop()
-    if (colour == "influence" and scores is None) or (colour in ("self-influence", "hubness") and extra is None):
+    if (colour == "influence" and answer is None) or (colour in ("self-influence", "hubness") and extra is None):
         st.info(
             "Generate an image first." if colour == "influence" and setting else "This needs features of the model."
         )
         st.stop()
+    scores = None if answer is None else answer.scores_of(found.rows)
     values = colour_values(colour, table, found, scores, extra)
     if len(found.rows) < table.train_size:
         st.caption(f"A random {len(found.rows):,} of the {table.train_size:,} training images.")
@@ -78,14 +79,16 @@ with right:
     if not rows:
         st.caption("No image is selected.")
         st.stop()
-    st.markdown(plain(group_text(table, rows, scores, METHODS[setting.method].title if setting else "")))
-    order = sorted(rows, key=lambda row: -scores[row]) if scores is not None else rows
-    shown = [
-        Scored(table.records[row], float(scores[row]) if scores is not None else 0.0) for row in order[:MOST_SHOWN]
-    ]
+    st.markdown(plain(group_text(table, rows, answer)))
+    own: dict[int, float] = {}
+    if answer is not None:
+        rows = sorted(rows)
+        own = dict(zip(rows, answer.scores_of(np.array(rows)).tolist(), strict=True))
+        rows.sort(key=lambda row: -own[row])
+    shown = [Scored(table.records[row], own.get(row, 0.0)) for row in rows[:MOST_SHOWN]]
     listed = tiles(shown, table)
-    if scores is None:
+    if answer is None:
         listed = [{**tile, "score": "", "share": 0} for tile in listed]
     gallery(listed, "proponent", "selected")
-    if len(order) > MOST_SHOWN:
-        st.caption(f"{MOST_SHOWN} of {len(order)} are shown.")
+    if len(rows) > MOST_SHOWN:
+        st.caption(f"{MOST_SHOWN} of {len(rows)} are shown.")

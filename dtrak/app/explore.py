@@ -10,7 +10,7 @@ from dtrak.analysis.evidence import hubs
 from dtrak.analysis.map import Map
 from dtrak.analysis.significance import HUB_PLACES, Null
 from dtrak.data import Table
-from dtrak.evaluation.whatif import predict
+from dtrak.methods.ranking import Ranking
 from dtrak.utils.text import percent
 
 COLOURS = {
@@ -23,18 +23,18 @@ def colour_values(
     colour: str,
     table: Table,
     found: Map,
-    scores: Float[np.ndarray, " n"] | None,
+    scores: Float[np.ndarray, " m"] | None,
     extra: "Null | Float[np.ndarray, ' n'] | None",
 ) -> list[str] | list[float]:
     """A word or a number for each image on the map.
 
     Args:
-        scores: of all training images for the current picture; for "influence".
+        scores: of the images on the map for the current picture; for "influence".
         extra: self-influence of all training images, or the null distribution; for "self-influence" and "hubness".
     """
     rows = found.rows
     if colour == "influence" and scores is not None:
-        return [float(scores[row]) for row in rows]
+        return scores.tolist()
     if colour == "self-influence" and isinstance(extra, np.ndarray):
         return [float(extra[row]) for row in rows]
     if colour == "hubness" and isinstance(extra, Null):
@@ -54,15 +54,16 @@ def groups_of(table: Table) -> dict[str, list[int]]:
     return found
 
 
-def group_text(table: Table, rows: Sequence[int], scores: Float[np.ndarray, " n"] | None, method: str) -> str:
+def group_text(table: Table, rows: Sequence[int], answer: Ranking | None) -> str:
     """How many images are selected, of whom, and what they hold of a picture's positive scores."""
     names, codes = table.train_records.grouped("creator")
     of = Counter(names[code] for code in codes[list(rows)]).most_common(3)
     whose = ", ".join(f"{name} {count}" for name, count in of)
     text = f"{len(rows)} image{'s' if len(rows) > 1 else ''} ({whose})."
-    if scores is None:
+    if answer is None:
         return text
-    share = predict(scores, rows).share
-    expected = len(rows) / len(scores)
-    holds = f"{percent(share)} of the positive scores by {method}"
+    held = float(answer.scores_of(np.array(rows)).clip(min=0).sum())
+    share = min(held / answer.positive, 1.0) if answer.positive > 0 else 0.0
+    expected = len(rows) / table.train_size
+    holds = f"{percent(share)} of the positive scores by {answer.method.title}"
     return f"{text} They hold {holds}, and are {percent(expected)} of the images."

@@ -109,6 +109,11 @@ class Ranking:
         """The scores of a fixed random sample of the training samples where all take long; else all."""
         return self.search.sample() if self.search is not None and self.large else self.scores
 
+    @cached_property
+    def positive(self) -> float:
+        """The sum of all positive scores, estimated from :attr:`sample` where all take long."""
+        return float(self.sample.clip(min=0).mean() * self.table.train_size)
+
     def scores_of(self, rows: Int[np.ndarray, " r"]) -> Float[np.ndarray, " r"]:
         """The scores of some training rows."""
         if self.search is not None and self.large:

@@ -6,6 +6,7 @@ from dtrak.analysis.map import layout, map_of, self_influence
 from dtrak.analysis.significance import null_of
 from dtrak.app.explore import COLOURS, colour_values, group_text
 from dtrak.app.figures import map_figure
+from dtrak.methods.ranking import Ranking
 from dtrak.methods.settings import Setting
 
 
@@ -44,6 +45,8 @@ def test_colours_and_groups(attributor):
         assert len(values) == len(found.rows)
         figure = map_figure(found, attributor.table, values, COLOURS[colour])
         assert sum(len(trace.x) for trace in figure.data) == len(found.rows)
-    text = group_text(attributor.table, [12, 13], scores, "D-TRAK")
+    answer = Ranking(setting, 0.3, "", attributor.table, scores)
+    text = group_text(attributor.table, [12, 13], answer)
     assert text.startswith("2 images (")
     assert "27 % of the positive scores by D-TRAK, and are 14 %" in text
+    assert answer.positive == scores.sum()

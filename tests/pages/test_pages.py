@@ -45,6 +45,17 @@ def test_explore(app, run):
     assert f"{len(rows)} images" in text(app)
 
 
+def test_explore_in_a_large_study_scores_only_what_is_on_the_map(app, run, scored):
+    app.query_params.update({"run": run.id})
+    app.switch_page("pages/explore.py").run()
+    app.selectbox(key="map_colour").set_value("influence").run()
+    title = next(iter(groups_of(study_service("tiny").attributor.table)))
+    app.selectbox(key="map_group").set_value(title).run()
+    assert not app.exception
+    assert "of the positive scores by" in text(app)
+    assert not scored
+
+
 def test_sample(app, tiny):
     record = tiny.table.records[0]
     visit(app, "sample", id=record.id)
