@@ -19,7 +19,7 @@ import yaml
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from filelock import FileLock
 from PIL import Image
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import expect, sync_playwright
 
 from dtrak.build.features import build_features, build_indexes
 from dtrak.build.measure import evaluate_study
@@ -249,6 +249,7 @@ def browser():
     path = chromium()
     assert path, "Chromium is needed: sh scripts/chromium.sh"
     arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+    expect.set_options(timeout=20_000)  # where tests share two slow cores, five seconds are short
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=arguments)
         yield browser
