@@ -2,17 +2,15 @@
 
 from typing import Any
 
-import numpy as np
 import streamlit as st
 
 from dtrak.analysis.map import KINDS, self_influence
 from dtrak.app.elements import explain, plain
-from dtrak.app.explore import COLOURS, colour_values, group_text, groups_of
+from dtrak.app.explore import COLOURS, colour_values, group_text, groups_of, listed
 from dtrak.app.figures import map_figure
 from dtrak.app.service import ranking
 from dtrak.app.views import tiles
 from dtrak.app.widgets import choose_run, current_service, features_or_wait, gallery, hand_over_to_app
-from dtrak.methods.ranking import Scored
 from dtrak.methods.settings import Setting
 from dtrak.utils.errors import DtrakError
 from dtrak.utils.images import data_url
@@ -80,15 +78,9 @@ with right:
         st.caption("No image is selected.")
         st.stop()
     st.markdown(plain(group_text(table, rows, answer)))
-    own: dict[int, float] = {}
-    if answer is not None:
-        rows = sorted(rows)
-        own = dict(zip(rows, answer.scores_of(np.array(rows)).tolist(), strict=True))
-        rows.sort(key=lambda row: -own[row])
-    shown = [Scored(table.records[row], own.get(row, 0.0)) for row in rows[:MOST_SHOWN]]
-    listed = tiles(shown, table)
+    shown = tiles(listed(table, rows, answer, MOST_SHOWN), table)
     if answer is None:
-        listed = [{**tile, "score": "", "share": 0} for tile in listed]
-    gallery(listed, "proponent", "selected")
+        shown = [{**tile, "score": "", "share": 0} for tile in shown]
+    gallery(shown, "proponent", "selected")
     if len(rows) > MOST_SHOWN:
         st.caption(f"{MOST_SHOWN} of {len(rows)} are shown.")

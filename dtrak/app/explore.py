@@ -10,7 +10,7 @@ from dtrak.analysis.evidence import hubs
 from dtrak.analysis.map import Map
 from dtrak.analysis.significance import HUB_PLACES, Null
 from dtrak.data import Table
-from dtrak.methods.ranking import Ranking
+from dtrak.methods.ranking import Ranking, Scored
 from dtrak.utils.text import percent
 
 COLOURS = {
@@ -52,6 +52,16 @@ def groups_of(table: Table) -> dict[str, list[int]]:
         if len(names) > 1:
             found |= {f"{kind}: {name}": np.flatnonzero(codes == code).tolist() for code, name in enumerate(names)}
     return found
+
+
+def listed(table: Table, rows: Sequence[int], answer: Ranking | None, most: int) -> list[Scored]:
+    """At most ``most`` of the selected images: those with the highest scores, or the first where nothing is scored."""
+    if answer is None:
+        return [Scored(table.records[row], 0.0) for row in rows[:most]]
+    chosen = np.sort(np.array(rows))
+    scores = answer.scores_of(chosen)
+    best = np.argsort(-scores, kind="stable")[:most]
+    return [Scored(table.records[int(chosen[i])], float(scores[i])) for i in best]
 
 
 def group_text(table: Table, rows: Sequence[int], answer: Ranking | None) -> str:

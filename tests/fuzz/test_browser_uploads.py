@@ -51,7 +51,7 @@ def uploads(count):
         yield one or broken(number)
 
 
-@pytest.mark.timeout(60 + 10 * COUNT)
+@pytest.mark.timeout(240 + 10 * COUNT)  # the tiny study may have to be built first
 def test_every_upload_is_refused_or_attributed(context, server):
     generate(context.new_page(), server, 60)
     page, counts = None, {"refused": 0, "attributed": 0}
