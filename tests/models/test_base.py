@@ -78,12 +78,20 @@ def test_a_merged_adapter_is_part_of_the_weights(tmp_path):
     merged = load_model(tmp_path / "base", SIZE, merged=[tmp_path / "adapter"])
     assert merged.conditioner.classes == {"a": 1}
     assert not any("lora" in name for name in merged.parameters())
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 4):
+            torch.set_num_threads(count)
+            again = load_model(tmp_path / "base", SIZE, merged=[tmp_path / "adapter"])
+            assert again.fingerprint() == merged.fingerprint()
+    finally:
+        torch.set_num_threads(threads)
     x, t, c = torch.randn(2, 3, SIZE, SIZE), torch.tensor([1, 500]), torch.tensor([1, 0])
     model.network.eval()
     torch.testing.assert_close(model.predict(x, t, c), merged.predict(x, t, c), rtol=1e-4, atol=1e-4)
-    again = load_model(tmp_path / "base", SIZE, tmp_path / "adapter", merged=[tmp_path / "adapter"])
-    assert set(again.parameters()) == set(model.parameters())
-    assert not torch.allclose(again.predict(x, t, c), merged.predict(x, t, c))
+    twice = load_model(tmp_path / "base", SIZE, tmp_path / "adapter", merged=[tmp_path / "adapter"])
+    assert set(twice.parameters()) == set(model.parameters())
+    assert not torch.allclose(twice.predict(x, t, c), merged.predict(x, t, c))
 
 
 def test_a_fingerprint_sees_one_weight(tmp_path):
