@@ -105,7 +105,7 @@ def generate_all(
         drawn, size = with_smaller_batches(following, size)
         images.extend(drawn)
         report(len(images), len(settings))
-    return np.stack(images)
+    return np.stack(images) if images else np.empty((0, model.resolution, model.resolution, 3), np.uint8)
 
 
 @contextlib.contextmanager
