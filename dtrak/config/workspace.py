@@ -1,5 +1,6 @@
 """Finding and loading studies: the configuration folder and the workspace."""
 
+import functools
 import os
 from pathlib import Path
 
@@ -56,7 +57,17 @@ def load_study(name_or_path: str) -> Study:
             hint=f"Use one of {', '.join(study_names())}, or the path of a YAML file.",
         )
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+    except ValueError as error:
+        raise DtrakError(f"{path} is not valid YAML: {_short(error)}") from error
+    return _parsed(path, text)
+
+
+@functools.lru_cache(maxsize=64)
+def _parsed(path: Path, text: str) -> Study:
+    """The study in a YAML file; kept, as reading it takes tens of milliseconds, and a study may name another."""
+    try:
+        content = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # dates and numbers out of range, deep nesting
         raise DtrakError(f"{path} is not valid YAML: {_short(error)}") from error
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
