@@ -1,4 +1,4 @@
-"""Stable Diffusion with LoRA end to end: training, sampling, features against the oracle, and LoRA formats."""
+"""Stable Diffusion with LoRA end to end: training, sampling, and features against the oracle."""
 
 import json
 import shutil
@@ -8,13 +8,10 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
-from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
-from dtrak.build.features import build_features, build_indexes
 from dtrak.build.retrain import retrain_subsets
-from dtrak.config import FeatureConfig, load_study
-from dtrak.data import prepare
+from dtrak.config import FeatureConfig
 from dtrak.evaluation.subsets import query_set
 from dtrak.execution.engines import Local
 from dtrak.gradients.extractor import FeatureExtractor
@@ -29,12 +26,11 @@ from dtrak.models.generation import GenerationSettings
 from dtrak.models.loading import load_study_model
 from dtrak.models.lora import lora_scaled
 from dtrak.models.sampling import generate, generate_all, initial_noise, sample
-from dtrak.study.folder import StudyFolder, model_digest, recipe_digest
 from dtrak.training.loop import KeyedBatches
-from dtrak.training.study import initial_model, train_study
+from dtrak.training.study import initial_model
 from dtrak.utils.errors import DtrakError
 from tests import oracle
-from tests.stable_diffusion import SIDE, write_lora_study
+from tests.stable_diffusion import SIDE
 
 SCHEDULE = NoiseSchedule((0, 300, 900), draws=2, seed=3)
 
@@ -186,82 +182,6 @@ def test_half_precision_weights_still_give_float32_features(place, folder):
     assert np.corrcoef(*found)[0, 1] > 0.98
 
 
-def test_loras_of_peft_and_of_diffusers_load_to_the_same_model(place, folder, tmp_path):
-    adapter = folder.model_dir / "checkpoint-1.00"
-    ours = load_stable_diffusion(place / "base", SIDE, adapter, torch.float32)
-    state = get_peft_model_state_dict(ours.network)
-    named = {name.removeprefix("base_model.model."): value for name, value in state.items()}
-    StableDiffusionPipeline.save_lora_weights(tmp_path / "new", unet_lora_layers=named)
-    old = {  # as attention processors were saved before peft
-        "unet." + n.replace(".lora_A.weight", "_lora.down.weight").replace(".lora_B.weight", "_lora.up.weight")
-        .replace(".to_q_", ".processor.to_q_").replace(".to_k_", ".processor.to_k_")
-        .replace(".to_v_", ".processor.to_v_").replace(".to_out.0_", ".processor.to_out_"): v.contiguous()
-        for n, v in named.items()
-    }  # fmt: skip
-    save_file(old, tmp_path / "old.safetensors")
-    x_t, t, told = torch.randn(1, *ours.latent_shape), torch.tensor([500]), ours.condition(["a round painting"])
-    for source in (
-        tmp_path / "new",
-        tmp_path / "new" / "pytorch_lora_weights.safetensors",
-        tmp_path / "old.safetensors",
-    ):
-        theirs = load_stable_diffusion(place / "base", SIDE, source, torch.float32)
-        assert [p.shape for p in theirs.parameters().values()] == [p.shape for p in ours.parameters().values()]
-        with torch.no_grad():
-            torch.testing.assert_close(theirs.predict(x_t, t, told), ours.predict(x_t, t, told))
-
-
-@pytest.mark.parametrize("saved", ["peft", "diffusers"])
-def test_a_lora_on_the_model_of_a_study_starts_from_that_models_lora(place, folder, tmp_path, monkeypatch, saved):
-    adapter = folder.model_dir / "checkpoint-1.00"
-    first = load_stable_diffusion(place / "base", SIDE, adapter, torch.float32)
-    if saved == "diffusers":
-        state = get_peft_model_state_dict(first.network)
-        layers = {name.removeprefix("base_model.model."): value for name, value in state.items()}
-        StableDiffusionPipeline.save_lora_weights(tmp_path / "new", unet_lora_layers=layers)
-        adapter = tmp_path / "new"
-    for part in ("base", "paintings"):
-        shutil.copytree(place / part, tmp_path / part)
-    write_lora_study(tmp_path, adapter=str(adapter)).rename(tmp_path / "first.yaml")
-    again = write_lora_study(tmp_path, path=None, base=str(tmp_path / "first.yaml"))
-    monkeypatch.setenv("DTRAK_WORKSPACE", str(tmp_path / "workspace"))
-    second = StudyFolder(load_study(str(again)))
-    prepare(second.study, second.data)
-    start = initial_model(second)
-    x_t, t, told = torch.randn(1, *first.latent_shape), torch.tensor([500]), first.condition(["a round painting"])
-    with torch.no_grad():
-        torch.testing.assert_close(start.predict(x_t, t, told), first.predict(x_t, t, told))
-    assert all("lora_" in name for name in start.parameters())
-    recipe = recipe_digest(second)
-    train_study(second)
-    own = second.model_dir / "checkpoint-1.00"
-    apart, whole = (load_stable_diffusion(place / "base", SIDE, own, torch.float32, (), m) for m in ((), (adapter,)))
-    with torch.no_grad():
-        trained = load_study_model(second).predict(x_t, t, told)
-        torch.testing.assert_close(trained, whole.predict(x_t, t, told))
-        assert not torch.allclose(trained, apart.predict(x_t, t, told))
-    before = model_digest(second)
-    write_lora_study(tmp_path).rename(tmp_path / "first.yaml")  # the base without its LoRA
-    write_lora_study(tmp_path, path=None, base=str(tmp_path / "first.yaml"))
-    assert recipe_digest(StudyFolder(load_study(str(again)))) != recipe
-    assert model_digest(StudyFolder(load_study(str(again)))) != before
-
-
-def test_a_users_lora_makes_a_study_without_training(place, folder, tmp_path, monkeypatch):
-    shutil.copytree(folder.model_dir / "checkpoint-1.00", tmp_path / "mine")
-    shutil.copytree(place / "base", tmp_path / "base")
-    shutil.copytree(place / "paintings", tmp_path / "paintings")
-    monkeypatch.setenv("DTRAK_WORKSPACE", str(tmp_path / "workspace"))
-    study = StudyFolder(load_study(str(write_lora_study(tmp_path, adapter="mine"))))
-    prepare(study.study, study.data)
-    build_indexes(study, build_features(study, Local(1)))
-    attributor = Attributor(study)
-    query = Query(np.asarray(study.table.pixels[-1]), "a round painting")
-    answer = attributor.attribute(query, attributor.features(query), "dtrak", top=3)
-    assert len(answer.proponents) <= 3
-    assert np.isfinite(answer.scores).all()
-
-
 def test_attribution_of_a_drawn_picture_by_all_methods(folder):
     attributor = Attributor(folder)
     settings = GenerationSettings(3, 5, "a square painting", 2.0)
@@ -316,15 +236,6 @@ def test_refusals_say_what_to_do(place, folder, tmp_path):
         load_stable_diffusion(place / "base", SIDE, tmp_path / "peft", torch.float32)
 
 
-def test_a_study_without_a_lora_is_refused(place, tmp_path, monkeypatch):
-    shutil.copytree(place / "base", tmp_path / "base")
-    monkeypatch.setenv("DTRAK_WORKSPACE", str(tmp_path / "workspace"))
-    path = write_lora_study(tmp_path)
-    path.write_text(path.read_text().replace("method: lora", "method: full"))
-    with pytest.raises(DtrakError, match="no LoRA to attribute over"):
-        load_study_model(StudyFolder(load_study(str(path))))
-
-
 def test_fingerprints_see_the_loras_strength_and_the_vaes_factor(model):
     before = model.fingerprint()
     with lora_scaled(model.network, 5.0):
@@ -332,24 +243,6 @@ def test_fingerprints_see_the_loras_strength_and_the_vaes_factor(model):
     assert model.fingerprint() == before
     model.codec.vae.register_to_config(scaling_factor=0.5)
     assert model.fingerprint() != before
-
-
-def test_another_lora_file_is_another_model(place, tmp_path, monkeypatch):
-    shutil.copytree(place / "base", tmp_path / "base")
-    monkeypatch.setenv("DTRAK_WORKSPACE", str(tmp_path / "workspace"))
-    digests = []
-    for seed in (0, 1):
-        save_file({"a": torch.full((2,), float(seed))}, tmp_path / "mine.safetensors")
-        digests.append(
-            model_digest(StudyFolder(load_study(str(write_lora_study(tmp_path, adapter="mine.safetensors")))))
-        )
-    assert digests[0] != digests[1]
-    half = write_lora_study(tmp_path, adapter="mine.safetensors", dtype="bfloat16")
-    whole = StudyFolder(load_study(str(half)))
-    exact = StudyFolder(
-        whole.study.model_copy(update={"model": whole.study.model.model_copy(update={"dtype": "float32"})})
-    )
-    assert recipe_digest(whole) != recipe_digest(exact)
 
 
 def test_float16_cotangents_do_not_underflow(place, folder):
