@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from dtrak.build import exact
 from dtrak.build import features as building
+from dtrak.build.exact import exact_of_evaluation
 from dtrak.build.features import build_features
 from dtrak.build.retrain import retrain_subsets
 from dtrak.config import workspace
@@ -49,6 +51,15 @@ def test_what_was_lost_here_is_made_again(fresh, mirrored):
         retrain_subsets(fresh, "lds", 2, 1, mirrored)
         assert len(list((fresh.root / "truth" / "lds").iterdir())) == 2
         shutil.rmtree(fresh.root / "truth" / "lds")
+
+
+def test_exact_influence_comes_back(fresh, mirrored, monkeypatch):
+    monkeypatch.setattr(exact, "TOGETHER", 3)  # of six queries
+    exact_of_evaluation(fresh, Local(1))
+    alone = hashes(fresh.root / "exact")
+    (fresh.root / "exact").rename(fresh.root / "alone")
+    exact_of_evaluation(fresh, mirrored)
+    assert hashes(fresh.root / "exact") == alone
 
 
 def test_a_kept_model_is_sent(fresh, mirrored):
