@@ -277,12 +277,14 @@ def context(browser):
 def pytest_collection_modifyitems(items):
     """Mark what drives a browser or starts Ray, and group tests for workers, those that take longest first.
 
-    A file's tests share a worker, and Ray's files do, as two clusters disturb each other.
+    A file's tests share a worker; so do Ray's files, as two clusters disturb each other, and the browser's, which share
+    a server.
     """
     for item in items:
         name, group = item.path.name, str(item.path)
         if name.startswith("test_browser"):
             item.add_marker(pytest.mark.browser)
+            group = "browser"
         if name in ("test_engines.py", "test_remote.py"):
             item.add_marker(pytest.mark.ray)
             group = "ray"

@@ -20,13 +20,19 @@ def call(*arguments):
 
 
 def hashes(folder):
-    """Path and hash of every file of a study's features and indexes."""
-    return {
+    """Path and hash of every file below a folder; there must be some."""
+    found = {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for part in (folder / "features", folder / "index")
-        for path in sorted(part.rglob("*"))
-        if path.is_file() and not path.name.startswith("example")
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.suffix != ".lock" and not path.name.startswith("example")
     }
+    assert found, f"{folder} is empty"
+    return found
+
+
+def build_hashes(root):
+    """Path and hash of every file of a study's features and indexes."""
+    return {f"{part}/{path}": found for part in ("features", "index") for path, found in hashes(root / part).items()}
 
 
 def wait_until(condition, seconds=5.0):

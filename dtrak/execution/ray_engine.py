@@ -5,10 +5,9 @@ be exchanged through a URL instead (:mod:`dtrak.study.remote`). Common arguments
 whose worker or node is lost runs again elsewhere.
 """
 
-import contextlib
 import os
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +22,7 @@ PASSED_ON = (*FOLDERS, "DTRAK_MEMORY", "HF_HUB_OFFLINE")
 RETRIES = 5  # per task, after the loss of its worker or node
 LOOPBACK = "127.0.0.1"
 ANSWER_SECONDS = 5
+_connection: list[str] = []  # what this process has connected to, if it has
 START = "Start a cluster with 'ray start --head', or omit --address to start one on this machine."
 
 
@@ -47,23 +47,24 @@ class Ray:
         if not tasks:
             return
         ray = _import()
-        with self._connected(ray):
-            shared = ray.put((make, arguments))
-            remote = ray.remote(num_cpus=self.threads, num_gpus=self.gpus, max_retries=RETRIES, max_calls=0)(_work)
-            waiting, pending = list(reversed(tasks)), list[Any]()
-            most = self.workers or len(tasks)
-            try:
-                while waiting or pending:
-                    while waiting and len(pending) < most:
-                        pending.append(remote.remote([shared], waiting.pop(), self.threads))
-                    (finished,), pending = ray.wait(pending, num_returns=1)
-                    yield _result(ray, finished)
-            finally:
-                for task in pending:
-                    ray.cancel(task, force=True)
+        self._connect(ray)
+        self._require_room(ray)
+        shared = ray.put((make, arguments))
+        remote = ray.remote(num_cpus=self.threads, num_gpus=self.gpus, max_retries=RETRIES, max_calls=0)(_work)
+        waiting, pending = list(reversed(tasks)), list[Any]()
+        most = self.workers or len(tasks)
+        try:
+            while waiting or pending:
+                while waiting and len(pending) < most:
+                    pending.append(remote.remote([shared], waiting.pop(), self.threads))
+                (finished,), pending = ray.wait(pending, num_returns=1)
+                yield _result(ray, finished)
+        finally:
+            for task in pending:
+                ray.cancel(task, force=True)
 
-    @contextlib.contextmanager
-    def _connected(self, ray: Any) -> Iterator[None]:
+    def _connect(self, ray: Any) -> None:
+        """Connect this process; the next call keeps the connection, as new workers take seconds to load libraries."""
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         self._require_answer()
         variables = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
@@ -74,17 +75,19 @@ class Ray:
             given = {"address": "local", "_node_ip_address": LOOPBACK, "include_dashboard": False}
             if self.workers:
                 given["num_cpus"] = self.workers * self.threads
+        wanted = repr((given, runtime))
+        if ray.is_initialized() and wanted in _connection:
+            return
+        if _connection:
+            ray.shutdown()
+            _connection.clear()
         try:
             ray.init(**given, runtime_env=runtime, log_to_driver=False, logging_level="ERROR")
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise DtrakError(
                 f"Cannot start or reach Ray at {self.address or 'this machine'}: {error}", hint=START
             ) from error
-        try:
-            self._require_room(ray)
-            yield
-        finally:
-            ray.shutdown()
+        _connection.append(wanted)
 
     def _require_room(self, ray: Any) -> None:
         """Check that some node can run a task; Ray would wait indefinitely.

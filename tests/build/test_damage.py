@@ -14,7 +14,7 @@ from dtrak.methods.settings import Setting
 from dtrak.study.folder import StudyFolder
 from dtrak.utils.errors import DtrakError
 from tests.conftest import write_study
-from tests.helpers import call, hashes
+from tests.helpers import build_hashes, call
 
 KINDS = (
     "data/pixels.npy", "data/records.parquet", "data/report.json", "costs.json", "study.json",
@@ -71,7 +71,7 @@ def copy(small, tmp_path, monkeypatch):
 def test_any_damaged_file_is_mended(copy, small, damage, monkeypatch):
     monkeypatch.setattr("dtrak.build.pipeline.build_rest", lambda *a, **k: None)
     study, folder = copy
-    before = hashes(small[1])
+    before = build_hashes(small[1])
     for kind in KINDS[DAMAGES.index(damage) % 2 :: 2] if damage in (zero, truncate) else KINDS:
         (file,) = sorted(folder.glob(kind))[:1]
         content = file.read_bytes()
@@ -82,7 +82,7 @@ def test_any_damaged_file_is_mended(copy, small, damage, monkeypatch):
         found = call("verify", study, "--repair")
         assert ("is intact" not in found.output) == (kind in SEEN), (kind, found.output)
         assert call("build", study, "--index-only").exit_code == 0, kind
-        assert hashes(folder) == before, kind
+        assert build_hashes(folder) == before, kind
     assert call("verify", study).exit_code == 0
 
 

@@ -19,7 +19,7 @@ from dtrak.index.store import FeatureStore
 from dtrak.methods.attributor import Attributor
 from dtrak.utils.errors import DtrakError
 from dtrak.utils.files import _host, exclusive, remove_leftovers
-from tests.helpers import hashes
+from tests.helpers import build_hashes, hashes
 
 
 @pytest.fixture
@@ -30,11 +30,11 @@ def small_shards(monkeypatch):
 def test_workers_change_no_byte(fresh, tiny, small_shards, monkeypatch, tmp_path):
     monkeypatch.setenv("DTRAK_WORKSPACE", str(tmp_path / "workspace"))
     build_indexes(fresh, build_features(fresh, Local(2)))
-    two = hashes(fresh.root)
+    two = build_hashes(fresh.root)
     for name in ("features", "index"):
         (fresh.root / name).rename(fresh.root / f"old-{name}")
     build_indexes(fresh, build_features(fresh, Local(1)))
-    assert hashes(fresh.root) == two
+    assert build_hashes(fresh.root) == two
 
 
 def test_shard_size_changes_no_number(fresh, tiny, small_shards, monkeypatch, built, tmp_path):
@@ -57,11 +57,11 @@ def test_a_killed_build_resumes_to_the_same_bytes(fresh, small_shards):
         process.join()
         assert process.exitcode == -signal.SIGKILL
     build()
-    resumed = hashes(fresh.root)
+    resumed = build_hashes(fresh.root)
     for name in ("features", "index"):
         (fresh.root / name).rename(fresh.root / f"old-{name}")
     build()
-    assert hashes(fresh.root) == resumed
+    assert build_hashes(fresh.root) == resumed
     assert not list(fresh.root.rglob("features/**/*.part"))
 
 
@@ -73,18 +73,18 @@ def test_a_killed_command_goes_on_and_ends_with_the_librarys_bytes(fresh, source
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     subprocess.run([*command, "--index-only"], check=True, stderr=subprocess.DEVNULL)
-    found = hashes(fresh.root)
+    found = build_hashes(fresh.root)
     for name in ("features", "index"):
         (fresh.root / name).rename(fresh.root / f"old-{name}")
     build_indexes(fresh, build_features(fresh, Local(1)))
-    mine = hashes(fresh.root)
+    mine = build_hashes(fresh.root)
     assert mine
     assert {path: found.get(path) for path in mine} == mine
 
 
 def test_resume_computes_only_what_is_missing(fresh, small_shards, monkeypatch):
     stores = build_features(fresh, Local(1))
-    before = hashes(fresh.root)
+    before = hashes(fresh.features)
     stores[0].discard(1)
     (stores[0].folder / "shard-00001.npy.part").write_bytes(b"half")
     seen = []
@@ -92,7 +92,7 @@ def test_resume_computes_only_what_is_missing(fresh, small_shards, monkeypatch):
     monkeypatch.setattr(building, "extract_rows", lambda *a: seen.append(a[2]) or real(*a))
     build_features(fresh, Local(1))
     assert seen == [range(4, 8)]
-    assert hashes(fresh.root) == before
+    assert hashes(fresh.features) == before
 
 
 def test_a_second_builder_is_told(fresh):

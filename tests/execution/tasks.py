@@ -67,6 +67,14 @@ def _on_cluster(folder, task):
     return task**2
 
 
+def command_line():
+    """Runs a command and tells its exit code."""
+    from index_builder.cli import app
+    from tests.helpers import runner
+
+    return lambda command: runner.invoke(app, command).exit_code
+
+
 def device_seer():
     """Tells the GPU and the threads that its process was given, after a second."""
     return _see

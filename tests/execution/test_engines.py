@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,11 +14,14 @@ import pytest
 from dtrak.build import features as building
 from dtrak.build.features import build_features
 from dtrak.build.retrain import retrain_subsets
+from dtrak.config import load_study
+from dtrak.data import prepare
 from dtrak.evaluation.removal import Removal, Task, draw_all, drawn
 from dtrak.evaluation.subsets import query_set
 from dtrak.execution.engines import Local, local
 from dtrak.execution.ray_engine import Ray
 from dtrak.models.generation import GenerationSettings
+from dtrak.study.folder import StudyFolder
 from dtrak.utils.errors import DtrakError
 from tests.execution import tasks
 from tests.helpers import call, hashes
@@ -39,11 +43,34 @@ def cluster():
     time.sleep(5)
     NODES[:] = [head.pid, other.pid]
     yield address
+    sys.modules["ray"].shutdown()  # this process stays connected until then
     stop_node(other)
     stop_node(head)
     os.environ.pop("RAY_AUTH_MODE")
     if before:
         os.environ["RAY_AUTH_MODE"] = before
+
+
+@pytest.fixture(scope="module")
+def prepared(source, tmp_path_factory):
+    """A workspace with the data of the tiny study."""
+    workspace = tmp_path_factory.mktemp("workspace")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DTRAK_WORKSPACE", str(workspace))
+        folder = StudyFolder(load_study(str(source / "tiny.yaml")))
+        prepare(folder.study, folder.data)
+    return workspace
+
+
+@pytest.fixture
+def fresh(prepared, source, monkeypatch):
+    """The study with nothing built, in the same workspace for all tests: the cluster's workers belong to one."""
+    monkeypatch.setenv("DTRAK_WORKSPACE", str(prepared))
+    folder = StudyFolder(load_study(str(source / "tiny.yaml")))
+    yield folder
+    for made in folder.root.iterdir():
+        if made.is_dir() and made != folder.data:
+            shutil.rmtree(made)
 
 
 NODES: list[int] = []

@@ -1,8 +1,6 @@
 """``--shard`` parts in any order, concurrently or repeated, give the same bytes as one run."""
 
 import random
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -16,7 +14,8 @@ from dtrak.execution.share import Share
 from dtrak.methods.subsets import load_subsets
 from dtrak.study.folder import StudyFolder
 from dtrak.utils.errors import DtrakError
-from tests.helpers import call, hashes
+from tests.execution import tasks
+from tests.helpers import build_hashes, call
 
 
 def test_shares_cover_everything_once():
@@ -32,7 +31,7 @@ def test_shares_cover_everything_once():
 def test_shards_in_random_order_one_of_them_twice_merge_to_the_same_bytes(fresh, source, monkeypatch):
     monkeypatch.setattr(building, "SHARD_SIZE", 4)
     build_indexes(fresh, build_features(fresh, Local(1)))
-    whole = hashes(fresh.root)
+    whole = build_hashes(fresh.root)
     for name in ("features", "index"):
         (fresh.root / name).rename(fresh.root / f"whole-{name}")
     study = str(source / "tiny.yaml")
@@ -44,7 +43,7 @@ def test_shards_in_random_order_one_of_them_twice_merge_to_the_same_bytes(fresh,
     for share in (*shares[1:], shares[0]):
         assert call("build", study, "--index-only", "--workers", 1, "--shard", share).exit_code == 0
     assert call("merge", study).exit_code == 0
-    assert hashes(fresh.root) == whole
+    assert build_hashes(fresh.root) == whole
 
 
 def test_a_share_asks_for_prepared_data(source, tmp_path, monkeypatch):
@@ -56,28 +55,10 @@ def test_a_share_asks_for_prepared_data(source, tmp_path, monkeypatch):
 
 def test_shares_of_the_retraining_run_at_once_and_twice(fresh: StudyFolder, source):
     """Separate processes, two of them with the same part; the evaluation queries exist already."""
-    study = str(source / "tiny.yaml")
     query_set(fresh)
-    command = [
-        sys.executable,
-        "-m",
-        "index_builder",
-        "retrain",
-        study,
-        "--subsets",
-        "3",
-        "--seeds",
-        "1",
-        "--workers",
-        "1",
-    ]
-    running = [
-        subprocess.Popen([*command, "--shard", share], stderr=subprocess.PIPE, text=True)
-        for share in ("2/2", "1/2", "2/2")
-    ]
-    for process in running:
-        _, errors = process.communicate(timeout=200)
-        assert process.returncode == 0, errors
+    command = ["retrain", str(source / "tiny.yaml"), "--subsets", "3", "--seeds", "1", "--workers", "1"]
+    commands = [[*command, "--shard", share] for share in ("2/2", "1/2", "2/2")]
+    assert list(Local(3).results(tasks.command_line, (), commands)) == [0, 0, 0]
     losses = load_subsets(fresh, "lds").losses
     assert losses.shape[0] == 3
     for path in (fresh.root / "truth" / "lds").glob("*.json"):

@@ -35,11 +35,11 @@ def mirrored(tmp_path, monkeypatch):
 def test_features_are_the_same_bytes(fresh, mirrored, tmp_path, monkeypatch):
     monkeypatch.setattr(building, "SHARD_SIZE", 4)
     build_features(fresh, Local(1))
-    alone = hashes(fresh.root)
+    alone = hashes(fresh.features)
     fresh.features.rename(fresh.root / "alone")
     stores = build_features(fresh, mirrored)
     assert all(store.complete for store in stores)
-    assert hashes(fresh.root) == alone
+    assert hashes(fresh.features) == alone
     (outputs,) = (tmp_path / "url" / "outputs").iterdir()
     kept = {p.relative_to(outputs / "tiny") for p in outputs.rglob("shard-*")}
     assert kept == {p.relative_to(fresh.root) for p in fresh.features.rglob("shard-*")}
