@@ -275,18 +275,10 @@ def context(browser):
 
 
 def pytest_collection_modifyitems(items):
-    """Mark what drives a browser or starts Ray, and group tests for workers, those that take longest first.
-
-    A file's tests share a worker; so do Ray's files, as two clusters disturb each other, and the browser's, which share
-    a server.
-    """
+    """Mark what drives a browser or starts Ray; such files come first, as they take longest."""
     for item in items:
-        name, group = item.path.name, str(item.path)
-        if name.startswith("test_browser"):
+        if item.path.name.startswith("test_browser"):
             item.add_marker(pytest.mark.browser)
-            group = "browser"
-        if name in ("test_engines.py", "test_remote.py"):
+        if item.path.name == "test_engines.py":
             item.add_marker(pytest.mark.ray)
-            group = "ray"
-        item.add_marker(pytest.mark.xdist_group(group))
     items.sort(key=lambda item: not (item.get_closest_marker("browser") or item.get_closest_marker("ray")))
