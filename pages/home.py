@@ -68,7 +68,7 @@ def show_example(example: Example) -> None:
         st.caption(f"**How reliable is this?** {plain(example.reliability)}")
         if example.ready:
             st.page_link("pages/attribution.py", label="Open in Attribution", icon=":material/arrow_forward:",
-                         query_params={"run": example.run})  # fmt: skip
+                         query_params={"run": example.run, "method": example.method})  # fmt: skip
         else:
             st.caption("This example came with the study; its index is still being built here.")
 

@@ -167,7 +167,7 @@ def unrelated_scores(attributor: Attributor, setting: Setting) -> tuple[Float[np
     """
     method = METHODS[setting.method]
     if not method.tested:
-        raise DtrakError(f"There is no significance test for {method.title}.", hint="Choose D-TRAK or TRAK.")
+        raise DtrakError(f"{method.title} is not compared with unrelated images.", hint="Choose D-TRAK or TRAK.")
     asked = unrelated_queries(attributor.folder)
     kinds = kinds_of(attributor.folder.study)
     most = max(FEWEST * len(set(kinds)), MOST_SCORES // attributor.table.train_size)

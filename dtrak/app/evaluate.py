@@ -106,7 +106,11 @@ def added(evaluation: Evaluation, queries: str, method: str = "dtrak") -> str:
     else:
         found = f"**{title} adds nothing significant** to the best baseline, {baseline}: {between}"
     ceiling = evaluation.behind.get("ceilings", {}).get(queries)
-    most = f" A perfect prediction would reach {percent(ceiling)}." if ceiling else ""
+    most = ""
+    if ceiling:
+        most = f" A perfect prediction that does not know the training's seed would reach {percent(ceiling)}."
+        if evaluation.of(Setting("exact"), queries):
+            most += " Exact influence knows it, so it can be higher."
     return f"{found}.{most}"
 
 

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 FILE, SHIPPED = "example.json", "example"  # the latter beside the truth that ships with a study
 SHOWN, KEPT = 6, 4  # tiles of the example, and images that are kept as runs where the study names none
 VERSION = 3  # of the file
+EXACT = (
+    "**Exact influence.** The picture's loss was differentiated through the whole training: it says what a little more "
+    "or less of an image would have changed in this training, with its seed."
+)
 
 
 @dataclass(frozen=True)
@@ -87,14 +91,18 @@ def write_example(folder: StudyFolder, device: str = "cpu") -> None:
     from dtrak.evaluation.results import load_evaluation
     from dtrak.evaluation.series import load_series
     from dtrak.methods.attributor import Attributor
+    from dtrak.methods.exact import knows_exactly
+    from dtrak.methods.settings import Setting
     from dtrak.utils.errors import DtrakError
 
     attributor = Attributor(folder, device)
-    run, setting = _kept(attributor)[0], _setting(attributor)
+    run = _kept(attributor)[0]
     assert run.settings is not None
-    answer = attributor.attribute(_query(run), _features(attributor, run), setting, top=SHOWN)
+    query, exact = _query(run), knows_exactly(folder, _query(run))
+    setting = Setting("exact") if exact else _setting(attributor)
+    answer = attributor.attribute(query, {} if exact else _features(attributor, run), setting, top=SHOWN)
     try:
-        verdict = significance(null_of(attributor, setting).judge(answer.scores))
+        verdict = EXACT if exact else significance(null_of(attributor, setting).judge(answer.scores))
     except DtrakError as reason:  # its features are computed after the index
         verdict = "" if folder.study.features else f"No significance test: {reason.message}"
     series = []
@@ -195,6 +203,7 @@ def example_is_current(folder: StudyFolder) -> bool:
 def _depends(folder: StudyFolder) -> str:
     """A digest of what the example is made from, by the times of files."""
     files = [*folder.index.glob("*/manifest.json"), *folder.features.glob("*/manifest.json")]
+    files += folder.root.glob("exact/*/*.npy")
     files += [root / name for root in truth_folders(folder) for name in ("evaluation.json", "removals.json")]
     told = [example.model_dump(mode="json") for example in folder.study.examples]
     return digest(

@@ -12,10 +12,10 @@ from dtrak.evaluation.exact import exact_influence
 from dtrak.evaluation.removal import Removal, Task, draw_all, drawn, is_drawn
 from dtrak.evaluation.whatif import random_rows
 from dtrak.execution.engines import Local, cores
-from dtrak.methods.exact import stored
+from dtrak.methods.exact import growth, stored
 from dtrak.methods.query import Query
 from dtrak.study.folder import StudyFolder
-from dtrak.utils.files import digest, exclusive, read_note
+from dtrak.utils.files import digest, exclusive
 
 WHAT_IF_SHARE = 2  # a what-if retrains for the recipe's steps divided by this
 Scores = Float[np.ndarray, " n"]
@@ -67,7 +67,7 @@ class RetrainingJobs:
         path = stored(self._folder, self._query(run))
         if path is None:
             return None
-        return np.load(path).astype(np.float64), float(read_note(path.with_suffix(".json")).get("growth", 0.0))
+        return np.load(path).astype(np.float64), growth(path)
 
     def exact_key(self, run: Run) -> str:
         """The key of the job of :meth:`compute_exact`."""

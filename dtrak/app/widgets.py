@@ -72,9 +72,10 @@ def choose_study() -> None:
         try:
             study = load_study(st.session_state["study"])
             status = study_status(StudyFolder(study))
+            st.caption(f"**{plain(status['title'])}**")
             if study.description:
                 st.caption(plain(study.description))
-            st.caption(f"{plain(status['title'])}  \nData: {status['data']}  \nIndex: {status['index']}")
+            st.caption(f"Data: {status['data']}  \nIndex: {status['index']}")
         except DtrakError as error:
             st.caption(plain(error.message))
 

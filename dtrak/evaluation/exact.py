@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dtrak.config import TruthConfig
 from dtrak.evaluation.subsets import judged_losses
-from dtrak.methods.exact import check_exact, folder_of, path_of
+from dtrak.methods.exact import SMOOTH, check_exact, folder_of, path_of
 from dtrak.methods.query import Query
 from dtrak.models.base import DiffusionModel
 from dtrak.study.folder import StudyFolder
@@ -21,8 +21,6 @@ from dtrak.training.loop import Run
 from dtrak.training.study import training_run
 from dtrak.utils.errors import DtrakError
 from dtrak.utils.files import digest, write_json, write_npy
-
-SMOOTH = 100.0  # growth of the adjoint above which the derivative says little about removals
 
 
 @dataclass(frozen=True)

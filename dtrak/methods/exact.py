@@ -14,7 +14,7 @@ import numpy as np
 
 from dtrak.methods.base import Features, Method, Scores
 from dtrak.utils.errors import DtrakError
-from dtrak.utils.files import digest
+from dtrak.utils.files import digest, read_note
 
 if TYPE_CHECKING:
     from dtrak.methods.attributor import Attributor
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from dtrak.methods.training_side import TrainingSide
     from dtrak.study.folder import StudyFolder
 
+SMOOTH = 100.0  # growth of the adjoint above which the derivative says little about removals
 VERSION = 1  # part of every key: raise it whenever the numbers change
 
 
@@ -84,6 +85,21 @@ def path_of(folder: StudyFolder, query: Query) -> Path:
 def stored(folder: StudyFolder, query: Query) -> Path | None:
     """The file of one query's scores, computed here or shipped with the study; None if there is none."""
     return next((path for place in _folders(folder) if (path := place / _name(query)).exists()), None)
+
+
+def growth(path: Path) -> float:
+    """How much the adjoint grew on its way back through the training; see :data:`SMOOTH`.
+
+    Args:
+        path: the file of a query's scores.
+    """
+    return float(read_note(path.with_suffix(".json")).get("growth", 0.0))
+
+
+def knows_exactly(folder: StudyFolder, query: Query) -> bool:
+    """Whether the exact influence on a query is stored, of a training that is smooth."""
+    path = stored(folder, query)
+    return path is not None and growth(path) <= SMOOTH
 
 
 def _folders(folder: StudyFolder) -> list[Path]:

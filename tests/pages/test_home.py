@@ -7,6 +7,7 @@ import threading
 import time
 
 import numpy as np
+import pytest
 from streamlit.testing.v1 import AppTest
 
 from dtrak.app.elements import plain
@@ -17,10 +18,12 @@ from dtrak.config import ROOT, ExampleConfig, load_study
 from dtrak.evaluation.series import removal_series
 from dtrak.execution.engines import Local
 from dtrak.methods.attributor import Attributor
+from dtrak.methods.exact import path_of
 from dtrak.methods.query import load_query_set
 from dtrak.methods.settings import Setting
 from dtrak.models.generation import GenerationSettings
 from dtrak.study.folder import StudyFolder
+from dtrak.utils.files import read_json, write_json, write_npy
 from tests.pages.client import text
 
 
@@ -60,6 +63,23 @@ def test_an_example_that_is_an_evaluation_query_has_its_pixels(tiny, tmp_path, m
     write_example(folder)
     (run,) = RunStore(folder.runs).latest(2)
     np.testing.assert_array_equal(run.pixels, query.pixels)
+
+
+@pytest.mark.parametrize(("growth", "method"), [(2.0, "Exact influence"), (1e9, "D-TRAK")])
+def test_the_example_shows_exact_influence_where_the_training_is_smooth(tiny, tmp_path, monkeypatch, growth, method):
+    shutil.copytree(tiny.root, tmp_path / "tiny")
+    monkeypatch.setenv("DTRAK_WORKSPACE", str(tmp_path))
+    folder = StudyFolder(tiny.study)
+    query, _ = first_example(Attributor(folder))
+    scores = np.arange(14, dtype=np.float32)
+    write_npy(path_of(folder, query), scores)
+    write_json(path_of(folder, query).with_suffix(".json"), {"growth": growth})
+    write_example(folder)
+    found = read_json(folder.index / "example.json")
+    assert found["method"] == method
+    if method == "Exact influence":
+        assert [tile["id"] for tile in found["tiles"]] == folder.table.train_ids[:-7:-1]
+        assert "differentiated" in found["verdict"]
 
 
 def test_home_and_about_do_without_what_is_slow_to_import(tiny, source, monkeypatch):

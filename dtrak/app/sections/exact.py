@@ -9,8 +9,7 @@ from dtrak.app.runs import Run
 from dtrak.app.service import StudyService, all_scores
 from dtrak.app.views import tiles
 from dtrak.app.widgets import gallery, show_end, wait_for
-from dtrak.evaluation.exact import SMOOTH
-from dtrak.methods.exact import check_exact
+from dtrak.methods.exact import SMOOTH, check_exact
 from dtrak.methods.ranking import Ranking, top_scored
 from dtrak.methods.settings import Setting
 from dtrak.utils.errors import DtrakError

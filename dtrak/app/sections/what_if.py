@@ -11,8 +11,8 @@ from dtrak.app.runs import Run
 from dtrak.app.service import StudyService
 from dtrak.app.widgets import pinned, show_end, show_error, wait_for
 from dtrak.evaluation.counterfactual import compare
-from dtrak.evaluation.exact import SMOOTH
 from dtrak.evaluation.whatif import predict
+from dtrak.methods.exact import SMOOTH
 from dtrak.methods.ranking import Ranking
 from dtrak.methods.registry import METHODS
 from dtrak.methods.settings import Setting
