@@ -105,7 +105,8 @@ def rows_of(attributor: Attributor, truth: SubsetTruth, asked: QuerySet) -> tupl
     theirs = properties(np.asarray(asked.pixels))
     groups = asked.groups
     trials = {kind: Trial(table, truth, asked, part) for kind, part in groups.items()}
-    standardised = {name: (x - x.mean()) / x.std() for name, x in mine.items()}
+    constant = [name for name, x in mine.items() if (truth.masks @ x).std() < 1e-9]  # subsets are stratified
+    standardised = {name: (x - x.mean()) / x.std() for name, x in mine.items() if name not in constant}
     sums = truth.masks.astype(np.float64) @ np.column_stack(list(standardised.values()))
     number, rows = len(asked.queries), []
 

@@ -68,5 +68,5 @@ def test_fitting_is_done_once(attributor):
 
 def test_it_has_no_null_distribution_of_another_method(attributor):
     fit_factors(attributor)
-    with pytest.raises(DtrakError, match="no significance test"):
+    with pytest.raises(DtrakError, match="is not compared with unrelated"):
         null_of(attributor, Setting("ekfac"))
