@@ -171,11 +171,13 @@ def evaluation_sets(folder: StudyFolder) -> list[FeatureConfig]:
 
 
 def _missing(part: str, sets: Sequence[FeatureConfig], stores: list[FeatureStore]) -> list[Task]:
-    lacking: dict[tuple[str, str, int, int], list[FeatureConfig]] = {}
+    """Each shard that some set lacks, with all sets of its pass: the others decide how a sum is rounded."""
+    lacking: dict[tuple[str, str, int, int], None] = {}
+    passes: dict[tuple[str, str, int], list[FeatureConfig]] = {}
     for config, store in zip(sets, stores, strict=True):
-        for shard in store.missing():
-            lacking.setdefault((config.model, config.split, store.shard_size, shard), []).append(config)
-    return [Task(part, shard, tuple(configs)) for (_, _, _, shard), configs in lacking.items()]
+        passes.setdefault((config.model, config.split, store.shard_size), []).append(config)
+        lacking |= {(config.model, config.split, store.shard_size, shard): None for shard in store.missing()}
+    return [Task(part, shard, tuple(passes[model, split, size])) for model, split, size, shard in lacking]
 
 
 class _Builder:
@@ -199,7 +201,8 @@ class _Builder:
         rows = stores[0].shard_rows(task.shard)
         features = extract_rows(extractor, table, of_split[rows.start : rows.stop])
         for store, feature in zip(stores, features, strict=True):
-            store.write(task.shard, feature.parts, feature.values)
+            if task.shard in store.missing():
+                store.write(task.shard, feature.parts, feature.values)
         return task
 
     def _rows(self, split: Split) -> tuple[Table, range]:

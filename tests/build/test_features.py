@@ -108,6 +108,15 @@ def test_resume_computes_only_what_is_missing(fresh, small_shards, monkeypatch):
     assert hashes(fresh.features) == before
 
 
+def test_a_set_that_is_missing_alone_has_the_same_bytes(fresh):
+    stores = build_features(fresh, Local(1))
+    before = hashes(fresh.features)
+    for store in stores:
+        store.discard(0)
+        build_features(fresh, Local(1))
+        assert hashes(fresh.features) == before
+
+
 def test_a_second_builder_is_told(fresh):
     with exclusive(fresh.root, "x"), pytest.raises(DtrakError, match="Another process"):
         build_features(fresh, Local(1))
