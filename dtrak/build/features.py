@@ -36,11 +36,13 @@ class Task:
         part: title of the part of the build.
         shard: number of the shard.
         sets: the feature sets in which the shard is missing.
+        beside: all feature sets of the part for these rows and this model.
     """
 
     part: str
     shard: int
     sets: tuple[FeatureConfig, ...]
+    beside: tuple[FeatureConfig, ...]
 
 
 @dataclass(frozen=True)
@@ -171,13 +173,14 @@ def evaluation_sets(folder: StudyFolder) -> list[FeatureConfig]:
 
 
 def _missing(part: str, sets: Sequence[FeatureConfig], stores: list[FeatureStore]) -> list[Task]:
-    """Each shard that some set lacks, with all sets of its pass: the others decide how a sum is rounded."""
-    lacking: dict[tuple[str, str, int, int], None] = {}
-    passes: dict[tuple[str, str, int], list[FeatureConfig]] = {}
+    lacking: dict[tuple[str, str, int, int], list[FeatureConfig]] = {}
     for config, store in zip(sets, stores, strict=True):
-        passes.setdefault((config.model, config.split, store.shard_size), []).append(config)
-        lacking |= {(config.model, config.split, store.shard_size, shard): None for shard in store.missing()}
-    return [Task(part, shard, tuple(passes[model, split, size])) for model, split, size, shard in lacking]
+        for shard in store.missing():
+            lacking.setdefault((config.model, config.split, store.shard_size, shard), []).append(config)
+    return [
+        Task(part, shard, tuple(configs), tuple(c for c in sets if (c.model, c.split) == (model, split)))
+        for (model, split, _, shard), configs in lacking.items()
+    ]
 
 
 class _Builder:
@@ -194,15 +197,14 @@ class _Builder:
             model, fingerprint = self._model(task.sets[0].model)
             data = data_fingerprint(self._folder, task.sets[0].split)
             folders = [self._folder.features / digest(identity(fingerprint, data, c)) for c in task.sets]
-            extractor = FeatureExtractor(model, task.sets, self._batch_size)
+            extractor = FeatureExtractor(model, task.sets, self._batch_size, beside=task.beside)
             self._opened[task.sets] = extractor, [FeatureStore.open(path) for path in folders]
         extractor, stores = self._opened[task.sets]
         table, of_split = self._rows(task.sets[0].split)
         rows = stores[0].shard_rows(task.shard)
         features = extract_rows(extractor, table, of_split[rows.start : rows.stop])
         for store, feature in zip(stores, features, strict=True):
-            if task.shard in store.missing():
-                store.write(task.shard, feature.parts, feature.values)
+            store.write(task.shard, feature.parts, feature.values)
         return task
 
     def _rows(self, split: Split) -> tuple[Table, range]:

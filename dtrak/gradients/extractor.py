@@ -103,6 +103,8 @@ class FeatureExtractor:
         batch_size: (timestep, draw) pairs per forward pass; affects only memory and speed.
         by_block: also split each mean by block of the network.
         timesteps: use these instead of the configs' timesteps (for a sampling trajectory).
+        beside: the feature sets that other calls compute for the same build. If one of them needs its pairs apart, sums
+            over the same pairs are rounded as if it were computed here, so a resumed build has the same bytes.
     """
 
     def __init__(
@@ -112,7 +114,12 @@ class FeatureExtractor:
         batch_size: int = 16,
         by_block: bool = False,
         timesteps: Sequence[float] | None = None,
+        beside: Sequence[FeatureConfig] = (),
     ):
+        def schedule_of(config: FeatureConfig) -> NoiseSchedule:
+            seen = tuple(timesteps or config.timestep_list(model.num_timesteps))
+            return NoiseSchedule(seen, config.noise_draws, config.noise_seed, config.first_draw)
+
         self.model, self.configs, self.batch_size = model, list(configs), batch_size
         sizes = [p.numel() for p in model.parameters().values()]
         self._starts = np.cumsum([0, *sizes]).tolist()
@@ -121,18 +128,15 @@ class FeatureExtractor:
         projectors: dict[tuple[str, int, int], Projector] = {}
         self._projectors: list[Projector] = []
         self._groups: dict[tuple[NoiseSchedule, bool], list[int]] = {}
+        apart = {schedule_of(config) for config in (*configs, *beside) if config.apart}
         for i, config in enumerate(configs):
             key = (config.projection, config.projection_dim, config.projection_seed)
             if key not in projectors:
                 _, k, seed = key
                 projectors[key] = make_projector(config.projection, sum(sizes), k, seed, model.device)
             self._projectors.append(projectors[key])
-            seen = tuple(timesteps or config.timestep_list(model.num_timesteps))
-            schedule = NoiseSchedule(seen, config.noise_draws, config.noise_seed, config.first_draw)
-            self._groups.setdefault((schedule, config.apart), []).append(i)
-        together = {schedule for schedule, apart in self._groups if apart}
-        for schedule in together & {schedule for schedule, apart in self._groups if not apart}:
-            self._groups[schedule, True] += self._groups.pop((schedule, False))  # one pass is enough for both
+            schedule = schedule_of(config)
+            self._groups.setdefault((schedule, schedule in apart), []).append(i)  # one pass is enough for both kinds
 
     def __call__(
         self, x: Float[Tensor, "*pairs c h w"], sample_id: str, label: str | None, region: Region | None = None

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing import get_context
 
 import numpy as np
 import pytest
@@ -12,13 +13,10 @@ import pytest
 from dtrak.build import features as building
 from dtrak.build.features import build_features, build_indexes
 from dtrak.build.verify import verify_study
-from dtrak.config import load_study
 from dtrak.execution.engines import Local
-from dtrak.execution.processes import CONTEXT, _ensure_server, _without_main
 from dtrak.index.faiss_index import AttributionIndex
 from dtrak.index.store import FeatureStore
 from dtrak.methods.attributor import Attributor
-from dtrak.study.folder import StudyFolder
 from dtrak.utils.errors import DtrakError
 from dtrak.utils.files import _host, exclusive, remove_leftovers
 from tests.helpers import build_hashes, hashes
@@ -46,34 +44,23 @@ def test_shard_size_changes_no_number(fresh, tiny, small_shards, monkeypatch, bu
         np.testing.assert_array_equal(store.read(), other.read())
 
 
-def build_in_small_shards(study, workspace):
-    """Build features and indexes; runs in a process of its own."""
-    os.environ["DTRAK_WORKSPACE"], building.SHARD_SIZE = workspace, 4
-    folder = StudyFolder(load_study(study))
-    build_indexes(folder, build_features(folder, Local(1)))
-
-
-def test_a_killed_build_resumes_to_the_same_bytes(fresh, source):
-    def started():
-        _ensure_server()
-        arguments = str(source / "tiny.yaml"), os.environ["DTRAK_WORKSPACE"]
-        process = CONTEXT.Process(target=build_in_small_shards, args=arguments)
-        with _without_main():
-            process.start()
-        return process
+def test_a_killed_build_resumes_to_the_same_bytes(fresh, small_shards):
+    def build():
+        build_indexes(fresh, build_features(fresh, Local(1)))
 
     for wanted, kind in zip((1, 4, 8, 1), ("features/*/shard-*.json",) * 3 + ("index/*",), strict=True):
-        process = started()
+        process = get_context("fork").Process(target=build)
+        process.start()
         while process.is_alive() and len(list(fresh.root.glob(kind))) < wanted:
             time.sleep(0.002)
         process.kill()
         process.join()
         assert process.exitcode == -signal.SIGKILL
-    started().join()
+    build()
     resumed = build_hashes(fresh.root)
     for name in ("features", "index"):
         (fresh.root / name).rename(fresh.root / f"old-{name}")
-    started().join()
+    build()
     assert build_hashes(fresh.root) == resumed
     assert not list(fresh.root.rglob("features/**/*.part"))
 
