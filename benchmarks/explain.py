@@ -13,13 +13,14 @@ from scipy.stats import rankdata
 
 from benchmarks.report import publish
 from dtrak.config import RANDOMISED, load_study
-from dtrak.evaluation.lds import correlations, predicted
+from dtrak.evaluation.lds import correlations, predicted, residuals
 from dtrak.evaluation.measure import Trial, score_matrices
 from dtrak.methods.attributor import Attributor
 from dtrak.methods.query import QuerySet, load_query_set
 from dtrak.methods.settings import Setting
 from dtrak.methods.subsets import SubsetTruth, load_subsets
 from dtrak.study.folder import StudyFolder
+from dtrak.utils.noise import keyed_generator
 
 METHODS = [
     *(Setting(name) for name in ("dtrak", "trak", "pixel-rbf", "embedding-rbf")),
@@ -56,18 +57,12 @@ def both_signs(scores: Float64[np.ndarray, "q n"]) -> list[Float[np.ndarray, "q 
     return [scores.astype(np.float32), -scores.astype(np.float32)]
 
 
-def without(values: Float[np.ndarray, "m q"], sums: Float64[np.ndarray, "m f"]) -> Float64[np.ndarray, "m q"]:
-    """What a regression on the subset models' sums leaves."""
-    basis, _ = np.linalg.qr(np.column_stack([np.ones(len(sums)), sums]))
-    return values - basis @ (basis.T @ values)
-
-
 def residual_lds(
     every: list[Float[np.ndarray, "q n"]], truth: SubsetTruth, part: slice, sums: Float64[np.ndarray, "m f"]
 ) -> float:
     """The cross-fitted LDS with the sums regressed out of predictions and losses."""
-    losses = without(truth.losses[:, part].astype(np.float64), sums)
-    left = [without(predicted(scores[part], truth.masks), sums) for scores in every]
+    losses = residuals(truth.losses[:, part].astype(np.float64), sums)
+    left = [residuals(predicted(scores[part], truth.masks), sums) for scores in every]
 
     def lds(one: Float[np.ndarray, "m q"], models: Bool[np.ndarray, " m"]) -> float:
         return float(correlations(*(rankdata(x[models], axis=0) for x in (one, losses))).mean())
@@ -82,18 +77,32 @@ def residual_lds(
 
 def common_part(losses: Float[np.ndarray, "m q"]) -> tuple[float, Float64[np.ndarray, " m"]]:
     """The share of the variance of standardised losses that one number per model explains, and that number."""
-    standardised = (losses - losses.mean(0)) / losses.std(0)
-    left, sizes, right = np.linalg.svd(standardised, full_matrices=False)
-    return float(sizes[0] ** 2 / (sizes**2).sum()), left[:, 0] * np.sign(right[0].sum())
+    left, sizes, _ = np.linalg.svd((losses - losses.mean(0)) / losses.std(0), full_matrices=False)
+    return float(sizes[0] ** 2 / (sizes**2).sum()), left[:, 0]
 
 
-def explained(target: Float64[np.ndarray, " m"], sums: Float64[np.ndarray, "m f"]) -> float:
-    """R² of a linear regression that predicts each model from the others; negative if worse than their mean."""
-    hat = np.linalg.qr(np.column_stack([np.ones(len(sums)), sums]))[0]
-    leverage = (hat**2).sum(1)
-    errors = (target - hat @ (hat.T @ target)) / (1 - leverage)
-    mean_errors = (target - target.mean()) / (1 - 1 / len(target))
-    return float(1 - (errors**2).sum() / (mean_errors**2).sum())
+def most_explained(target: Float64[np.ndarray, "m t"], sums: Float64[np.ndarray, "m f"]) -> Float64[np.ndarray, "f t"]:
+    """The squared correlation of each sum with each target."""
+    x, y = ((v - v.mean(0)) / v.std(0) for v in (sums, target))
+    return (x.T @ y / len(x)) ** 2
+
+
+def common_text(
+    kind: str, losses: Float64[np.ndarray, "m q"], names: list[str], sums: Float64[np.ndarray, "m f"]
+) -> str:
+    """How much of the losses one number per model explains, and what explains that number; each beside chance."""
+    random = keyed_generator("explain", 0, kind)
+    share, number = common_part(losses)
+    by_chance = np.mean([common_part(random.permuted(losses, axis=0))[0] for _ in range(20)])
+    found = most_explained(number[:, None], sums)[:, 0]
+    shuffled = np.stack([random.permutation(number) for _ in range(1000)], axis=1)
+    limit = np.quantile(most_explained(shuffled, sums).max(0), 0.95)
+    return (
+        f" Of the {kind} queries' losses one number per model explains {100 * share:.0f} % "
+        f"({100 * by_chance:.0f} % if each query's losses are shuffled). The sum that explains most of this number is "
+        f"that of {names[int(found.argmax())]}: R² = {found.max():.2f}; for shuffled numbers the largest R² is below "
+        f"{limit:.2f} in 95 % of cases."
+    )
 
 
 def rows_of(attributor: Attributor, truth: SubsetTruth, asked: QuerySet) -> tuple[list[list[str]], str]:
@@ -127,11 +136,7 @@ def rows_of(attributor: Attributor, truth: SubsetTruth, asked: QuerySet) -> tupl
         add(setting.title, score_matrices(attributor, setting, asked), left=True)
     said = []
     for kind, part in groups.items():
-        share, common = common_part(truth.losses[:, part].astype(np.float64))
-        said.append(
-            f" Of the {kind} queries' losses one number per model explains {100 * share:.0f} %; the sums predict that "
-            f"number with R² = {explained(common, sums):.2f}."
-        )
+        said.append(common_text(kind, truth.losses[:, part].astype(np.float64), list(standardised), sums))
     return rows, "".join(said)
 
 

@@ -67,11 +67,17 @@ def without_counts(
     Args:
         groups: for each way of grouping, the group of each training image.
     """
-    columns = [np.ones((len(masks), 1))]
+    counts = []
     for members in groups:
         _, group = np.unique(np.asarray(members), return_inverse=True)
-        columns.append(masks.astype(np.float64) @ np.eye(group.max() + 1)[group])
-    left, sizes, _ = np.linalg.svd(np.concatenate(columns, axis=1), full_matrices=False)
+        counts.append(masks.astype(np.float64) @ np.eye(group.max() + 1)[group])
+    return residuals(values, np.concatenate(counts, axis=1))
+
+
+def residuals(values: Float[np.ndarray, "m q"], regressors: Float[np.ndarray, "m f"]) -> Float64[np.ndarray, "m q"]:
+    """What a linear regression on some numbers of each subset model, and a constant, leaves of values."""
+    columns = np.column_stack([np.ones(len(regressors)), regressors])
+    left, sizes, _ = np.linalg.svd(columns, full_matrices=False)
     basis = left[:, sizes > 1e-9 * sizes[0]]
     residual = values - basis @ (basis.T @ values)
     return np.where(np.abs(residual) > 1e-9 * np.abs(values).max(0), residual, 0.0)
