@@ -50,6 +50,8 @@ def reliability(evaluation: Evaluation | None, setting: Setting, generated: bool
     notes = _at_damping(row, setting) + (f" But {evaluation.stale}." if evaluation.stale else "")
     low, high = row.interval
     if low > 0:
+        if METHODS[row.method].knows_seed:
+            notes = _at_another_seed(row, evaluation.behind.get("repeated", 0)) + notes
         text = f"LDS {interval_text(row)} {what}. 0 is chance, 100 is perfect.{_over_baseline(row)}{notes}"
         return Reliability(text, "measured", row)
     verdict = "worse than chance" if high < 0 else "not significantly better than chance"
@@ -63,6 +65,13 @@ def _over_baseline(row: Row) -> str:
     what = "adds" if low > 0 else "adds nothing significant:" if high >= 0 else "is below:"
     between = f"{percent(gain)} ({percent(low)} to {percent(high)})"
     return f" Compared with the best baseline, {METHODS[row.baseline].title}, it {what} {between}."
+
+
+def _at_another_seed(row: Row, models: int) -> str:
+    shared = " It knows the seed of the training, which these models share"
+    if row.other_seed is None:
+        return f"{shared}; with another seed it says less."
+    return f"{shared}: on {models} trained with another seed, its LDS is {percent(row.other_seed)}."
 
 
 def baseline_text(evaluation: Evaluation | None, queries: str) -> str:
@@ -109,8 +118,9 @@ def added(evaluation: Evaluation, queries: str, method: str = "dtrak") -> str:
     most = ""
     if ceiling:
         most = f" A perfect prediction that does not know the training's seed would reach {percent(ceiling)}."
-        if evaluation.of(Setting("exact"), queries):
-            most += " Exact influence knows it, so it can be higher."
+        knowing = [METHODS[r.method].title for r in evaluation.own(queries) if METHODS[r.method].knows_seed]
+        if knowing:
+            most += f" {' and '.join(knowing)} knows it, so it can be higher."
     return f"{found}.{most}"
 
 

@@ -51,6 +51,7 @@ def evaluate(
     trials = {name: Trial(attributor.table, truth, asked, part) for name, part in asked.groups.items()}
     reference = [Setting("trak")] + [Setting(m.name) for m in METHODS.values() if m.baseline]
     found: dict[str, dict[Setting, Result]] = {name: {} for name in trials}
+    others: dict[Setting, dict[str, float]] = {}
     wanted = list(dict.fromkeys([*reference, *chosen]))
     for done, setting in enumerate(wanted):
         report(setting.title, done, len(wanted))
@@ -64,11 +65,18 @@ def evaluate(
         for name, trial in trials.items():
             if not (generated_only and name == "held-out"):
                 found[name][setting] = trial.result(every)
+        if METHODS[setting.method].knows_seed and truth.repeats is not None:
+            (scores,), masks = every, truth.masks[list(truth.repeated)]
+            by_query = lds(scores, masks, truth.repeats[1])
+            others[setting] = {name: float(by_query[part].mean()) for name, part in asked.groups.items()}
     report("", len(wanted), len(wanted))
     features = {setting: _features(attributor, setting) for setting in wanted}
     rows = [row for name, results in found.items() for row in _rows(name, results, chosen, truth, features)]
     times = {s: seconds_a_query(attributor, s, asked) for s in wanted if s == Setting(s.method)}
-    rows = [replace(row, seconds=times.get(Setting.parse(row.setting))) for row in rows]
+    rows = [
+        replace(row, seconds=times.get(setting), other_seed=others.get(setting, {}).get(row.queries))
+        for row, setting in ((row, Setting.parse(row.setting)) for row in rows)
+    ]
     return sorted(rows, key=lambda row: chosen.index(Setting.parse(row.setting)))
 
 

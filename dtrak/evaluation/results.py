@@ -42,6 +42,8 @@ class Row:
         dampings: the relative λ chosen on each half; empty without damping.
         curve: the LDS on all subset models at each λ of the grid; a single value without damping.
         seconds: time of one query on this machine, with its features; None where it was not measured.
+        other_seed: the LDS on subset models trained with another seed, for a method that knows the seed of the study's
+            training; None where there are none.
     """
 
     method: str
@@ -62,6 +64,7 @@ class Row:
     dampings: tuple[float, ...]
     curve: tuple[float, ...]
     seconds: float | None = None
+    other_seed: float | None = None
 
     def at(self, damping: float) -> float | None:
         """The LDS on all subset models at one λ, interpolated in log λ; None without damping."""

@@ -109,6 +109,7 @@ class Method(ABC):
         light: whether the query's feature needs only a few passes of the network.
         tested: whether the significance test covers it: it can score any image, and quickly.
         regional: whether it can be asked about a part of an image.
+        knows_seed: whether it knows the seed of the training (order, noise), which the retrained models share.
     """
 
     name: str
@@ -129,6 +130,7 @@ class Method(ABC):
     light: ClassVar[bool] = True
     tested: ClassVar[bool] = True
     regional: ClassVar[bool] = False
+    knows_seed: ClassVar[bool] = False
 
     def takes(self, choice: str) -> bool:
         """Whether a field of a :class:`Setting` may be changed."""

@@ -34,6 +34,7 @@ class ExactMethod(Method):
     needs: str = "a study that was trained here; minutes for each query (dtrak exact)"
     tested: ClassVar[bool] = False
     light: ClassVar[bool] = False
+    knows_seed: ClassVar[bool] = True
 
     def require(self, study: TrainingSide) -> None:
         """See :class:`Method`."""

@@ -40,6 +40,7 @@ class SubsetTruth:
         seeds: models per subset.
         repeats: losses of two trainings of the same subsets, for those that were trained with two seeds; else None.
         recipe: training and evaluation settings: "steps", "precision", "timesteps".
+        repeated: the places in ``masks`` of the subsets of ``repeats``.
     """
 
     masks: Bool[np.ndarray, "m n"]
@@ -48,6 +49,7 @@ class SubsetTruth:
     seeds: int
     repeats: tuple[Float[np.ndarray, "r q"], Float[np.ndarray, "r q"]] | None = None
     recipe: dict[str, Any] = field(default_factory=dict)
+    repeated: tuple[int, ...] = ()
 
     def of(self, query_id: str) -> Float[np.ndarray, " m"]:
         """The losses of one query.
@@ -123,7 +125,8 @@ def load_subsets(folder: StudyFolder, family: Family) -> SubsetTruth:
         "timesteps": used[0]["timesteps"],
         "precision": ", ".join(sorted({content["precision"] for content in used})),
     }
-    return SubsetTruth(masks, rows, tuple(load_query_set(folder).ids), len(seeds), repeats, recipe)
+    places = tuple(numbers.index(number) for number in twice) if repeats else ()
+    return SubsetTruth(masks, rows, tuple(load_query_set(folder).ids), len(seeds), repeats, recipe, places)
 
 
 def _total(content: dict[str, Any]) -> Float[np.ndarray, " q"]:

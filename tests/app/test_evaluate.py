@@ -106,6 +106,15 @@ def test_reliability_says_how_sure_it_is():
     curve = tuple(np.linspace(0, 0.16, 17))
     named = reliability(evaluation(row("dtrak", 0.3, curve=curve)), Setting("dtrak", damping=1.0), generated=True)
     assert "λ was chosen on other models (about 0.32); at λ = 1, as here, the LDS on all models is 8.0" in named.text
+    assert "seed" not in named.text
+    for other, words in (
+        (None, "with another seed it says less"),
+        (0.1, "on 8 trained with another seed, its LDS is 10.0"),
+    ):
+        knowing = evaluation(replace(row("exact", 0.8), other_seed=other), row("dtrak", 0.3))
+        knowing = replace(knowing, behind={**BEHIND, "repeated": 8, "ceilings": {"generated": 0.5}})
+        assert words in reliability(knowing, Setting("exact"), generated=True).text
+        assert "Exact influence knows it" in added(knowing, "generated")
     assert reliability(found, Setting("dtrak", timesteps=3), generated=True).kind == "unknown"
     assert reliability(None, Setting("dtrak"), generated=True).kind == "unknown"
     assert (

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.stats import spearmanr
 
 from dtrak.build import exact
 from dtrak.build.exact import exact_of_evaluation
@@ -13,7 +14,9 @@ from dtrak.execution.engines import Local
 from dtrak.methods.attributor import Attributor
 from dtrak.methods.exact import stored
 from dtrak.methods.settings import Setting
+from dtrak.methods.subsets import subset_mask
 from dtrak.study.folder import StudyFolder
+from dtrak.utils.files import read_json
 from tests.helpers import call
 
 
@@ -36,8 +39,26 @@ def test_all_queries_are_computed_once_and_judged(fresh, monkeypatch):
     assert reported == [(4, 5), (5, 5)]
     assert exact_of_evaluation(folder, Local(1)) == 0
     retrain_subsets(folder, "lds", 6, 1, Local(1))
+    retrain_subsets(folder, "lds", 3, 2, Local(1))
     rows = evaluate(Attributor(folder), [Setting("exact")])
     assert {row.queries for row in rows if row.setting == "exact"} == {"held-out", "generated"}
+    for row in rows:
+        assert row.other_seed == pytest.approx(lds_of_another_seed(folder, queries, row.queries == "generated"))
+
+
+def lds_of_another_seed(folder, queries, generated):
+    """The LDS of exact influence on the second seed's models, from their files."""
+    found = []
+    for place, query in enumerate(queries):
+        if (query.settings is not None) != generated:
+            continue
+        predicted, measured = [], []
+        for number in range(3):
+            kept = read_json(folder.root / "truth" / "lds" / f"subset-{number:03}-seed-1.json")
+            measured.append(np.mean(kept["losses"][place]))
+            predicted.append(-np.load(stored(folder, query))[subset_mask(folder, "lds", number)].sum())
+        found.append(spearmanr(predicted, measured).statistic)
+    return np.mean(found)
 
 
 def test_the_command_takes_no_image_beside(source):
