@@ -54,5 +54,6 @@ def test_faiss_searches_on_the_gpu(tiny):
     for folder in (path for path in tiny.index.iterdir() if path.is_dir()):
         store = FeatureStore.open(tiny.features / folder.name)
         index = AttributionIndex(build_index(store, tiny.index), store)
+        assert not isinstance(index._indexed.index, faiss.IndexFlat)  # which is the processor's
         q = index.features[0].astype(np.float64)
         assert index.search(q, 5)[0].tolist() == np.argsort(-(index.features @ q), kind="stable")[:5].tolist()

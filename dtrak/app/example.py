@@ -98,7 +98,8 @@ def write_example(folder: StudyFolder, device: str = "cpu") -> None:
     attributor = Attributor(folder, device)
     run = _kept(attributor)[0]
     assert run.settings is not None
-    query, exact = _query(run), knows_exactly(folder, _query(run))
+    query = _query(run)
+    exact = knows_exactly(folder, query)
     setting = Setting("exact") if exact else _setting(attributor)
     answer = attributor.attribute(query, {} if exact else _features(attributor, run), setting, top=SHOWN)
     try:

@@ -28,7 +28,7 @@ START = "Start a cluster with 'ray start --head', or omit --address to start one
 
 @dataclass(frozen=True)
 class Ray:
-    """A Ray cluster.
+    """A Ray cluster. This process stays connected to it, with its idle workers, until it ends or uses another.
 
     Attributes:
         address: address of the head node ("10.0.0.5:6379"); None starts a cluster on this machine, on loopback.

@@ -44,7 +44,7 @@ def count(task, shared):
 
 
 def on_cluster(folder):
-    """Squares; "die" kills its worker once, "always" each time, "refuse" raises an error, "where" tells the node."""
+    """Squares; "die" kills its worker once, "always" each time, "refuse" raises an error; "where", "job": tells it."""
     return partial(_on_cluster, folder)
 
 
@@ -59,6 +59,10 @@ def _on_cluster(folder, task):
         os.kill(os.getpid(), signal.SIGKILL)
     if task == "refuse":
         raise DtrakError("no", hint="ask otherwise")
+    if task == "job":
+        import ray
+
+        return ray.get_runtime_context().get_job_id()
     if task == "where":
         time.sleep(2)  # so that a slow node gets its first worker before all is done
         import ray

@@ -113,6 +113,16 @@ def test_both_nodes_work_and_a_killed_worker_is_made_good(cluster, tmp_path):
     assert list(engine.results(tasks.on_cluster, (str(tmp_path),), [])) == []
 
 
+def test_the_connection_is_kept_for_the_same_folders(cluster, tmp_path, monkeypatch):
+    def job():
+        return next(Ray(cluster).results(tasks.on_cluster, (str(tmp_path),), ["job"]))
+
+    first = job()
+    assert job() == first
+    monkeypatch.setenv("DTRAK_WORKSPACE", str(tmp_path))
+    assert job() != first
+
+
 def test_what_goes_wrong_on_a_cluster_is_told(cluster, tmp_path, monkeypatch):
     monkeypatch.setattr("dtrak.execution.ray_engine.RETRIES", 1)  # each takes a new worker
     with pytest.raises(DtrakError, match="without an error message"):
