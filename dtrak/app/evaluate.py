@@ -51,7 +51,7 @@ def reliability(evaluation: Evaluation | None, setting: Setting, generated: bool
     low, high = row.interval
     if low > 0:
         if METHODS[row.method].knows_seed:
-            notes = _at_another_seed(row, evaluation.behind.get("repeated", 0)) + notes
+            notes = f" But{_at_another_seed(row, evaluation.behind.get('repeated', 0))}{notes}"
         text = f"LDS {interval_text(row)} {what}. 0 is chance, 100 is perfect.{_over_baseline(row)}{notes}"
         return Reliability(text, "measured", row)
     verdict = "worse than chance" if high < 0 else "not significantly better than chance"
@@ -68,7 +68,7 @@ def _over_baseline(row: Row) -> str:
 
 
 def _at_another_seed(row: Row, models: int) -> str:
-    shared = " It knows the seed of the training, which these models share"
+    shared = " it knows the seed of the training, which these models share"
     if row.other_seed is None:
         return f"{shared}; with another seed it says less."
     return f"{shared}: on {models} trained with another seed, its LDS is {percent(row.other_seed)}."
@@ -118,9 +118,11 @@ def added(evaluation: Evaluation, queries: str, method: str = "dtrak") -> str:
     most = ""
     if ceiling:
         most = f" A perfect prediction that does not know the training's seed would reach {percent(ceiling)}."
-        knowing = [METHODS[r.method].title for r in evaluation.own(queries) if METHODS[r.method].knows_seed]
-        if knowing:
-            most += f" {' and '.join(knowing)} knows it, so it can be higher."
+        for other in evaluation.own(queries):
+            if METHODS[other.method].knows_seed:
+                most += (
+                    f" {METHODS[other.method].title}:{_at_another_seed(other, evaluation.behind.get('repeated', 0))}"
+                )
     return f"{found}.{most}"
 
 
